@@ -1,0 +1,615 @@
+/* tsar - Token-Shuffle AutoRegressive image generation: the reference in portable C99.
+ *
+ * This header is the whole interface: the command line (main.c) uses nothing else. It follows SPEC, the specification
+ * of tsar, whose section numbers it cites. No function prints, exits, or keeps state between calls; every function
+ * that can fail returns a tsar_status and, in `err`, one sentence that names the file, the value and the remedy.
+ *
+ * Letters used throughout (shapes are written [rows][columns], the last index runs fastest):
+ *
+ *     T   positions of a sequence (prefix and image tokens)      d   dim, width of the transformer
+ *     R   rows of one forward pass: tokens fed together          hd  head_dim = d / n_head
+ *     s   side of a Token-Shuffle window                         V   predicted vocabulary (codes or coarse labels)
+ *     n   fused tokens of an image = gh*gw / (s*s)               K   codebook_size
+ *     gh, gw   codes per column and per row                      C, H, W   channels, rows, columns of a picture
+ *     N   codes of an image = gh*gw                              h, w      rows, columns of a latent picture
+ *
+ * The order of arithmetic (SPEC 1). Everything is double; weights are widened exactly. Every sum below has ONE
+ * accumulator, starts from +0.0 (or the bias, where there is one), takes its terms in ascending index order, rounds
+ * each product once and each sum once, and never fuses the two. "x / y" is one IEEE division; sqrt is correctly
+ * rounded. Each function states what it computes as an expression: evaluate it literally, left to right, and the bits
+ * are tsar's. */
+#ifndef TSAR_H
+#define TSAR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TSAR_VERSION "0.1.0"
+
+#if defined(__FAST_MATH__)
+#error "tsar: built with -ffast-math, which changes results; remove it (also -Ofast and -funsafe-math-optimizations)"
+#endif
+
+#if defined(__GNUC__)
+#define TSAR_FORMAT(string, first) __attribute__((format(printf, string, first)))
+#define TSAR_PREFETCH(address) __builtin_prefetch(address)
+#define TSAR_INLINE static inline __attribute__((always_inline))
+#else
+#define TSAR_FORMAT(string, first)
+#define TSAR_PREFETCH(address) ((void)(address))
+#define TSAR_INLINE static inline
+#endif
+
+/* TSAR_PARALLEL_FOR(threads) before a for loop: OpenMP when built with it, nothing otherwise. Iterations never share
+ * an output, so the number of threads cannot change a bit. */
+#define TSAR_PRAGMA(text) _Pragma(#text)
+#ifdef _OPENMP
+#define TSAR_PARALLEL_FOR(threads) TSAR_PRAGMA(omp parallel for num_threads((int)(threads)) schedule(static) if ((threads) > 1))
+#else
+#define TSAR_PARALLEL_FOR(threads) (void)(threads);
+#endif
+
+/* ---------------------------------------------------------------------------------------------- 1. errors and memory */
+
+/* The values are the exit statuses of the command line (SPEC 9). */
+typedef enum {
+    TSAR_OK = 0,
+    TSAR_DIFFERENT = 1, /* verify found a difference */
+    TSAR_USAGE = 2,     /* a flag or an argument is wrong */
+    TSAR_INPUT = 3,     /* a file or a value in it is missing or wrong */
+    TSAR_ROOM = 4       /* out of memory or disk */
+} tsar_status;
+
+typedef struct {
+    char text[512]; /* one sentence without a full stop or newline; "" when there was no error */
+} tsar_error;
+
+/* Writes the sentence into err (which may be NULL; a longer sentence is cut) and returns status. */
+tsar_status tsar_fail(tsar_error *err, tsar_status status, const char *format, ...) TSAR_FORMAT(3, 4);
+
+/* count * size zeroed bytes, aligned to 64; NULL and TSAR_ROOM's sentence in err (naming `what`) when the product
+ * overflows or memory is out. count * size = 0 gives a valid pointer. Released by tsar_free, which accepts NULL. */
+void *tsar_alloc(size_t count, size_t size, const char *what, tsar_error *err);
+void tsar_free(void *memory);
+
+/* ------------------------------------------------------------------------------------------------------ 2. arithmetic */
+
+/* Proves at start-up that this build in this process keeps the contract of SPEC 1: no contraction, no excess
+ * precision or double rounding, no flush-to-zero, round-to-nearest, no reassociation, known bits of tsar_exp, of a dot
+ * product through the kernel, of tsar_uniform. Costs microseconds. TSAR_INPUT and what is broken in err otherwise. (Sets x87 and
+ * 68881 to 53-bit precision first, where that is the unit in use.) */
+tsar_status tsar_self_check(tsar_error *err);
+
+/* Elementary functions, within 1 ULP of the true value, the same bits on every machine: + - * / and bit operations. */
+double tsar_exp(double x);               /* e^x; 0 below -745.2, +inf above 709.8, NaN for NaN */
+double tsar_log(double x);               /* ln x; -inf for 0, NaN below 0 */
+double tsar_sin(double x);               /* |x| <= 2^20 */
+double tsar_cos(double x);               /* |x| <= 2^20 */
+double tsar_pow(double base, double y);  /* e^(y ln base) for base > 0, with ln base to about 2^-100 */
+
+/* In place over an array, n elements; the same bits as the scalar expressions, vectorised. */
+void tsar_exp_n(double *x, size_t n);    /* x = exp(x) */
+void tsar_silu_n(double *x, size_t n);   /* x = x / (1 + exp(-x)), SPEC 3 silu and SPEC 4 swish */
+void tsar_gelu_n(double *x, size_t n);   /* tanh form: 0.5 x (1 + tanh z) = x / (1 + exp(-2z)), z = sqrt(2/pi) (x + 0.044715 x x x) */
+
+/* Softmax of n scores in place, masked ones given as -INFINITY: m = max; e = exp(x - m) (exactly 0 where masked);
+ * total = sum of e ascending; x = e / total. At least one score must be finite. */
+void tsar_softmax(double *x, size_t n);
+
+/* y = x / sqrt(mean(x^2) + eps) * g, mean(x^2) = (sum of x*x) / d.        x, y, g [d]; y may be x. (LlamaGen) */
+void tsar_rmsnorm(double *y, const double *x, const double *g, size_t d, double eps);
+
+typedef enum {
+    TSAR_F64, TSAR_F32, TSAR_F16, TSAR_BF16,
+    TSAR_I64, TSAR_I32, TSAR_I16, TSAR_I8, TSAR_U64, TSAR_U32, TSAR_U16, TSAR_U8, TSAR_BOOL,
+    TSAR_DTYPES
+} tsar_dtype;
+
+size_t tsar_dtype_size(tsar_dtype dtype);       /* bytes of one element */
+const char *tsar_dtype_name(tsar_dtype dtype);  /* "F64", ... as safetensors writes it */
+
+/* Exact widening, and rounding to nearest even (subnormals and overflow to infinity included). */
+double tsar_widen_f16(uint16_t bits);
+double tsar_widen_bf16(uint16_t bits);
+uint16_t tsar_round_f16(float x);
+uint16_t tsar_round_bf16(float x);
+
+/* A weight matrix [rows][cols] repacked for the kernel: panels of TSAR_PANEL rows, column-major inside a panel,
+ * panels[rows/TSAR_PANEL][cols][TSAR_PANEL], the last panel filled up with zero rows; in the dtype of its file. */
+#ifndef TSAR_PANEL
+#define TSAR_PANEL 16
+#endif
+typedef struct {
+    size_t rows, cols;
+    tsar_dtype dtype; /* F64, F32, F16 or BF16 */
+    void *panels;     /* owned; NULL for an absent matrix (rows = 0) */
+} tsar_matrix;
+
+tsar_status tsar_matrix_open(tsar_matrix *w, size_t rows, size_t cols, tsar_dtype dtype, const char *name, tsar_error *err);
+void tsar_matrix_close(tsar_matrix *w);
+/* Packs rows first ... first+count-1 from values [count][cols] in w's dtype, native byte order. */
+void tsar_matrix_set_rows(tsar_matrix *w, size_t first, size_t count, const void *values);
+
+/* The one kernel: y[t][r] += sum over k0 <= k < k0+kn, ascending, of w[r][k] * x[t][k-k0], continuing the accumulator
+ * that y holds, for t < T and the rows of panels p0 <= p < p1. Single-threaded.
+ * y [T] rows ldy apart, written for real rows only; x [T] rows ldx apart.
+ * A dot product may so be taken in pieces without changing a bit. */
+void tsar_accumulate(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w,
+                     size_t k0, size_t kn, size_t T, size_t p0, size_t p1);
+
+/* y[t][r] = bias[r] (0 without bias) + sum over k of w[r][k] * x[t][k].   x [T][cols], y [T][rows], bias [rows] or NULL */
+void tsar_matmul(double *y, const double *x, const tsar_matrix *w, const double *bias, size_t T, size_t threads);
+
+/* A table of rows that are looked up, not multiplied: [rows][cols] in the dtype of its file. */
+typedef struct {
+    size_t rows, cols;
+    tsar_dtype dtype;
+    void *values; /* owned */
+} tsar_table;
+
+/* out[cols] = row `row` of the table, widened. row < rows. */
+void tsar_table_row(double *out, const tsar_table *table, size_t row);
+
+/* u in [0, 1): the counter-based generator of SPEC 1.5. */
+enum { TSAR_DRAW = 0, TSAR_ACCEPT = 1, TSAR_REPLACE = 2, TSAR_FINE = 3, TSAR_KMEANS = 4 };
+uint64_t tsar_mix(uint64_t z); /* the splitmix64 finaliser of SPEC 7 */
+double tsar_uniform(uint64_t seed, uint64_t image, uint64_t row, uint64_t column, uint64_t slot, uint64_t purpose, uint64_t attempt);
+
+/* --------------------------------------------------------------------------------------- 3. files (weights/safetensors.c) */
+
+#define TSAR_MAX_RANK 8
+
+/* One tensor of a safetensors file. */
+typedef struct {
+    const char *name; /* owned by the file */
+    tsar_dtype dtype;
+    size_t rank, shape[TSAR_MAX_RANK];
+    uint64_t count;  /* elements */
+    uint64_t offset; /* of its first byte in the file */
+} tsar_tensor;
+
+/* An open safetensors file, its header read and proven consistent: offsets in range, no overlap, no gap, size = shape x
+ * dtype, no duplicate key. Not safe to read from two threads at once. */
+typedef struct tsar_file tsar_file;
+
+tsar_status tsar_file_open(tsar_file **file, const char *path, tsar_error *err);
+void tsar_file_close(tsar_file *file);
+const char *tsar_file_path(const tsar_file *file);
+size_t tsar_file_count(const tsar_file *file);
+const tsar_tensor *tsar_file_at(const tsar_file *file, size_t index);           /* in the order of the data */
+const tsar_tensor *tsar_file_find(const tsar_file *file, const char *name);     /* NULL if absent; logarithmic */
+size_t tsar_file_meta_count(const tsar_file *file);
+void tsar_file_meta_at(const tsar_file *file, size_t index, const char **key, const char **value);
+const char *tsar_file_meta(const tsar_file *file, const char *key);             /* NULL if absent */
+
+/* Elements first ... first+count-1, in the file's dtype and native byte order / widened exactly to double (any float
+ * dtype, integers below 2^53) / as int64 (any integer dtype; a U64 above 2^63-1 is an error). */
+tsar_status tsar_file_read(tsar_file *file, const tsar_tensor *tensor, uint64_t first, uint64_t count, void *out, tsar_error *err);
+tsar_status tsar_file_read_f64(tsar_file *file, const tsar_tensor *tensor, uint64_t first, uint64_t count, double *out, tsar_error *err);
+tsar_status tsar_file_read_i64(tsar_file *file, const tsar_tensor *tensor, uint64_t first, uint64_t count, int64_t *out, tsar_error *err);
+
+/* Any output file: written beside its name and renamed over it by tsar_output_commit, so that a failure leaves the old
+ * file as it was. Names below /dev/ are written directly. tsar_output_abandon removes what was written; after a
+ * failed write or commit the output is still to be abandoned. commit and abandon release it. */
+typedef struct tsar_output tsar_output;
+tsar_status tsar_output_open(tsar_output **output, const char *path, tsar_error *err);
+tsar_status tsar_output_write(tsar_output *output, const void *bytes, size_t count, tsar_error *err);
+tsar_status tsar_output_commit(tsar_output *output, tsar_error *err); /* releases it also when it fails */
+void tsar_output_abandon(tsar_output *output);                        /* accepts NULL */
+
+/* A safetensors writer: declare everything, then give the data in declared order, any number of elements at a time.
+ * Deterministic: the metadata is sorted by key; tensors are laid out by descending element size, else as declared. */
+typedef struct tsar_writer tsar_writer;
+tsar_status tsar_writer_open(tsar_writer **writer, const char *path, tsar_error *err);
+tsar_status tsar_writer_meta(tsar_writer *writer, const char *key, const char *value, tsar_error *err); /* a later value replaces */
+tsar_status tsar_writer_declare(tsar_writer *writer, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, tsar_error *err);
+/* After the last declaration: the tensors in the order in which their data must now come; NULL after the last. */
+const tsar_tensor *tsar_writer_next(tsar_writer *writer);
+/* The next `count` elements of the current tensor, native byte order. */
+tsar_status tsar_writer_put(tsar_writer *writer, const void *values, uint64_t count, tsar_error *err);
+tsar_status tsar_writer_commit(tsar_writer *writer, tsar_error *err); /* releases it also when it fails */
+void tsar_writer_abandon(tsar_writer *writer);                        /* accepts NULL */
+
+/* ------------------------------------------------------------------------------------------- 4. models (weights/model.c) */
+
+typedef enum { TSAR_NO_GPT = 0, TSAR_TOKEN_SHUFFLE, TSAR_LLAMAGEN_C2I, TSAR_LLAMAGEN_T2I } tsar_arch;
+
+#define TSAR_MAX_LEVELS 16
+#define TSAR_MAX_DIM ((size_t)1 << 24) /* upper bound of every count and size in a configuration but the vocabularies */
+
+enum { TSAR_BOS = 0, TSAR_SOI = 1, TSAR_EOI = 2, TSAR_SPECIALS = 3 };
+
+/* SPEC 2, the table of keys. 0 stands for an absent key. */
+typedef struct {
+    tsar_arch arch;
+    size_t dim, n_layer, n_head, n_kv_head, ffn_hidden;
+    double norm_eps, rope_base;
+    int rope_2d;
+    size_t text_vocab, codebook_size, grid_h, grid_w, n_coarse;
+    size_t shuffle, shuffle_blocks, shuffle_hidden; /* shuffle is 1 for LlamaGen */
+    size_t num_classes, cond_tokens, caption_dim;
+    size_t vq_ch, vq_levels, vq_ch_mult[TSAR_MAX_LEVELS], vq_res_blocks, vq_z_channels, vq_embed_dim, vq_groups;
+    int vq_l2_norm;
+    size_t fine_dim, fine_n_layer, fine_n_head, fine_ffn_hidden;
+    uint64_t seed;
+    int has_gpt, has_vq, has_fine; /* the parts that the keys describe: arch, vq_ch, fine_dim is present */
+    size_t vocab;                  /* V = n_coarse if present, else codebook_size */
+    size_t rows, columns, tokens;  /* of the grid of fused tokens: grid_h/s, grid_w/s, their product n */
+    size_t vq_factor;              /* pixels per code and side: 2^(vq_levels - 1) */
+    struct { double cfg; char cfg_schedule[16]; double temperature; size_t top_k; double top_p; } defaults; /* the default_* keys, else SPEC 9's */
+} tsar_config;
+
+/* A source of configuration strings: metadata of a file, or key=value arguments. Returns NULL for an absent key. */
+typedef const char *(*tsar_lookup)(const void *source, const char *key);
+
+/* Reads and checks a configuration; `name` (a path) is named in errors. */
+tsar_status tsar_config_read(tsar_config *config, tsar_lookup lookup, const void *source, const char *name, tsar_error *err);
+
+typedef struct { double *gain, *bias; size_t channels; } tsar_norm; /* GroupNorm; bias NULL for RMSNorm */
+typedef struct { tsar_matrix weight; double *bias; size_t in, out, size; } tsar_conv; /* weight [out][in*size*size]; size 1 or 3 */
+
+/* One block of the transformer (SPEC 3). */
+typedef struct {
+    double *attention_norm, *ffn_norm; /* [d] */
+    tsar_matrix wqkv;                  /* [(n_head + 2 n_kv_head) hd][d] */
+    tsar_matrix wo;                    /* [d][d] */
+    tsar_matrix w1, w3, w2;            /* [ffn][d], [ffn][d], [d][ffn] */
+} tsar_layer;
+
+/* A stack of blocks and its head: the autoregressive transformer, or CTF's fine one. */
+typedef struct {
+    size_t dim, n_layer, n_head, n_kv_head, head_dim, ffn_hidden;
+    double norm_eps, rope_base;
+    int rope_2d;
+    tsar_layer *layers;  /* [n_layer] */
+    double *norm;        /* [d] */
+    tsar_matrix output;  /* gpt: [V][d], the image rows only; fine: [K][d] */
+} tsar_stack;
+
+/* norm, fc1, fc2 of a shuffle or unshuffle block. */
+typedef struct { double *norm; tsar_matrix fc1, fc2; } tsar_mlp; /* [d], [hidden][d], [d][hidden] */
+
+/* The image tokenizer (SPEC 4); absent convolutions have out = 0. */
+typedef struct { tsar_norm norm1, norm2; tsar_conv conv1, conv2, nin_shortcut; } tsar_resblock;
+typedef struct { tsar_norm norm; tsar_conv q, k, v, proj_out; } tsar_attnblock;
+typedef struct {
+    size_t n_res, n_attn;
+    tsar_resblock *res;   /* [n_res] */
+    tsar_attnblock *attn; /* [n_attn]: n_res at the lowest resolution, else 0 */
+    tsar_conv resample;   /* downsample.conv or upsample.conv; absent at the last level processed */
+} tsar_level;
+typedef struct {
+    tsar_conv conv_in, conv_out;
+    tsar_level *levels; /* [vq_levels], in the order of conv_blocks.{i} */
+    tsar_resblock mid0, mid2;
+    tsar_attnblock mid1;
+    tsar_norm norm_out;
+} tsar_coder;
+typedef struct {
+    tsar_coder encoder, decoder;
+    tsar_conv quant_conv, post_quant_conv;
+    tsar_table codebook; /* quantize.embedding.weight [K][embed] */
+} tsar_vq;
+
+/* A model: configuration and read-only weights. Any number of threads may use one at the same time. */
+typedef struct {
+    tsar_config config;
+    size_t threads; /* threads that one call uses (1 without OpenMP) */
+    tsar_stack gpt;
+    tsar_table tok_embeddings;          /* [text_vocab + V][d], or [V][d] for LlamaGen */
+    tsar_matrix compress, expand;       /* [d/s^2][d], [d][d/s^2]; absent for s = 1 */
+    tsar_mlp *shuffle_mlp, *unshuffle_mlp; /* [shuffle_blocks]; NULL for s = 1 */
+    tsar_table class_embeddings;        /* c2i: [num_classes + 1][d] */
+    tsar_matrix cap_fc1, cap_fc2;       /* t2i: [d][caption_dim], [d][d] */
+    tsar_table uncond_embedding;        /* t2i: [cond_tokens][caption_dim]; longer tables are cut */
+    tsar_stack fine;
+    tsar_table coarse_embeddings;       /* [n_coarse][fine_dim] */
+    int64_t *cluster_of;                /* [K]: the coarse label of each code; NULL without n_coarse */
+    tsar_vq vq;
+    int64_t *merges;                    /* [n_merges][2]: byte-level BPE, in rank order (SPEC 3, Text) */
+    size_t n_merges;
+} tsar_model;
+
+/* What a tensor becomes in memory, and where: the one table of all weights. Loading, synthesis, import, counting and
+ * freeing are loops over it. */
+typedef enum { TSAR_AS_MATRIX, TSAR_AS_TABLE, TSAR_AS_VECTOR, TSAR_AS_INTEGERS } tsar_use;
+typedef struct {
+    char name[128];
+    tsar_use use;
+    size_t rank, shape[4];
+    size_t first_row, rows; /* of shape[0]: the part that is kept in memory */
+    void *slot;             /* tsar_matrix *, tsar_table *, double ** or int64_t ** inside the model; NULL without one */
+} tsar_weight;
+typedef tsar_status (*tsar_weight_fn)(void *context, const tsar_weight *weight, tsar_error *err);
+
+/* Calls visit for every weight that the configuration describes, in a fixed order. With a model (whose stacks and
+ * levels are allocated, as tsar_model_open does) each weight names its slot. Stops at the first failure. */
+tsar_status tsar_weights(const tsar_config *config, tsar_model *model, tsar_weight_fn visit, void *context, tsar_error *err);
+
+/* Opens a model file: every tensor that its configuration needs must be there, of its shape, in F64, F32, BF16 or F16, finite. */
+tsar_status tsar_model_open(tsar_model **model, const char *path, size_t threads, tsar_error *err);
+void tsar_model_close(tsar_model *model);
+
+/* Synthetic weights (SPEC 7). */
+uint64_t tsar_synth_key(const char *name, uint64_t seed);
+uint64_t tsar_synth_word(uint64_t key, uint64_t index); /* z of flat index i */
+/* Writes the synthetic model that keys[i]=values[i] describe, n of them; dtype F32, BF16 or F16. */
+tsar_status tsar_synth(const char *path, const char *const *keys, const char *const *values, size_t n, tsar_dtype dtype, tsar_error *err);
+
+/* --------------------------------------------------------------------------------------------------- 5. text (weights/text.c) */
+
+/* Byte-level BPE. A prompt becomes <bos>, its ids, <soi>: *ids is owned by the caller (tsar_free), *n its length. Merges
+ * are applied in rank order, leftmost first. TSAR_INPUT if the model takes no text or text_vocab is too small for the prompt. */
+tsar_status tsar_text_encode(const tsar_model *model, const char *prompt, int64_t **ids, size_t *n, tsar_error *err);
+/* The bytes of ids, specials skipped, 0-terminated (tsar_free). */
+tsar_status tsar_text_decode(const tsar_model *model, const int64_t *ids, size_t n, char **text, tsar_error *err);
+
+/* ------------------------------------------------------------------------------------------------------ 6. intermediates */
+
+/* Receives the intermediate tensors of a run by their names in SPEC 8, in the order of computation. data is double for
+ * F64, int64_t for I64, uint8_t for U8, and lives during the call only. */
+typedef struct {
+    tsar_status (*put)(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, const void *data, tsar_error *err);
+    void *context;
+} tsar_sink;
+
+/* The same with a printf-formatted name; does nothing when sink is NULL. Shape is rank size_t values. */
+tsar_status tsar_emit(const tsar_sink *sink, tsar_error *err, tsar_dtype dtype, const void *data, size_t rank, const size_t *shape,
+                      const char *format, ...) TSAR_FORMAT(7, 8);
+
+/* ---------------------------------------------------------------------------------------------- 7. the transformer (tsar.c) */
+
+/* What an image is conditioned on. The arrays belong to the caller. */
+typedef struct {
+    const int64_t *text; size_t n_text;     /* token-shuffle: the whole prefix, <bos> and <soi> included */
+    size_t class_id;                        /* c2i */
+    const double *caption, *caption_mask;   /* t2i: [cond_tokens][caption_dim], [cond_tokens] (1 = real) */
+    int unconditional;                      /* the branch that guidance subtracts: QUIRKS, GPT 6; SPEC 3 */
+} tsar_prompt;
+
+/* Checks a prompt against a model: ids and class in range, finite features. */
+tsar_status tsar_prompt_check(const tsar_model *model, const tsar_prompt *prompt, tsar_error *err);
+/* Positions that the prompt takes in front of the image tokens. */
+size_t tsar_prompt_length(const tsar_model *model, const tsar_prompt *prompt);
+
+/* KV cache and scratch of `sequences` sequences that are decoded side by side. For a stack and a mask:
+ * allowed(i, j) = (j <= i and j is fed and not padding) or i = j. */
+typedef struct tsar_state tsar_state;
+tsar_status tsar_state_open(tsar_state **state, const tsar_model *model, size_t sequences, tsar_error *err);
+void tsar_state_close(tsar_state *state);
+
+/* Starts sequence `sequence` anew with a prompt; logits [s*s][V] (NULL if not wanted) predict fused token 0. */
+tsar_status tsar_prefill(tsar_state *state, size_t sequence, const tsar_prompt *prompt, double *logits, tsar_error *err);
+
+/* One row of a pass: a fused token at its place in a sequence. */
+typedef struct {
+    size_t sequence;
+    size_t token;         /* raster index t of the place it is fed at; it predicts token t + 1 */
+    const int64_t *codes; /* [s*s] codes (or coarse labels), row-major in the window */
+    int keep;             /* 0: a stand-in, whose keys and values are forgotten after the pass */
+    double *logits;       /* [s*s][V] out, or NULL if not wanted */
+} tsar_feed;
+
+/* Feeds `rows` rows in one pass that reads the weights once. No two rows share sequence and token. */
+tsar_status tsar_forward(tsar_state *state, const tsar_feed *feed, size_t rows, tsar_error *err);
+
+/* A trace of the autoregressive transformer over prompt and all N codes [gh][gw] (coarse labels in a CTF model): gpt.* of SPEC 8. */
+tsar_status tsar_gpt_trace(const tsar_model *model, const tsar_prompt *prompt, const int64_t *codes, const tsar_sink *sink, tsar_error *err);
+
+/* CTF stage two: hidden [N][fine_dim] from labels [N]; fine.* into sink (NULL: none). */
+tsar_status tsar_fine_hidden(const tsar_model *model, const int64_t *labels, double *hidden, const tsar_sink *sink, tsar_error *err);
+/* logits [count][K] of tokens first ... first+count-1 from what tsar_fine_hidden gave. */
+tsar_status tsar_fine_logits(const tsar_model *model, const double *hidden, size_t first, size_t count, double *logits, tsar_error *err);
+
+/* ------------------------------------------------------------------------------------------ 8. the image tokenizer (vq.c) */
+
+/* rgb [H][W][3], H and W multiples of vq_factor; codes [H/factor][W/factor]. */
+tsar_status tsar_vq_encode(const tsar_model *model, const uint8_t *rgb, size_t H, size_t W, int64_t *codes, const tsar_sink *sink, tsar_error *err);
+/* codes [h][w]; rgb [h*factor][w*factor][3], or NULL when only the trace is wanted. */
+tsar_status tsar_vq_decode(const tsar_model *model, const int64_t *codes, size_t h, size_t w, uint8_t *rgb, const tsar_sink *sink, tsar_error *err);
+/* Squared distance |z|^2 + |e|^2 - 2 z.e of latent z [embed] to codewords a and b, both as the quantizer takes them:
+ * what decides between two codes. latent is vq.latent's column for one position. */
+tsar_status tsar_vq_distances(const tsar_model *model, const double *latent, const int64_t *codes, size_t n, double *distances, tsar_error *err);
+/* The codeword `code` [embed] as the decoder takes it (normalised where the model says so). */
+void tsar_vq_codeword(const tsar_model *model, size_t code, double *out);
+
+/* k-means on the codewords (CTF, SPEC 6): cluster_of [K] with labels 0 ... k-1, none empty. k-means++ start and Lloyd
+ * iterations until nothing changes or 100 rounds. */
+tsar_status tsar_cluster(const tsar_model *model, size_t k, uint64_t seed, int64_t *cluster_of, tsar_error *err);
+
+/* ----------------------------------------------------------------------------------------------- 9. the sampler (sampler.c) */
+
+typedef enum { TSAR_CONSTANT, TSAR_LINEAR, TSAR_HALF_LINEAR, TSAR_COSINE } tsar_schedule;
+typedef enum { TSAR_RASTER, TSAR_ZIPAR, TSAR_ZIPAR_ADAPTIVE } tsar_order;
+
+typedef struct {
+    uint64_t seed;
+    double cfg;             /* target scale a; guidance runs only if a > 1 */
+    tsar_schedule schedule;
+    int64_t cfg_interval;   /* -1: always; else guidance covers tokens 0 ... cfg_interval + 1 (QUIRKS, GPT 7) */
+    double temperature;     /* > 0 */
+    size_t top_k;           /* 0: off */
+    double top_p;           /* 0 < p <= 1; 1: off */
+    int greedy;
+    tsar_order order;
+    size_t window;          /* of ZipAR; wider than the row is the row */
+    int first_row;          /* ZipAR: row 1 waits for the whole of row 0 */
+} tsar_settings;
+
+/* The defaults of the model (SPEC 9), raster order, seed 0. */
+tsar_settings tsar_settings_default(const tsar_model *model);
+/* "raster", "zipar:W[,first-row]", "zipar-adaptive:W"; "constant", "linear", "half-linear", "cosine". TSAR_USAGE otherwise. */
+tsar_status tsar_order_parse(tsar_settings *settings, const char *text, tsar_error *err);
+tsar_status tsar_schedule_parse(tsar_schedule *schedule, const char *text, tsar_error *err);
+tsar_status tsar_settings_check(const tsar_settings *settings, tsar_error *err);
+
+/* SPEC 5, pure functions: logits [V] and a random number in, an index out. */
+double tsar_cfg_scale(const tsar_settings *settings, size_t t, size_t n);               /* at fused token t of n; 0: no guidance there */
+void tsar_guide(double *logits, const double *uncond, size_t V, double scale);          /* logits = uncond + (logits - uncond) * scale */
+/* logits to probabilities in place: temperature, top-k, top-p, softmax. scratch [V] of indices. */
+void tsar_probabilities(double *logits, size_t V, const tsar_settings *settings, size_t *scratch);
+size_t tsar_draw(const double *weights, size_t V, double u); /* first index whose running sum exceeds u * total */
+size_t tsar_argmax(const double *x, size_t V);               /* lowest index of the maximum */
+/* zipar-adaptive's test of one code that was drawn from p [V]: `code` itself if accept * p[code] < q[code], else a draw by
+ * `replace` from max(0, q - p); distributed as q, exactly. accept and replace are random numbers; residual [V] is scratch. */
+size_t tsar_adapt(size_t code, const double *p, const double *q, double *residual, size_t V, double accept, double replace);
+
+/* The decode order: which fused tokens are decoded in the next pass, given step_of [rows][columns] (-1: not yet).
+ * Writes their raster indices to next, ascending; returns how many. Nothing else in the sampler knows about rows.
+ * lag [rows] is the adaptive order's window of each row (SIZE_MAX: its first token is still a candidate; NULL for the others). */
+size_t tsar_order_next(const tsar_settings *settings, size_t rows, size_t columns, const int64_t *step_of, const size_t *lag, size_t *next);
+/* Passes that a whole image takes (a lower bound for the adaptive order). */
+size_t tsar_order_passes(const tsar_settings *settings, size_t rows, size_t columns);
+
+/* What a generation gives; arrays belong to the caller, NULL where not wanted except codes. I images, one after the other. */
+typedef struct {
+    int64_t *codes;    /* [I][gh][gw] */
+    int64_t *coarse;   /* [I][gh][gw], CTF models */
+    int64_t *step_of;  /* [I][rows][columns]: the pass that decoded each fused token, from 0 */
+    double *logits;    /* [I][n][s*s][V]: each decision's logits after CFG */
+    size_t *passes;    /* [I] */
+} tsar_result;
+
+/* Called after every pass: images first_image ... first_image+images-1 are under way; codes [images][gh][gw] holds -1
+ * where nothing is decoded (labels while a CTF model is in stage one). Returning anything but TSAR_OK stops the generation with that status. */
+typedef struct {
+    size_t first_image, images, pass, decoded, tokens; /* decoded of tokens (fused, per image, the slowest) */
+    int fine;                                          /* stage two of CTF is done: codes are codes */
+    const int64_t *codes;
+} tsar_progress;
+typedef tsar_status (*tsar_progress_fn)(void *context, const tsar_progress *progress, tsar_error *err);
+
+/* Generates `images` images of one prompt, in batches as memory allows (the batch never changes a bit). Image i draws with image counter i. */
+tsar_status tsar_generate(const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, size_t images,
+                          tsar_result *result, tsar_progress_fn progress, void *context, tsar_error *err);
+
+/* --------------------------------------------------------------------------------------- 10. trace and verify (tests/verify.c) */
+
+/* The inputs of a trace: what is NULL or 0 is absent. */
+typedef struct {
+    int64_t *text; size_t n_text;
+    int has_class; size_t class_id;
+    double *caption, *caption_mask;
+    int64_t *codes, *coarse;             /* [h][w], [gh][gw] */
+    uint8_t *image; size_t H, W;         /* [H][W][3] */
+    int64_t *vq_codes;                   /* [h][w]: a file's own vq.codes where it gives neither: the decoder's input */
+    size_t h, w;                         /* of codes or vq_codes: the grid where the transformer takes them, else any */
+} tsar_inputs;
+
+/* input.* of a file, checked against the model's configuration; to be closed. */
+tsar_status tsar_inputs_read(tsar_inputs *inputs, const tsar_model *model, tsar_file *file, tsar_error *err);
+void tsar_inputs_close(tsar_inputs *inputs);
+
+/* Runs every part of the model that the inputs feed and gives input.* and every intermediate to sink, in computation order. */
+tsar_status tsar_trace(const tsar_model *model, const tsar_inputs *inputs, const tsar_sink *sink, tsar_error *err);
+/* n tensors (without data: left out) into a writer whose metadata is complete, which is committed, or abandoned on failure. */
+typedef struct { const char *name; tsar_dtype dtype; size_t rank, shape[TSAR_MAX_RANK]; const void *data; } tsar_values;
+tsar_status tsar_values_write(tsar_writer *writer, const tsar_values *values, size_t n, tsar_error *err);
+
+/* The same into a trace file, with the model's configuration as metadata. */
+tsar_status tsar_trace_write(const tsar_model *model, const tsar_inputs *inputs, const char *path, tsar_error *err);
+
+typedef enum { TSAR_SAME, TSAR_DIFFERS, TSAR_NEAR_TIE, TSAR_MISSHAPEN, TSAR_UNKNOWN, TSAR_MISSING } tsar_verdict;
+typedef struct {
+    const char *name;
+    tsar_verdict verdict;
+    tsar_dtype dtype;
+    size_t rank, shape[TSAR_MAX_RANK];  /* theirs */
+    tsar_dtype our_dtype;               /* F64, I64 or U8 */
+    size_t our_rank, our_shape[TSAR_MAX_RANK];
+    double max_abs, max_rel;            /* rel: to the RMS of tsar's tensor; infinite if either holds NaN or infinity */
+    double tolerance;                   /* on max_rel */
+    size_t bad;                         /* elements beyond it */
+    size_t first_bad;                   /* flat index of the first */
+    double ours, theirs;                /* the values there */
+    double margin;                      /* codes: the widest gap between two codewords that were confused, in units of what the tolerance
+                                           on the latent can decide: at most 1 is a near-tie */
+    int first;                          /* this is the first tensor that diverges, in computation order */
+} tsar_comparison;
+typedef tsar_status (*tsar_comparison_fn)(void *context, const tsar_comparison *comparison, tsar_error *err);
+
+/* Recomputes a trace from the inputs in `path` and compares every tensor that it holds, reported in computation
+ * order. rtol < 0: by the dtype of each tensor (SPEC 9). Returns TSAR_DIFFERENT when any verdict is neither TSAR_SAME nor TSAR_MISSING
+ * (a trace need not be complete); *compared and *ignored count tensors. */
+tsar_status tsar_verify(const tsar_model *model, const char *path, double rtol, tsar_comparison_fn report, void *context,
+                        size_t *compared, size_t *ignored, tsar_error *err);
+
+/* ------------------------------------------------------------------------------------------------ 11. import (weights/import.c) */
+
+/* Called with a line about each thing skipped or assumed. */
+typedef void (*tsar_note_fn)(void *context, const char *line);
+
+/* Reads PyTorch (zip, legacy) and safetensors checkpoints, one or more, into one model file, bits unchanged; keys and
+ * values are what shapes cannot tell (n_head, grid_h, ...). */
+tsar_status tsar_import(const char *const *paths, size_t n_paths, const char *path, const char *const *keys, const char *const *values, size_t n,
+                        tsar_note_fn note, void *context, tsar_error *err);
+
+/* A caption file for a t2i model: safetensors with `caption` and `mask`, or .npy features [1][n][caption_dim] or [n][caption_dim], n <= cond_tokens,
+ * padded on the left. caption [cond_tokens][caption_dim] and mask [cond_tokens] are the caller's to tsar_free. */
+tsar_status tsar_caption_read(const tsar_model *model, const char *path, double **caption, double **mask, tsar_error *err);
+
+/* ---------------------------------------------------------------------------------------------------- 12. pictures (weights/image.c) */
+
+/* Binary PPM (P6, maxval 255), "-" is stdin. *rgb [H][W][3] is the caller's to tsar_free. */
+tsar_status tsar_image_read(const char *path, uint8_t **rgb, size_t *H, size_t *W, tsar_error *err);
+/* PNG or PPM by the ending of path (.png, .ppm); keys/values, n of them, become the PNG's text or the PPM's comments. Atomic. */
+tsar_status tsar_image_write(const char *path, const uint8_t *rgb, size_t H, size_t W, const char *const *keys, const char *const *values, size_t n, tsar_error *err);
+
+/* The decode order as a picture: a cell for each fused token of step_of [rows][columns], coloured by its pass, and the scale below. */
+tsar_status tsar_order_map_write(const char *path, const int64_t *step_of, size_t rows, size_t columns, tsar_error *err);
+
+/* ------------------------------------------------------------------------------------------------- 13. measurements (tests/bench.c) */
+
+typedef struct {
+    char name[64];    /* what was measured */
+    double value;     /* of it */
+    char unit[16];
+    double limit;     /* what the machine's own loop reaches in the same run, same unit; 0 if there is none */
+} tsar_measurement;
+typedef tsar_status (*tsar_measurement_fn)(void *context, const tsar_measurement *measurement, tsar_error *err);
+
+/* Measures kernels, decoding and the tokenizer against loops that only read memory, or only multiply and add in registers.
+ * model NULL: synthetic ones, at most about 2 GB. */
+tsar_status tsar_bench(const tsar_model *model, size_t threads, tsar_measurement_fn report, void *context, tsar_error *err);
+
+/* ----------------------------------------------------------------------------------------------------- 14. costs (weights/cost.c) */
+
+/* What a model file holds of one part: gpt.*, fine.*, vq.*, and the rest. */
+typedef struct {
+    const char *name;
+    size_t tensors, missing;           /* in the configuration; of these not in the file, or of another size */
+    uint64_t parameters, bytes;
+    int dtypes[TSAR_DTYPES];           /* which occur */
+} tsar_part;
+/* Counts the four parts from the header of an open file. */
+tsar_status tsar_part_counts(const tsar_config *config, const tsar_file *file, tsar_part parts[4], tsar_error *err);
+
+/* Multiply-adds of one fused token at window side s, and bytes of its keys and values. */
+typedef struct {
+    double layers;    /* the blocks' matrices */
+    double attention; /* scores and sums, for each position that it attends to */
+    double shuffle;   /* both shuffle modules; 0 for s = 1 */
+    double head;      /* the logits of its s*s codes */
+    double kv_bytes;
+} tsar_token_cost;
+tsar_token_cost tsar_cost_of_token(const tsar_config *config, size_t s);
+/* Multiply-adds of n tokens after one another, without a prompt. */
+double tsar_cost_of_image(const tsar_token_cost *cost, size_t n);
+/* Multiply-adds of the tokenizer on h x w codes. */
+tsar_status tsar_cost_of_vq(const tsar_config *config, size_t h, size_t w, double *encoder, double *decoder, tsar_error *err);
+
+/* ------------------------------------------------------------------------------------------- 15. coarse labels (weights/cluster.c) */
+
+/* Clusters the codewords of model file `from` into k labels (tsar_cluster) and writes `to`: its tokenizer and metadata, n_coarse = k and
+ * ctf.cluster_of; gpt.* and fine.* too if they have k labels already, else they are left out with a note. */
+tsar_status tsar_cluster_write(const char *from, const char *to, size_t k, uint64_t seed, size_t threads, tsar_note_fn note, void *context, tsar_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
