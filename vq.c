@@ -1,0 +1,889 @@
+/* vq.c - the image tokenizer: LlamaGen's VQGAN (arXiv 2406.06525, section 2; SPEC 4), and k-means on its codebook (SPEC 6).
+ *
+ *     encode    bytes -> encoder -> quant_conv -> nearest codeword -> codes
+ *     decode    codes -> codewords -> post_quant_conv -> decoder -> bytes
+ *
+ * Letters: C, H, W channels, rows, columns of a tensor; P = H*W its pixels; h, w rows, columns of the latent picture;
+ * K codewords; E = vq_embed_dim; T outputs that are computed together; G groups of a GroupNorm.
+ *
+ * Every tensor is kept as SPEC 8 traces it, [C][H][W]. One convolution serves all sizes, strides and the upsampling; its
+ * products, like those of attention, of the quantizer and of k-means, are tsar_accumulate's. */
+#include "tsar.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum {
+    RUN = 96,      /* T of a convolution and of attention: pixels that share one pass over the weights */
+    COLUMNS = 288, /* terms of a sum that are gathered at a time: 32 channels of a 3x3 convolution */
+    LANES = 8,     /* groups whose sums run side by side */
+    BLOCK = 2048,  /* elements that are normalised and activated while they are in the first-level cache */
+    QUERIES = 16   /* T of a search for the nearest codeword */
+};
+
+static const double NORM_EPS = 1e-6;    /* GroupNorm (QUIRKS, VQ 2) */
+static const double LENGTH_MIN = 1e-12; /* unit length: x / max(|x|, 1e-12) (QUIRKS, VQ 6) */
+
+/* One pass through the encoder or the decoder: the activation, and room to compute the next one. */
+typedef struct {
+    const tsar_model *model;
+    const tsar_sink *sink;
+    tsar_error *err;
+    const char *part;      /* "encoder" or "decoder", in trace names */
+    size_t C, H, W;        /* of the activation */
+    double *x;             /* [C][H][W], the activation */
+    double *a, *b;         /* two more tensors of the same capacity */
+    size_t capacity;       /* elements of x, of a and of b: the largest tensor of the pass */
+    size_t widest;         /* the most channels that a convolution of the pass reads or writes */
+    double *columns;       /* [threads][RUN][COLUMNS + LANES] */
+    double *tile;          /* [threads][RUN][widest + LANES] */
+    double *mean, *spread; /* [G]: of a GroupNorm */
+} network;
+
+static size_t smaller(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* a * b, or SIZE_MAX, which no allocation survives, where that overflows. */
+static size_t product(size_t a, size_t b)
+{
+    return b != 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b;
+}
+
+/* Item number `part` of `parts` equal shares of n begins here. */
+static size_t share(size_t n, size_t part, size_t parts)
+{
+    return n / parts * part + smaller(part, n % parts);
+}
+
+static void swap(double **p, double **q)
+{
+    double *kept = *p;
+    *p = *q;
+    *q = kept;
+}
+
+/* -------------------------------------------------------------------------------------------------------- convolution */
+
+typedef enum { PLAIN, DOWNSAMPLE, UPSAMPLE } resampling;
+
+/* Which pixels a convolution reads: the input [in][H][W], upsampled by 1 << up, framed by zeros, seen through a window of
+ * size x size that moves by stride. */
+typedef struct {
+    size_t H, W, up;           /* of the input in memory */
+    size_t size, stride, lead; /* lead: rows of zeros above, and columns on the left */
+    size_t out_H, out_W;
+} window;
+
+/* SPEC 4, QUIRKS VQ 1. 3x3: one pixel of padding on every side; downsampling: on the right and at the bottom only, then
+ * stride 2; upsampling: nearest, each pixel twice in both directions, then as 3x3. 1x1: no padding. */
+static window window_of(const tsar_conv *conv, resampling mode, size_t H, size_t W)
+{
+    window v = { H, W, 0, conv->size, 1, conv->size == 3 ? 1 : 0, H, W };
+    if (mode == DOWNSAMPLE) {
+        v.stride = 2;
+        v.lead = 0;
+        v.out_H = H / 2;
+        v.out_W = W / 2;
+    } else if (mode == UPSAMPLE) {
+        v.up = 1;
+        v.out_H = 2 * H;
+        v.out_W = 2 * W;
+    }
+    return v;
+}
+
+/* line[n] = the framed input of one channel at row `row`, columns `column` ... column+n-1, counted from the frame's corner.
+ * plane [H][W] */
+static void fetch_line(double *line, const double *plane, const window *v, size_t row, size_t column, size_t n)
+{
+    memset(line, 0, n * sizeof *line);
+    if (row < v->lead || row - v->lead >= v->H << v->up)
+        return;
+    const double *source = plane + ((row - v->lead) >> v->up) * v->W;
+    size_t skip = column < v->lead ? v->lead - column : 0;
+    size_t first = column + skip - v->lead;
+    size_t inside = smaller(n - skip, (v->W << v->up) - first);
+    if (!v->up)
+        memcpy(line + skip, source + first, inside * sizeof *line);
+    else
+        for (size_t k = 0; k < inside; ++k)
+            line[skip + k] = source[(first + k) >> 1];
+}
+
+/* What T output pixels from number `first` on multiply with the weights of channels c0 ... c0+channels-1, in the order of
+ * SPEC 1.2: columns[t][(c*size + i)*size + j] = framed input at channel c0+c, row y*stride + i, column x*stride + j.
+ * columns [T] rows ld apart; in [C][H][W] */
+static void gather(double *columns, size_t ld, const double *in, const window *v, size_t c0, size_t channels, size_t first, size_t T)
+{
+    size_t n;
+    for (size_t t = 0; t < T; t += n) { /* n pixels of one row */
+        size_t y = (first + t) / v->out_W, x = (first + t) % v->out_W;
+        n = smaller(T - t, v->out_W - x);
+        for (size_t c = 0; c < channels; ++c) {
+            const double *plane = in + (c0 + c) * v->H * v->W;
+            for (size_t i = 0; i < v->size; ++i) {
+                double line[2 * RUN + 2];
+                double *column = columns + t * ld + (c * v->size + i) * v->size;
+                fetch_line(line, plane, v, y * v->stride + i, x * v->stride, (n - 1) * v->stride + v->size);
+                if (v->size == 3)
+                    for (size_t k = 0; k < n; ++k)
+                        memcpy(column + k * ld, line + k * v->stride, 3 * sizeof *line);
+                else
+                    for (size_t k = 0; k < n; ++k)
+                        column[k * ld] = line[k * v->stride];
+            }
+        }
+    }
+}
+
+/* The convolution of T pixels, see convolve. columns [RUN][COLUMNS + LANES] and tile [RUN] rows ld apart are scratch. */
+static void convolve_run(double *out, const double *in, const tsar_conv *conv, const window *v, int add, size_t first, size_t T,
+                         double *columns, double *tile, size_t ld)
+{
+    const size_t terms = v->size * v->size, step = COLUMNS / terms, pixels = v->out_H * v->out_W;
+    const size_t panels = (conv->out + TSAR_PANEL - 1) / TSAR_PANEL;
+
+    for (size_t t = 0; t < T; ++t)
+        memcpy(tile + t * ld, conv->bias, conv->out * sizeof *tile);
+    for (size_t c = 0; c < conv->in; c += step) {
+        size_t channels = smaller(step, conv->in - c);
+        gather(columns, COLUMNS + LANES, in, v, c, channels, first, T);
+        tsar_accumulate(tile, ld, columns, COLUMNS + LANES, &conv->weight, c * terms, channels * terms, T, 0, panels);
+    }
+    for (size_t r = 0; r < conv->out; ++r) {
+        double *out_r = out + r * pixels + first;
+        if (add)
+            for (size_t t = 0; t < T; ++t)
+                out_r[t] = out_r[t] + tile[t * ld + r];
+        else
+            for (size_t t = 0; t < T; ++t)
+                out_r[t] = tile[t * ld + r];
+    }
+}
+
+/* y[r][y][x] = bias[r] + sum over c, i, j, in this order, of weight[r][c][i][j] * framed input[c][y*stride + i][x*stride + j];
+ * out = y, or out + y where add is set.   out [conv.out][out_H][out_W], in [conv.in][H][W] */
+static void convolve(const network *s, double *out, const double *in, const tsar_conv *conv, resampling mode, size_t H, size_t W,
+                     int add)
+{
+    const window v = window_of(conv, mode, H, W);
+    const size_t pixels = v.out_H * v.out_W, runs = (pixels + RUN - 1) / RUN, ld = s->widest + LANES;
+    const size_t workers = smaller(s->model->threads, runs);
+
+    TSAR_PARALLEL_FOR(workers)
+    for (size_t worker = 0; worker < workers; ++worker) {
+        double *columns = s->columns + worker * RUN * (COLUMNS + LANES), *tile = s->tile + worker * RUN * ld;
+        for (size_t run = share(runs, worker, workers); run < share(runs, worker + 1, workers); ++run)
+            convolve_run(out, in, conv, &v, add, run * RUN, smaller(RUN, pixels - run * RUN), columns, tile, ld);
+    }
+}
+
+/* x = convolution of x. */
+static void conv_layer(network *s, const tsar_conv *conv, resampling mode)
+{
+    const window v = window_of(conv, mode, s->H, s->W);
+    convolve(s, s->a, s->x, conv, mode, s->H, s->W, 0);
+    swap(&s->x, &s->a);
+    s->C = conv->out;
+    s->H = v.out_H;
+    s->W = v.out_W;
+}
+
+/* ---------------------------------------------------------------------------------------------------------- GroupNorm */
+
+/* mean = sum(x) / n and spread = sqrt(sum((x - mean)^2) / n + eps) of `count` <= LANES groups that follow one another in
+ * memory. Each group has one accumulator, ascending; that their chains of additions are independent of each other is
+ * what keeps the adders busy. Lanes without a group repeat group 0.   mean, spread [count]; x [count][n] */
+static void group_moments(double *mean, double *spread, const double *x, size_t n, size_t count)
+{
+    const double *x_l[LANES];
+    double mean_l[LANES], sum[LANES];
+    for (size_t l = 0; l < LANES; ++l) {
+        x_l[l] = x + (l < count ? l * n : 0);
+        sum[l] = 0.0;
+    }
+    for (size_t i = 0; i < n; ++i)
+        for (size_t l = 0; l < LANES; ++l)
+            sum[l] += x_l[l][i];
+    for (size_t l = 0; l < LANES; ++l) {
+        mean_l[l] = sum[l] / (double)n;
+        sum[l] = 0.0;
+    }
+    for (size_t i = 0; i < n; ++i)
+        for (size_t l = 0; l < LANES; ++l) {
+            double d = x_l[l][i] - mean_l[l];
+            sum[l] += d * d;
+        }
+    for (size_t l = 0; l < count; ++l) {
+        mean[l] = mean_l[l];
+        spread[l] = sqrt(sum[l] / (double)n + NORM_EPS);
+    }
+}
+
+/* y = (x - mean_g) / spread_g * gain_c + bias_c, where channel c belongs to group g of C/G channels; then, where swish is
+ * set, y = y / (1 + exp(-y)). The sums of a group take channels, rows, columns in this order.   out, in [C][H][W]; out may be in */
+static void group_norm(const network *s, double *out, const double *in, const tsar_norm *norm, int swish)
+{
+    const size_t C = norm->channels, P = s->H * s->W, G = s->model->config.vq_groups, members = C / G;
+    const size_t batches = (G + LANES - 1) / LANES, threads = s->model->threads;
+
+    TSAR_PARALLEL_FOR(threads)
+    for (size_t batch = 0; batch < batches; ++batch) {
+        size_t g = batch * LANES;
+        group_moments(s->mean + g, s->spread + g, in + g * members * P, members * P, smaller(LANES, G - g));
+    }
+    TSAR_PARALLEL_FOR(threads)
+    for (size_t c = 0; c < C; ++c) {
+        const double mean = s->mean[c / members], spread = s->spread[c / members], gain = norm->gain[c], bias = norm->bias[c];
+        for (size_t p = 0; p < P; p += BLOCK) {
+            const size_t n = smaller(BLOCK, P - p);
+            const double *x = in + c * P + p;
+            double *y = out + c * P + p;
+            for (size_t i = 0; i < n; ++i)
+                y[i] = (x[i] - mean) / spread * gain + bias;
+            if (swish)
+                tsar_silu_n(y, n);
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------- blocks */
+
+/* x = shortcut(x) + conv2(swish(norm2(conv1(swish(norm1(x)))))); the shortcut is nin_shortcut where the width changes,
+ * else the identity (QUIRKS, VQ 3). */
+static void resnet_block(network *s, const tsar_resblock *block)
+{
+    group_norm(s, s->a, s->x, &block->norm1, 1);
+    convolve(s, s->b, s->a, &block->conv1, PLAIN, s->H, s->W, 0);
+    group_norm(s, s->b, s->b, &block->norm2, 1);
+    if (block->nin_shortcut.out != 0) {
+        convolve(s, s->a, s->x, &block->nin_shortcut, PLAIN, s->H, s->W, 0);
+        swap(&s->x, &s->a);
+    }
+    convolve(s, s->x, s->b, &block->conv2, PLAIN, s->H, s->W, 1);
+    s->C = block->conv2.out;
+}
+
+/* rows[t][c] = x[c][first + t].   rows [T][C], x [C][P] */
+static void positions(double *rows, const double *x, size_t C, size_t P, size_t first, size_t T)
+{
+    for (size_t c = 0; c < C; ++c)
+        for (size_t t = 0; t < T; ++t)
+            rows[t * C + c] = x[c * P + first + t];
+}
+
+/* y[t][r] = sum over k of w[r][k] * x[t][k], in pieces that fit the cache.   y [T] rows ldy apart, x [T][w.cols] */
+static void products(double *y, size_t ldy, const double *x, const tsar_matrix *w, size_t T)
+{
+    for (size_t t = 0; t < T; ++t)
+        memset(y + t * ldy, 0, w->rows * sizeof *y);
+    for (size_t k = 0; k < w->cols; k += COLUMNS)
+        tsar_accumulate(y, ldy, x + k, w->cols, w, k, smaller(COLUMNS, w->cols - k), T, 0, (w->rows + TSAR_PANEL - 1) / TSAR_PANEL);
+}
+
+/* attended[c][p] = sum over positions j of softmax_j(sum over c' of q[c'][p] k[c'][j] * C^-1/2) v[c][j], for T positions p.
+ * key [P][C], value [C][P]; attended, q [C][P]; scratch: query [RUN][C], score [RUN][P], tile [RUN][C] */
+static void attend(double *attended, const double *q, const tsar_matrix *key, const tsar_matrix *value, size_t first, size_t T,
+                   double *query, double *score, double *tile)
+{
+    const size_t C = value->rows, P = value->cols;
+    const double scale = 1.0 / sqrt((double)C);
+
+    positions(query, q, C, P, first, T);
+    products(score, P, query, key, T);
+    for (size_t t = 0; t < T; ++t) {
+        double *score_t = score + t * P;
+        for (size_t j = 0; j < P; ++j)
+            score_t[j] *= scale;
+        tsar_softmax(score_t, P);
+    }
+    products(tile, C, score, value, T);
+    for (size_t c = 0; c < C; ++c)
+        for (size_t t = 0; t < T; ++t)
+            attended[c * P + first + t] = tile[t * C + c];
+}
+
+/* x = x + proj_out(attention(q, k, v)), each of q, k, v a 1x1 convolution of norm(x): one head over all positions
+ * (QUIRKS, VQ 4). Queries go in runs, so memory grows with h*w and not with its square. */
+static tsar_status attn_block(network *s, const tsar_attnblock *block)
+{
+    const size_t C = s->C, P = s->H * s->W, runs = (P + RUN - 1) / RUN, workers = smaller(s->model->threads, runs);
+    tsar_matrix key = { 0, 0, TSAR_F64, NULL }, value = { 0, 0, TSAR_F64, NULL };
+    double *query = tsar_alloc(product(workers * RUN, C), sizeof *query, "the queries of an attention block", s->err);
+    double *score = tsar_alloc(product(workers * RUN, P), sizeof *score, "the scores of an attention block", s->err);
+    tsar_status status = query && score ? TSAR_OK : TSAR_ROOM;
+    if (!status)
+        status = tsar_matrix_open(&key, P, C, TSAR_F64, "the keys of an attention block", s->err);
+    if (!status)
+        status = tsar_matrix_open(&value, C, P, TSAR_F64, "the values of an attention block", s->err);
+    if (!status) {
+        group_norm(s, s->a, s->x, &block->norm, 0);
+        convolve(s, s->b, s->a, &block->k, PLAIN, s->H, s->W, 0);
+        for (size_t p = 0; p < P; p += RUN) {
+            positions(query, s->b, C, P, p, smaller(RUN, P - p));
+            tsar_matrix_set_rows(&key, p, smaller(RUN, P - p), query);
+        }
+        convolve(s, s->b, s->a, &block->v, PLAIN, s->H, s->W, 0);
+        tsar_matrix_set_rows(&value, 0, C, s->b);
+        convolve(s, s->b, s->a, &block->q, PLAIN, s->H, s->W, 0);
+        TSAR_PARALLEL_FOR(workers)
+        for (size_t worker = 0; worker < workers; ++worker)
+            for (size_t run = share(runs, worker, workers); run < share(runs, worker + 1, workers); ++run)
+                attend(s->a, s->b, &key, &value, run * RUN, smaller(RUN, P - run * RUN), query + worker * RUN * C,
+                       score + worker * RUN * P, s->tile + worker * RUN * (s->widest + LANES));
+        convolve(s, s->x, s->a, &block->proj_out, PLAIN, s->H, s->W, 1);
+    }
+    tsar_matrix_close(&key);
+    tsar_matrix_close(&value);
+    tsar_free(query);
+    tsar_free(score);
+    return status;
+}
+
+/* ------------------------------------------------------------------------------------------- the encoder, the decoder */
+
+static tsar_status trace(const network *s, const char *name)
+{
+    const size_t shape[3] = { s->C, s->H, s->W };
+    return tsar_emit(s->sink, s->err, TSAR_F64, s->x, 3, shape, "vq.%s.%s", s->part, name);
+}
+
+/* x = norm_out, swish, conv_out: how both coders end. */
+static tsar_status coder_end(network *s, const tsar_coder *coder)
+{
+    group_norm(s, s->x, s->x, &coder->norm_out, 1);
+    conv_layer(s, &coder->conv_out, PLAIN);
+    return trace(s, "conv_out");
+}
+
+static tsar_status coder_start(network *s, const tsar_coder *coder)
+{
+    conv_layer(s, &coder->conv_in, PLAIN);
+    return trace(s, "conv_in");
+}
+
+/* The middle, at the lowest resolution: ResnetBlock, AttnBlock, ResnetBlock. */
+static tsar_status coder_middle(network *s, const tsar_coder *coder)
+{
+    resnet_block(s, &coder->mid0);
+    tsar_status status = trace(s, "mid.0");
+    if (!status)
+        status = attn_block(s, &coder->mid1);
+    if (!status)
+        status = trace(s, "mid.1");
+    if (!status) {
+        resnet_block(s, &coder->mid2);
+        status = trace(s, "mid.2");
+    }
+    return status;
+}
+
+/* conv_blocks.{i}: ResnetBlocks, each followed by an AttnBlock at the lowest resolution, then the change of resolution. */
+static tsar_status coder_levels(network *s, const tsar_coder *coder, resampling mode)
+{
+    tsar_status status = TSAR_OK;
+    for (size_t i = 0; i < s->model->config.vq_levels && !status; ++i) {
+        const tsar_level *level = &coder->levels[i];
+        char name[32];
+        for (size_t j = 0; j < level->n_res && !status; ++j) {
+            resnet_block(s, &level->res[j]);
+            if (j < level->n_attn)
+                status = attn_block(s, &level->attn[j]);
+        }
+        if (status)
+            break;
+        if (level->resample.out != 0)
+            conv_layer(s, &level->resample, mode);
+        snprintf(name, sizeof name, "block.%u", (unsigned)i);
+        status = trace(s, name);
+    }
+    return status;
+}
+
+/* The encoder: conv_in, levels from the highest resolution to the lowest, middle, conv_out. */
+static tsar_status encoder(network *s, const tsar_coder *coder)
+{
+    tsar_status status = coder_start(s, coder);
+    if (!status)
+        status = coder_levels(s, coder, DOWNSAMPLE);
+    if (!status)
+        status = coder_middle(s, coder);
+    return status ? status : coder_end(s, coder);
+}
+
+/* The decoder: conv_in, middle, levels from the lowest resolution to the highest, conv_out. */
+static tsar_status decoder(network *s, const tsar_coder *coder)
+{
+    tsar_status status = coder_start(s, coder);
+    if (!status)
+        status = coder_middle(s, coder);
+    if (!status)
+        status = coder_levels(s, coder, UPSAMPLE);
+    return status ? status : coder_end(s, coder);
+}
+
+/* Makes room for what a convolution reads and writes at H x W outputs or inputs, whichever are more. */
+static void measure_conv(network *s, const tsar_conv *conv, size_t H, size_t W)
+{
+    s->capacity = larger(s->capacity, product(product(H, W), larger(conv->in, conv->out)));
+    s->widest = larger(s->widest, larger(conv->in, conv->out));
+}
+
+/* The same for everything that a coder computes from H x W pixels on. The middle is as wide as the level beside it. */
+static void measure(network *s, const tsar_coder *coder, resampling mode, size_t H, size_t W)
+{
+    measure_conv(s, &coder->conv_in, H, W);
+    for (size_t i = 0; i < s->model->config.vq_levels; ++i) {
+        const tsar_level *level = &coder->levels[i];
+        for (size_t j = 0; j < level->n_res; ++j)
+            measure_conv(s, &level->res[j].conv1, H, W);
+        if (level->resample.out == 0)
+            continue;
+        if (mode == UPSAMPLE)
+            H = product(H, 2), W = product(W, 2);
+        measure_conv(s, &level->resample, H, W);
+        if (mode == DOWNSAMPLE)
+            H /= 2, W /= 2;
+    }
+    measure_conv(s, &coder->conv_out, H, W);
+}
+
+static void network_close(network *s)
+{
+    tsar_free(s->x);
+    tsar_free(s->a);
+    tsar_free(s->b);
+    tsar_free(s->columns);
+    tsar_free(s->tile);
+    tsar_free(s->mean);
+    tsar_free(s->spread);
+}
+
+/* A network whose tensors hold what `coder` computes from H x W pixels, and what `outside`, quant_conv or post_quant_conv,
+ * does at h x w; to be closed also after a failure. */
+static tsar_status network_open(network *s, const tsar_model *model, const tsar_coder *coder, const tsar_conv *outside, const char *part,
+                                size_t H, size_t W, size_t h, size_t w, const tsar_sink *sink, tsar_error *err)
+{
+    static const char *const what = "the tensors of the image tokenizer";
+    const size_t groups = (model->config.vq_groups + LANES - 1) / LANES * LANES;
+    *s = (network){ .model = model, .sink = sink, .err = err, .part = part };
+    measure(s, coder, coder == &model->vq.encoder ? DOWNSAMPLE : UPSAMPLE, H, W);
+    measure_conv(s, outside, h, w);
+    s->x = tsar_alloc(s->capacity, sizeof *s->x, what, err);
+    if (s->x)
+        s->a = tsar_alloc(s->capacity, sizeof *s->a, what, err);
+    if (s->a)
+        s->b = tsar_alloc(s->capacity, sizeof *s->b, what, err);
+    if (s->b)
+        s->columns = tsar_alloc(product(model->threads, RUN * (COLUMNS + LANES)), sizeof *s->columns, what, err);
+    if (s->columns)
+        s->tile = tsar_alloc(product(model->threads, RUN * (s->widest + LANES)), sizeof *s->tile, what, err);
+    if (s->tile)
+        s->mean = tsar_alloc(groups, sizeof *s->mean, what, err);
+    if (s->mean)
+        s->spread = tsar_alloc(groups, sizeof *s->spread, what, err);
+    return s->spread ? TSAR_OK : TSAR_ROOM;
+}
+
+/* ---------------------------------------------------------------------------------------------------------- quantizer */
+
+/* sum of a*b, ascending.   a, b [n] */
+static double dot(const double *a, const double *b, size_t n)
+{
+    double sum = 0.0;
+    for (size_t i = 0; i < n; ++i)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+/* x = x / max(sqrt(sum of x*x), 1e-12) where the model normalises; else nothing.   x [E] */
+static void unit_length(const tsar_config *config, double *x)
+{
+    if (!config->vq_l2_norm)
+        return;
+    double length = sqrt(dot(x, x, config->vq_embed_dim));
+    if (length < LENGTH_MIN)
+        length = LENGTH_MIN;
+    for (size_t i = 0; i < config->vq_embed_dim; ++i)
+        x[i] = x[i] / length;
+}
+
+void tsar_vq_codeword(const tsar_model *model, size_t code, double *out)
+{
+    tsar_table_row(out, &model->vq.codebook, code);
+    unit_length(&model->config, out);
+}
+
+/* d = (|z|^2 + |e|^2) - 2 z.e, from the two squares and the product (QUIRKS, VQ 6). */
+static double distance(double zz, double ee, double ze)
+{
+    return (zz + ee) - 2.0 * ze;
+}
+
+/* For each of n points: the row of `rows` at the least distance, the first of equals.
+ * index [n], points [n][E], rows [R][E], squares [R] = |row|^2 */
+static tsar_status nearest(int64_t *index, const double *points, size_t n, const tsar_matrix *rows, const double *squares,
+                           size_t threads, tsar_error *err)
+{
+    const size_t R = rows->rows, E = rows->cols, runs = (n + QUERIES - 1) / QUERIES, workers = smaller(threads, runs);
+    double *dots = tsar_alloc(product(workers * QUERIES, R), sizeof *dots, "the distances to the codewords", err);
+    if (!dots)
+        return TSAR_ROOM;
+    TSAR_PARALLEL_FOR(workers)
+    for (size_t worker = 0; worker < workers; ++worker)
+        for (size_t run = share(runs, worker, workers); run < share(runs, worker + 1, workers); ++run) {
+            const size_t first = run * QUERIES, T = smaller(QUERIES, n - first);
+            double *dots_w = dots + worker * QUERIES * R;
+            products(dots_w, R, points + first * E, rows, T);
+            for (size_t t = 0; t < T; ++t) {
+                const double *z = points + (first + t) * E, *dots_t = dots_w + t * R;
+                const double zz = dot(z, z, E);
+                size_t best = 0;
+                double least = distance(zz, squares[0], dots_t[0]);
+                for (size_t r = 1; r < R; ++r) {
+                    double d = distance(zz, squares[r], dots_t[r]);
+                    if (d < least) {
+                        least = d;
+                        best = r;
+                    }
+                }
+                index[first + t] = (int64_t)best;
+            }
+        }
+    tsar_free(dots);
+    return TSAR_OK;
+}
+
+/* squares[r] = |values[r]|^2, and values packed for the kernel.   squares [R], rows and values [R][E] */
+static void pack_rows(tsar_matrix *rows, double *squares, const double *values)
+{
+    tsar_matrix_set_rows(rows, 0, rows->rows, values);
+    for (size_t r = 0; r < rows->rows; ++r)
+        squares[r] = dot(values + r * rows->cols, values + r * rows->cols, rows->cols);
+}
+
+/* All codewords as the model takes them.   words [K][E], the caller's to tsar_free; NULL without memory */
+static double *codewords(const tsar_model *model, tsar_error *err)
+{
+    const size_t K = model->vq.codebook.rows, E = model->vq.codebook.cols;
+    double *words = tsar_alloc(product(K, E), sizeof *words, "the codewords", err);
+    for (size_t code = 0; words && code < K; ++code)
+        tsar_vq_codeword(model, code, words + code * E);
+    return words;
+}
+
+/* codes[p] = the codeword nearest to latent[:][p].   latent [E][P], codes [P] */
+static tsar_status quantize(const tsar_model *model, const double *latent, size_t P, int64_t *codes, tsar_error *err)
+{
+    const size_t K = model->vq.codebook.rows, E = model->vq.codebook.cols;
+    tsar_matrix rows = { 0, 0, TSAR_F64, NULL };
+    double *words = codewords(model, err);
+    double *squares = words ? tsar_alloc(K, sizeof *squares, "the codewords", err) : NULL;
+    double *points = squares ? tsar_alloc(product(P, E), sizeof *points, "the latent vectors", err) : NULL;
+    tsar_status status = points ? tsar_matrix_open(&rows, K, E, TSAR_F64, "the codewords", err) : TSAR_ROOM;
+    if (!status) {
+        pack_rows(&rows, squares, words);
+        positions(points, latent, E, P, 0, P);
+        for (size_t p = 0; p < P; ++p)
+            unit_length(&model->config, points + p * E);
+        status = nearest(codes, points, P, &rows, squares, model->threads, err);
+    }
+    tsar_matrix_close(&rows);
+    tsar_free(words);
+    tsar_free(squares);
+    tsar_free(points);
+    return status;
+}
+
+static tsar_status check_tokenizer(const tsar_model *model, tsar_error *err)
+{
+    if (model->config.has_vq)
+        return TSAR_OK;
+    return tsar_fail(err, TSAR_INPUT, "this model has no image tokenizer (keys vq_ch and following); use a model file that holds vq.* tensors");
+}
+
+static tsar_status check_code(const tsar_model *model, int64_t code, size_t index, tsar_error *err)
+{
+    const size_t K = model->vq.codebook.rows;
+    if (code >= 0 && (uint64_t)code < K)
+        return TSAR_OK;
+    return tsar_fail(err, TSAR_INPUT, "code %lld at index %zu is not in the codebook of %zu; codes go from 0 to %zu", (long long)code, index,
+                     K, K - 1);
+}
+
+tsar_status tsar_vq_distances(const tsar_model *model, const double *latent, const int64_t *codes, size_t n, double *distances, tsar_error *err)
+{
+    tsar_status status = check_tokenizer(model, err);
+    for (size_t i = 0; i < n && !status; ++i)
+        status = check_code(model, codes[i], i, err);
+    if (status)
+        return status;
+    const size_t E = model->config.vq_embed_dim;
+    double *z = tsar_alloc(product(E, 2), sizeof *z, "a latent vector", err);
+    if (!z)
+        return TSAR_ROOM;
+    double *e = z + E;
+    memcpy(z, latent, E * sizeof *z);
+    unit_length(&model->config, z);
+    for (size_t i = 0; i < n; ++i) {
+        tsar_vq_codeword(model, (size_t)codes[i], e);
+        distances[i] = distance(dot(z, z, E), dot(e, e, E), dot(e, z, E));
+    }
+    tsar_free(z);
+    return TSAR_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------- pictures and codes */
+
+static tsar_status encode(network *s, const uint8_t *rgb, size_t H, size_t W, int64_t *codes)
+{
+    const tsar_vq *vq = &s->model->vq;
+    const size_t P = H * W;
+
+    /* bytes to [-1, 1] */
+    s->C = 3, s->H = H, s->W = W;
+    for (size_t c = 0; c < 3; ++c)
+        for (size_t p = 0; p < P; ++p)
+            s->x[c * P + p] = rgb[3 * p + c] / 127.5 - 1.0;
+    tsar_status status = encoder(s, &vq->encoder);
+    if (status)
+        return status;
+    conv_layer(s, &vq->quant_conv, PLAIN);
+    const size_t latent_shape[3] = { s->C, s->H, s->W }, *codes_shape = latent_shape + 1;
+    status = tsar_emit(s->sink, s->err, TSAR_F64, s->x, 3, latent_shape, "vq.latent");
+    if (!status)
+        status = quantize(s->model, s->x, s->H * s->W, codes, s->err);
+    if (!status)
+        status = tsar_emit(s->sink, s->err, TSAR_I64, codes, 2, codes_shape, "vq.codes");
+    return status;
+}
+
+tsar_status tsar_vq_encode(const tsar_model *model, const uint8_t *rgb, size_t H, size_t W, int64_t *codes, const tsar_sink *sink, tsar_error *err)
+{
+    const size_t f = model->config.vq_factor;
+    network s;
+    tsar_status status = check_tokenizer(model, err);
+    if (status)
+        return status;
+    if (H == 0 || W == 0 || H % f != 0 || W % f != 0)
+        return tsar_fail(err, TSAR_INPUT, "a picture of %zu x %zu pixels (height x width) cannot be encoded: both must be multiples of %zu; crop or resize it",
+                         H, W, f);
+    status = network_open(&s, model, &model->vq.encoder, &model->vq.quant_conv, "encoder", H, W, H / f, W / f, sink, err);
+    if (!status)
+        status = encode(&s, rgb, H, W, codes);
+    network_close(&s);
+    return status;
+}
+
+/* floor(127.5 x + 128), clamped to 0 ... 255; 0 for NaN (QUIRKS, VQ 8). */
+static uint8_t to_byte(double x)
+{
+    const double level = floor(127.5 * x + 128.0);
+    return (uint8_t)(level >= 255.0 ? 255 : level > 0.0 ? (int)level : 0);
+}
+
+static tsar_status decode(network *s, const int64_t *codes, size_t h, size_t w, uint8_t *rgb)
+{
+    const tsar_vq *vq = &s->model->vq;
+    const size_t E = vq->codebook.cols;
+
+    s->C = E, s->H = h, s->W = w;
+    for (size_t p = 0; p < h * w; ++p) {
+        double *word = s->tile; /* [E] */
+        tsar_vq_codeword(s->model, (size_t)codes[p], word);
+        for (size_t e = 0; e < E; ++e)
+            s->x[e * h * w + p] = word[e];
+    }
+    const size_t shape[3] = { E, h, w };
+    tsar_status status = tsar_emit(s->sink, s->err, TSAR_F64, s->x, 3, shape, "vq.quantized");
+    if (status)
+        return status;
+    conv_layer(s, &vq->post_quant_conv, PLAIN);
+    status = trace(s, "post_quant");
+    if (!status)
+        status = decoder(s, &vq->decoder);
+    if (status || rgb == NULL)
+        return status;
+    const size_t P = s->H * s->W;
+    for (size_t c = 0; c < 3; ++c)
+        for (size_t p = 0; p < P; ++p)
+            rgb[3 * p + c] = to_byte(s->x[c * P + p]);
+    return TSAR_OK;
+}
+
+tsar_status tsar_vq_decode(const tsar_model *model, const int64_t *codes, size_t h, size_t w, uint8_t *rgb, const tsar_sink *sink, tsar_error *err)
+{
+    network s;
+    tsar_status status = check_tokenizer(model, err);
+    if (status)
+        return status;
+    if (h == 0 || w == 0)
+        return tsar_fail(err, TSAR_INPUT, "%zu x %zu codes make no picture; give at least one row and one column", h, w);
+    if (product(product(h, w), sizeof *codes) == SIZE_MAX)
+        return tsar_fail(err, TSAR_INPUT, "%zu x %zu codes are more than this machine can address; decode a smaller picture", h, w);
+    for (size_t p = 0; p < h * w && !status; ++p)
+        status = check_code(model, codes[p], p, err);
+    if (status)
+        return status;
+    status = network_open(&s, model, &model->vq.decoder, &model->vq.post_quant_conv, "decoder", h, w, h, w, sink, err);
+    if (!status)
+        status = decode(&s, codes, h, w, rgb);
+    network_close(&s);
+    return status;
+}
+
+/* ------------------------------------------------------------------------------------------------------------ k-means */
+
+/* Clusters of codewords (SPEC 6, CTF; arXiv 2503.16194). */
+typedef struct {
+    const double *points; /* [K][E] */
+    double *centres;      /* [k][E] */
+    double *squares;      /* [k]: |centre|^2 */
+    double *weight;       /* [K]: squared distance to the nearest, or the own, centre */
+    size_t *members;      /* [k]: points of each cluster */
+    int64_t *label;       /* [K]: the cluster of each point */
+    tsar_matrix rows;     /* centres, packed */
+    size_t K, k, E, threads;
+} clusters;
+
+/* sum over e of (a[e] - b[e])^2, ascending: exactly 0 for equal points, and for no others short of underflow. */
+static double gap(const double *a, const double *b, size_t E)
+{
+    double sum = 0.0;
+    for (size_t e = 0; e < E; ++e) {
+        double d = a[e] - b[e];
+        sum += d * d;
+    }
+    return sum;
+}
+
+/* k-means++ (Arthur and Vassilvitskii 2007): centre j is a point drawn with probability proportional to D^2, its squared
+ * distance to the nearest centre chosen before; centre 0 is any point (all weights 1). The draw takes the first point whose
+ * running sum exceeds u * total, u = tsar_uniform(seed, image 0, row j, column 0, slot 0, TSAR_KMEANS, attempt 0). */
+static tsar_status start_centres(clusters *s, uint64_t seed, tsar_error *err)
+{
+    for (size_t i = 0; i < s->K; ++i)
+        s->weight[i] = 1.0;
+    for (size_t j = 0; j < s->k; ++j) {
+        double total = 0.0, sum = 0.0;
+        for (size_t i = 0; i < s->K; ++i)
+            total += s->weight[i];
+        if (total == 0.0)
+            return tsar_fail(err, TSAR_INPUT, "%zu clusters were asked for, but the codebook has only %zu different codewords; ask for at most %zu",
+                             s->k, j, j);
+        const double limit = tsar_uniform(seed, 0, j, 0, 0, TSAR_KMEANS, 0) * total;
+        size_t chosen = 0;
+        for (size_t i = 0; i < s->K && !(sum > limit); ++i)
+            if (s->weight[i] > 0.0) {
+                sum += s->weight[i];
+                chosen = i;
+            }
+        double *centre = s->centres + j * s->E;
+        memcpy(centre, s->points + chosen * s->E, s->E * sizeof *centre);
+        for (size_t i = 0; i < s->K; ++i) {
+            double d = gap(s->points + i * s->E, centre, s->E);
+            if (j == 0 || d < s->weight[i])
+                s->weight[i] = d;
+        }
+    }
+    return TSAR_OK;
+}
+
+/* Each cluster without a point takes the point farthest from its centre, the first of equals, from a cluster that keeps
+ * another one. Since K >= k there always is one, so that no cluster is empty afterwards. */
+static void fill_empty(clusters *s)
+{
+    for (size_t j = 0; j < s->k; ++j)
+        s->members[j] = 0;
+    for (size_t i = 0; i < s->K; ++i) {
+        s->members[s->label[i]] += 1;
+        s->weight[i] = gap(s->points + i * s->E, s->centres + (size_t)s->label[i] * s->E, s->E);
+    }
+    for (size_t j = 0; j < s->k; ++j) {
+        size_t farthest = s->K;
+        if (s->members[j] > 0)
+            continue;
+        for (size_t i = 0; i < s->K; ++i)
+            if (s->members[s->label[i]] > 1 && (farthest == s->K || s->weight[i] > s->weight[farthest]))
+                farthest = i;
+        s->members[s->label[farthest]] -= 1;
+        s->members[j] = 1;
+        s->label[farthest] = (int64_t)j;
+    }
+}
+
+/* centre = (sum of its points, ascending) / their number. A mean of unit vectors is not made a unit vector again (ours). */
+static void move_centres(clusters *s)
+{
+    memset(s->centres, 0, s->k * s->E * sizeof *s->centres);
+    for (size_t i = 0; i < s->K; ++i)
+        for (size_t e = 0; e < s->E; ++e)
+            s->centres[(size_t)s->label[i] * s->E + e] += s->points[i * s->E + e];
+    for (size_t j = 0; j < s->k; ++j)
+        for (size_t e = 0; e < s->E; ++e)
+            s->centres[j * s->E + e] /= (double)s->members[j];
+}
+
+/* Lloyd's iterations; then labels in the order in which the clusters first appear among the codewords. previous [K] scratch */
+static tsar_status iterate(clusters *s, int64_t *previous, tsar_error *err)
+{
+    for (int round = 0; round < 100; ++round) {
+        pack_rows(&s->rows, s->squares, s->centres);
+        tsar_status status = nearest(s->label, s->points, s->K, &s->rows, s->squares, s->threads, err);
+        if (status)
+            return status;
+        fill_empty(s);
+        if (round > 0 && memcmp(s->label, previous, s->K * sizeof *previous) == 0)
+            break;
+        memcpy(previous, s->label, s->K * sizeof *previous);
+        move_centres(s);
+    }
+    int64_t *renamed = previous, next = 0; /* [k], k <= K */
+    for (size_t j = 0; j < s->k; ++j)
+        renamed[j] = -1;
+    for (size_t i = 0; i < s->K; ++i) {
+        if (renamed[s->label[i]] < 0)
+            renamed[s->label[i]] = next++;
+        s->label[i] = renamed[s->label[i]];
+    }
+    return TSAR_OK;
+}
+
+tsar_status tsar_cluster(const tsar_model *model, size_t k, uint64_t seed, int64_t *cluster_of, tsar_error *err)
+{
+    static const char *const what = "the clusters of codewords";
+    tsar_status status = check_tokenizer(model, err);
+    if (status)
+        return status;
+    clusters s = { .K = model->vq.codebook.rows, .k = k, .E = model->vq.codebook.cols, .threads = model->threads, .label = cluster_of };
+    if (k == 0 || k > s.K)
+        return tsar_fail(err, TSAR_USAGE, "%zu clusters of %zu codewords cannot be made; ask for 1 to %zu", k, s.K, s.K);
+    double *points = codewords(model, err);
+    int64_t *previous = points ? tsar_alloc(s.K, sizeof *previous, what, err) : NULL;
+    s.points = points;
+    s.centres = previous ? tsar_alloc(product(k, s.E), sizeof *s.centres, what, err) : NULL;
+    s.squares = s.centres ? tsar_alloc(k, sizeof *s.squares, what, err) : NULL;
+    s.weight = s.squares ? tsar_alloc(s.K, sizeof *s.weight, what, err) : NULL;
+    s.members = s.weight ? tsar_alloc(k, sizeof *s.members, what, err) : NULL;
+    status = s.members ? tsar_matrix_open(&s.rows, k, s.E, TSAR_F64, what, err) : TSAR_ROOM;
+    if (!status)
+        status = start_centres(&s, seed, err);
+    if (!status)
+        status = iterate(&s, previous, err);
+    tsar_matrix_close(&s.rows);
+    tsar_free(points);
+    tsar_free(previous);
+    tsar_free(s.centres);
+    tsar_free(s.squares);
+    tsar_free(s.weight);
+    tsar_free(s.members);
+    return status;
+}
