@@ -1,0 +1,827 @@
+/* sampler.c - from logits to tokens: guidance, sampling, decode orders, generation, CTF's second stage (SPEC 5, 6).
+ *
+ * Four parts, from the inside out:
+ *     1. settings        what a user may ask for, and what is refused
+ *     2. pure functions  logits and a random number in, an index out
+ *     3. decode orders   which fused tokens the next pass decodes: the only part that knows about rows
+ *     4. generation      batches, passes, the transformer's two branches, CTF
+ *
+ * Letters beyond those of tsar.h: R, C rows and columns of the grid of fused tokens (n = R C); W ZipAR's window. */
+#include "tsar.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ------------------------------------------------------------------------------------------------------- 1. settings */
+
+tsar_settings tsar_settings_default(const tsar_model *model)
+{
+    const tsar_config *config = &model->config;
+    tsar_settings settings;
+    memset(&settings, 0, sizeof settings);
+    settings.cfg = config->defaults.cfg;
+    settings.schedule = TSAR_CONSTANT; /* stays if the name is unknown, which the configuration's reader refuses */
+    (void)tsar_schedule_parse(&settings.schedule, config->defaults.cfg_schedule, NULL);
+    settings.cfg_interval = -1;
+    settings.temperature = config->defaults.temperature;
+    settings.top_k = config->defaults.top_k;
+    settings.top_p = config->defaults.top_p;
+    settings.order = TSAR_RASTER;
+    return settings;
+}
+
+tsar_status tsar_schedule_parse(tsar_schedule *schedule, const char *text, tsar_error *err)
+{
+    static const char *const names[] = {"constant", "linear", "half-linear", "cosine"};
+    static const tsar_schedule values[] = {TSAR_CONSTANT, TSAR_LINEAR, TSAR_HALF_LINEAR, TSAR_COSINE};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (strcmp(text, names[i]) == 0) {
+            *schedule = values[i];
+            return TSAR_OK;
+        }
+    return tsar_fail(err, TSAR_USAGE, "guidance schedule '%.60s' is unknown; use constant, linear, half-linear or cosine", text);
+}
+
+/* Reads a positive decimal integer of at most TSAR_MAX_DIM and returns what follows it, or NULL if there is none. The bound
+ * is the widest row that a model can have, so that every machine takes the same numbers. */
+static const char *parse_window(const char *text, size_t *window)
+{
+    size_t value = 0;
+    if (*text < '0' || *text > '9')
+        return NULL;
+    for (; *text >= '0' && *text <= '9'; text++) {
+        value = value * 10 + (size_t)(*text - '0');
+        if (value > TSAR_MAX_DIM)
+            return NULL;
+    }
+    *window = value;
+    return value > 0 ? text : NULL;
+}
+
+tsar_status tsar_order_parse(tsar_settings *settings, const char *text, tsar_error *err)
+{
+    static const char zipar[] = "zipar:", adaptive[] = "zipar-adaptive:";
+    tsar_settings parsed = *settings;
+    const char *rest = text;
+    parsed.window = 0;
+    parsed.first_row = 0;
+    if (strcmp(text, "raster") == 0) {
+        parsed.order = TSAR_RASTER;
+        *settings = parsed;
+        return TSAR_OK;
+    }
+    if (strncmp(text, zipar, sizeof zipar - 1) == 0) {
+        parsed.order = TSAR_ZIPAR;
+        rest += sizeof zipar - 1;
+    } else if (strncmp(text, adaptive, sizeof adaptive - 1) == 0) {
+        parsed.order = TSAR_ZIPAR_ADAPTIVE;
+        rest += sizeof adaptive - 1;
+    } else
+        return tsar_fail(err, TSAR_USAGE,
+                         "decode order '%.60s' is unknown; use raster, zipar:W, zipar:W,first-row or zipar-adaptive:W", text);
+
+    rest = parse_window(rest, &parsed.window);
+    if (rest != NULL && parsed.order == TSAR_ZIPAR && strcmp(rest, ",first-row") == 0) {
+        parsed.first_row = 1;
+        rest += strlen(rest);
+    }
+    if (rest == NULL)
+        return tsar_fail(err, TSAR_USAGE, "%.60s: the window must be a positive integer of at most %zu", text,
+                         TSAR_MAX_DIM);
+    if (*rest != '\0')
+        return tsar_fail(err, TSAR_USAGE, "%.60s: '%.60s' after the window is not understood; %s", text, rest,
+                         parsed.order == TSAR_ZIPAR ? "only ,first-row may follow" : "nothing may follow");
+    *settings = parsed;
+    return TSAR_OK;
+}
+
+tsar_status tsar_settings_check(const tsar_settings *settings, tsar_error *err)
+{
+    const double cfg = settings->cfg, temperature = settings->temperature, top_p = settings->top_p;
+    if (!(cfg >= 0 && cfg < INFINITY))
+        return tsar_fail(err, TSAR_USAGE, "cfg is %g; it must be a finite number of at least 0 (1 switches guidance off)", cfg);
+    if (settings->schedule != TSAR_CONSTANT && settings->schedule != TSAR_LINEAR && settings->schedule != TSAR_HALF_LINEAR &&
+        settings->schedule != TSAR_COSINE)
+        return tsar_fail(err, TSAR_USAGE, "the guidance schedule must be constant, linear, half-linear or cosine");
+    if (settings->cfg_interval < -1)
+        return tsar_fail(err, TSAR_USAGE, "cfg_interval is %ld; it must be -1 (guidance everywhere) or the index of a token",
+                         (long)settings->cfg_interval);
+    if (!(temperature > 0 && temperature < INFINITY))
+        return tsar_fail(err, TSAR_USAGE,
+                         "temperature is %g; it must be a finite number above 0 (greedy decoding is a setting of its own)", temperature);
+    if (!(top_p > 0 && top_p <= 1))
+        return tsar_fail(err, TSAR_USAGE, "top_p is %g; it must be above 0 and at most 1 (1 switches it off)", top_p);
+    if (settings->order != TSAR_RASTER && settings->order != TSAR_ZIPAR && settings->order != TSAR_ZIPAR_ADAPTIVE)
+        return tsar_fail(err, TSAR_USAGE, "the decode order must be raster, zipar or zipar-adaptive");
+    if (settings->order != TSAR_RASTER && settings->window == 0)
+        return tsar_fail(err, TSAR_USAGE, "ZipAR's window is 0; it must be a positive integer");
+    return TSAR_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------- 2. pure functions */
+
+/* SPEC 5; the target scale is a, and t of n counts fused tokens in raster order, whatever order decodes them.
+ *     constant      a
+ *     linear        1 + (a - 1) * (t / (n - 1))                              a for n = 1
+ *     half-linear   1 + (a - 1) * min(1, (2 t) / n)                          (Token-Shuffle's default)
+ *     cosine        1 + (a - 1) * (1 - cos(pi * (t / (n - 1)))) / 2          a for n = 1
+ * with pi the double nearest to it. Every scale of a > 1 is at least 1, so 0 can say "none here": a <= 1, or a token
+ * beyond cfg_interval + 1 (QUIRKS, GPT 7: the official loop compares with the index of the token before). */
+double tsar_cfg_scale(const tsar_settings *settings, size_t t, size_t n)
+{
+    const double pi = 3.14159265358979311600;
+    const double a = settings->cfg, progress = n > 1 ? (double)t / (double)(n - 1) : 1.0;
+    if (!(a > 1) || (settings->cfg_interval >= 0 && t > 0 && (uint64_t)(t - 1) > (uint64_t)settings->cfg_interval))
+        return 0;
+    switch (settings->schedule) {
+    case TSAR_LINEAR:
+        return 1 + (a - 1) * progress;
+    case TSAR_HALF_LINEAR: {
+        const double half = 2.0 * (double)t / (double)n;
+        return 1 + (a - 1) * (half < 1 ? half : 1.0);
+    }
+    case TSAR_COSINE:
+        return 1 + (a - 1) * (1 - tsar_cos(pi * progress)) / 2;
+    case TSAR_CONSTANT:
+        break;
+    }
+    return a;
+}
+
+void tsar_guide(double *logits, const double *uncond, size_t V, double scale)
+{
+    for (size_t v = 0; v < V; v++)
+        logits[v] = uncond[v] + (logits[v] - uncond[v]) * scale;
+}
+
+/* The bits of a double as an unsigned integer that orders as the doubles do (-0 just below +0). */
+static uint64_t ordered_bits(double x)
+{
+    const uint64_t sign = (uint64_t)1 << 63;
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits & sign ? ~bits : bits | sign;
+}
+
+/* The k-th largest of x [V], 1 <= k <= V, by radix selection: eight rounds fix the bytes of its ordered bits from the
+ * top, each counting the next byte of the values that share the bytes fixed so far; those are gathered in
+ * scratch [V], so a round costs only what is still in question. O(V) whatever the values are. */
+static double kth_largest(const double *x, size_t V, size_t k, size_t *scratch)
+{
+    size_t m = V;
+    for (size_t i = 0; i < V; i++)
+        scratch[i] = i;
+    for (int shift = 56; shift >= 0 && m > 1; shift -= 8) {
+        size_t count[256] = {0}, kept = 0;
+        unsigned byte = 255;
+        for (size_t i = 0; i < m; i++)
+            count[(ordered_bits(x[scratch[i]]) >> shift) & 255]++;
+        for (; count[byte] < k; byte--)
+            k -= count[byte];
+        for (size_t i = 0; i < m; i++) { /* branchless: always written, counted only if it stays */
+            const size_t candidate = scratch[i];
+            scratch[kept] = candidate;
+            kept += ((ordered_bits(x[candidate]) >> shift) & 255) == byte;
+        }
+        m = kept;
+    }
+    return x[scratch[0]]; /* all that are left are equal */
+}
+
+/* Whether index a comes before index b in the stable descending order of x. */
+static int comes_before(const double *x, size_t a, size_t b)
+{
+    return x[a] > x[b] || (x[a] == x[b] && a < b);
+}
+
+/* Restores the heap order of heap [m] below `at`: no index comes before the one at half its place. */
+static void sift_down(size_t *heap, size_t m, size_t at, const double *x)
+{
+    const size_t moving = heap[at];
+    for (size_t child; (child = 2 * at + 1) < m; at = child) {
+        if (child + 1 < m && comes_before(x, heap[child + 1], heap[child]))
+            child++;
+        if (!comes_before(x, heap[child], moving))
+            break;
+        heap[at] = heap[child];
+    }
+    heap[at] = moving;
+}
+
+/* Top-p (QUIRKS, GPT 15): walks what is left in stable descending order and keeps a value while the mass of those before
+ * it, mass = mass + e / total, does not exceed p; e = exp(x - max), total = sum of e ascending. The others become
+ * -INFINITY. A heap yields the order one value at a time: only the kept prefix is ever sorted. */
+static void keep_top_p(double *x, size_t V, double p, size_t *heap)
+{
+    double total = 0, mass = 0;
+    size_t m = 0;
+    const double max = x[tsar_argmax(x, V)];
+    for (size_t v = 0; v < V; v++)
+        if (x[v] > -INFINITY) {
+            total += tsar_exp(x[v] - max);
+            heap[m++] = v;
+        }
+    for (size_t at = m / 2; at-- > 0;)
+        sift_down(heap, m, at, x);
+    while (m > 0 && mass <= p) {
+        mass += tsar_exp(x[heap[0]] - max) / total;
+        heap[0] = heap[--m];
+        if (m > 0)
+            sift_down(heap, m, 0, x);
+    }
+    for (size_t i = 0; i < m; i++)
+        x[heap[i]] = -INFINITY;
+}
+
+/* SPEC 5 in this order, as LlamaGen's sampler does (QUIRKS, GPT 15):
+ *     x = x / max(temperature, 1e-5)
+ *     top-k: x < (k-th largest) becomes -INFINITY; ties with it stay
+ *     top-p: as above, with the softmax of what top-k left
+ *     p = softmax(x) over what is left; what was removed has probability exactly 0 */
+void tsar_probabilities(double *logits, size_t V, const tsar_settings *settings, size_t *scratch)
+{
+    const double temperature = settings->temperature > 1e-5 ? settings->temperature : 1e-5;
+    for (size_t v = 0; v < V; v++)
+        logits[v] = logits[v] / temperature;
+    if (settings->top_k > 0 && settings->top_k < V) {
+        const double least = kth_largest(logits, V, settings->top_k, scratch);
+        for (size_t v = 0; v < V; v++)
+            logits[v] = logits[v] < least ? -INFINITY : logits[v];
+    }
+    if (settings->top_p < 1)
+        keep_top_p(logits, V, settings->top_p, scratch);
+    tsar_softmax(logits, V);
+}
+
+/* The inverse of the cumulative distribution; total and running sum add the same weights in the same, ascending order. The
+ * running sum ends at total > u * total, so the last index with weight is a fallback for rounding alone. */
+size_t tsar_draw(const double *weights, size_t V, double u)
+{
+    double total = 0, running = 0, threshold;
+    size_t last = 0;
+    for (size_t v = 0; v < V; v++)
+        total += weights[v];
+    threshold = u * total;
+    for (size_t v = 0; v < V; v++) {
+        running += weights[v];
+        if (running > threshold)
+            return v;
+        if (weights[v] > 0)
+            last = v;
+    }
+    return last;
+}
+
+size_t tsar_argmax(const double *x, size_t V)
+{
+    size_t best = 0;
+    for (size_t v = 1; v < V; v++)
+        if (x[v] > x[best])
+            best = v;
+    return best;
+}
+
+/* ZipAR's test of a candidate (arXiv 2412.04062; the rule of speculative sampling). If x is drawn from p, then what this
+ * returns is distributed as q, exactly:
+ *     P(y) = p(y) min(1, q(y)/p(y)) + P(rejected) max(0, q(y) - p(y)) / sum of max(0, q - p)
+ *          = min(p(y), q(y)) + max(0, q(y) - p(y)) = q(y),
+ * because P(rejected) = sum of p - min(p, q) = sum of max(0, q - p). The draw needs no normalised weights. If rounding leaves no
+ * residual at all, p and q are equal but for rounding, and q itself is drawn from. */
+size_t tsar_adapt(size_t code, const double *p, const double *q, double *residual, size_t V, double accept, double replace)
+{
+    double total = 0;
+    if (accept * p[code] < q[code])
+        return code;
+    for (size_t v = 0; v < V; v++) {
+        residual[v] = q[v] > p[v] ? q[v] - p[v] : 0;
+        total += residual[v];
+    }
+    return tsar_draw(total > 0 ? residual : q, V, replace);
+}
+
+/* ------------------------------------------------------------------------------------------------- 3. decode orders */
+
+/* How many tokens of row i-1 a row needs before its own first one, and how far it stays behind from then on. Raster order
+ * is ZipAR whose window is the row: (i,0) waits for all of row i-1. */
+static size_t order_window(const tsar_settings *settings, size_t columns, size_t i, const size_t *lag)
+{
+    size_t window = settings->window;
+    if (settings->order == TSAR_RASTER || (settings->order == TSAR_ZIPAR && settings->first_row && i == 1))
+        window = columns;
+    else if (settings->order == TSAR_ZIPAR_ADAPTIVE && lag != NULL && lag[i] != SIZE_MAX)
+        window = lag[i];
+    return window < columns ? window : columns;
+}
+
+/* Tokens of row i that were decoded before pass `pass`; a row is decoded from left to right. */
+static size_t order_decoded(const int64_t *step_of, size_t columns, size_t i, int64_t pass)
+{
+    size_t j = 0;
+    while (j < columns && step_of[i * columns + j] >= 0 && step_of[i * columns + j] < pass)
+        j++;
+    return j;
+}
+
+/* SPEC 6: (i,j) may be decoded when (i,j-1) is, and (i-1, 0 ... min(j+W,C)-1). So a pass decodes at most one token of
+ * each row, the first that is missing, and none below a row that has not begun. */
+size_t tsar_order_next(const tsar_settings *settings, size_t rows, size_t columns, const int64_t *step_of, const size_t *lag,
+                       size_t *next)
+{
+    size_t count = 0, above = columns; /* nothing holds up the first row */
+    for (size_t i = 0; i < rows && above > 0; i++) {
+        const size_t j = order_decoded(step_of, columns, i, INT64_MAX);
+        const size_t window = order_window(settings, columns, i, lag);
+        const size_t needed = window < columns - j ? j + window : columns;
+        if (j < columns && above >= needed)
+            next[count++] = i * columns + j;
+        above = j;
+    }
+    return count;
+}
+
+/* Row i starts W passes after row i-1 (row 1 starts at pass C in the first-row variant), and takes C passes. */
+size_t tsar_order_passes(const tsar_settings *settings, size_t rows, size_t columns)
+{
+    size_t passes = columns;
+    for (size_t i = 1; i < rows; i++)
+        passes += order_window(settings, columns, i, NULL);
+    return passes;
+}
+
+/* The most tokens that one pass can decode: those of different rows are at least W columns apart. */
+static size_t order_width(const tsar_settings *settings, size_t rows, size_t columns)
+{
+    const size_t width = 1 + (columns - 1) / order_window(settings, columns, 0, NULL);
+    return width < rows ? width : rows;
+}
+
+/* Whether token t is only a candidate when pass `pass` predicts it: the first of a row in the adaptive order. Tells its
+ * row, how many tokens of the row above the prediction has seen, and whether that row is complete. */
+static int order_tests(const tsar_settings *settings, size_t columns, const int64_t *step_of, int64_t pass, size_t t,
+                       size_t *row, size_t *above, int *complete)
+{
+    if (settings->order != TSAR_ZIPAR_ADAPTIVE || t < columns || t % columns != 0)
+        return 0;
+    *row = t / columns;
+    *above = order_decoded(step_of, columns, *row - 1, pass);
+    *complete = *above == columns;
+    return 1;
+}
+
+/* ---------------------------------------------------------------------------------------------------- 4. generation */
+
+#define MOST_IMAGES ((size_t)4)     /* of a batch: weights are read once for all of them */
+#define MOST_KV_BYTES 1073741824.0  /* of a batch's keys and values */
+#define FINE_CHUNK ((size_t)262144) /* logits of stage two held at once: 2 MB */
+
+/* Everything that one call of tsar_generate holds. Image b of a batch has the sequences branches*b (conditional) and
+ * branches*b + 1 (unconditional, where guidance runs). */
+typedef struct {
+    const tsar_model *model;
+    const tsar_settings *settings;
+    tsar_prompt prompt[2];      /* conditional, unconditional */
+    size_t branches;            /* 1, or 2 with guidance */
+    size_t batch;               /* B, images decoded side by side */
+    size_t rows, columns, n;    /* the grid of fused tokens */
+    size_t side, slots;         /* s, s*s: codes of a fused token */
+    size_t V, N;                /* predicted vocabulary, codes of an image */
+    size_t width;               /* tokens that a pass decodes of one image, at most */
+    tsar_state *state;
+    int64_t *codes;             /* [B][n][s*s], of decoded tokens and of the candidate */
+    int64_t *picture;           /* [B][gh][gw], the same codes in place; -1 where nothing is decoded */
+    int64_t *step_of;           /* [B][n], -1 before a token is decoded */
+    unsigned char *fed;         /* [B][n], its keys and values are in the cache */
+    size_t *decoded;            /* [B], tokens decoded so far */
+    size_t *next, *n_next;      /* [B][width], [B]: what this pass predicts */
+    tsar_feed *feed;            /* [B * branches * 2 width] */
+    double *logits;             /* [branches][B][width][s*s][V], of this pass */
+    size_t *scratch;            /* [max(V, K)] */
+    size_t *lag;                /* [B][R], adaptive order: SIZE_MAX before a row's first token is final */
+    size_t *evaluations;        /* [B]: predictions that the candidate has seen; 0: none drawn yet */
+    double *before;             /* [B][s*s][V]: the candidate's last distribution; adaptive order, else NULL */
+    double *residual;           /* [V]; the same */
+    size_t *members, *starts;   /* CTF: codes by label [K], where each label's begin [n_coarse + 1] */
+    double *hidden;             /* CTF: [N][fine_dim] */
+    double *fine_logits;        /* CTF: [chunk][K] */
+    size_t chunk;               /* CTF: tokens whose fine logits are held at once */
+    int64_t *fine;              /* CTF: [N] codes of one image */
+} generation;
+
+/* a * b, or SIZE_MAX, which tsar_alloc refuses for elements of more than one byte. */
+static size_t product(size_t a, size_t b)
+{
+    return b > 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b;
+}
+
+/* Images whose keys and values fit into MOST_KV_BYTES, at least 1: a sequence takes
+ * 2 * n_layer * positions * n_kv_head * head_dim doubles. */
+static size_t batch_size(const generation *g, size_t images)
+{
+    const tsar_stack *gpt = &g->model->gpt;
+    double bytes = 0;
+    size_t batch = 1;
+    for (size_t branch = 0; branch < g->branches; branch++)
+        bytes += 2.0 * (double)gpt->n_layer * (double)(tsar_prompt_length(g->model, &g->prompt[branch]) + g->n) *
+                 (double)gpt->n_kv_head * (double)gpt->head_dim * (double)sizeof(double);
+    while (batch < MOST_IMAGES && batch < images && (double)(batch + 1) * bytes <= MOST_KV_BYTES)
+        batch++;
+    return batch;
+}
+
+/* Sorts the codes by label, so that stage two walks only the members of a cluster. */
+static tsar_status index_clusters(generation *g, tsar_error *err)
+{
+    const tsar_config *config = &g->model->config;
+    const int64_t *cluster_of = g->model->cluster_of;
+    const size_t K = config->codebook_size, labels = config->n_coarse;
+    for (size_t code = 0; code < K; code++) {
+        if (cluster_of[code] < 0 || (uint64_t)cluster_of[code] >= labels)
+            return tsar_fail(err, TSAR_INPUT, "ctf.cluster_of gives code %zu the label %ld; labels are 0 ... %zu", code,
+                             (long)cluster_of[code], (labels - 1));
+        g->starts[cluster_of[code] + 1]++;
+    }
+    for (size_t label = 0; label < labels; label++) {
+        if (g->starts[label + 1] == 0)
+            return tsar_fail(err, TSAR_INPUT, "label %zu has no codes in ctf.cluster_of; cluster the codebook anew", label);
+        g->starts[label + 1] += g->starts[label];
+    }
+    for (size_t code = K; code-- > 0;) /* downwards, so that members ascend; starts moves from each end to each begin */
+        g->members[--g->starts[cluster_of[code] + 1]] = code;
+    for (size_t label = 0; label < labels; label++)
+        g->starts[label] = g->starts[label + 1];
+    g->starts[labels] = K;
+    return TSAR_OK;
+}
+
+/* What CTF's second stage needs beside the first. */
+static tsar_status open_fine(generation *g, tsar_error *err)
+{
+    const tsar_config *config = &g->model->config;
+    const size_t K = config->codebook_size;
+    if (!config->has_fine || g->model->cluster_of == NULL)
+        return tsar_fail(err, TSAR_INPUT,
+                         "the model predicts %zu coarse labels but has no %s, which turns them into codes; "
+                         "add the fine stage to the model file",
+                         config->n_coarse, config->has_fine ? "ctf.cluster_of" : "fine.* part");
+    g->chunk = FINE_CHUNK / K > 0 ? FINE_CHUNK / K : 1;
+    if (g->chunk > g->N)
+        g->chunk = g->N;
+    if ((g->members = tsar_alloc(K, sizeof *g->members, "the codes of each label", err)) == NULL ||
+        (g->starts = tsar_alloc(product(config->n_coarse + 1, 1), sizeof *g->starts, "the codes of each label", err)) == NULL ||
+        (g->hidden = tsar_alloc(product(g->N, config->fine_dim), sizeof *g->hidden, "the fine stage", err)) == NULL ||
+        (g->fine_logits = tsar_alloc(product(g->chunk, K), sizeof *g->fine_logits, "the fine stage's logits", err)) == NULL ||
+        (g->fine = tsar_alloc(g->N, sizeof *g->fine, "fine codes", err)) == NULL)
+        return TSAR_ROOM;
+    return index_clusters(g, err);
+}
+
+static tsar_status generation_open(generation *g, const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings,
+                                   size_t images, tsar_error *err)
+{
+    const tsar_config *config = &model->config;
+    const int adaptive = settings->order == TSAR_ZIPAR_ADAPTIVE;
+    memset(g, 0, sizeof *g);
+    g->model = model;
+    g->settings = settings;
+    g->prompt[0] = g->prompt[1] = *prompt;
+    g->prompt[1].unconditional = 1;
+    g->branches = settings->cfg > 1 ? 2 : 1;
+    g->rows = config->rows;
+    g->columns = config->columns;
+    g->n = config->tokens;
+    g->side = config->shuffle;
+    g->slots = g->side * g->side;
+    g->V = config->vocab;
+    g->N = config->grid_h * config->grid_w;
+    g->width = order_width(settings, g->rows, g->columns);
+    g->batch = batch_size(g, images);
+
+    const size_t B = g->batch, Bn = product(B, g->n), K = config->codebook_size, token = product(g->slots, g->V);
+    if ((g->codes = tsar_alloc(product(Bn, g->slots), sizeof *g->codes, "codes", err)) == NULL ||
+        (g->picture = tsar_alloc(product(B, g->N), sizeof *g->picture, "codes", err)) == NULL ||
+        (g->step_of = tsar_alloc(Bn, sizeof *g->step_of, "the order of tokens", err)) == NULL ||
+        (g->fed = tsar_alloc(Bn, sizeof *g->fed, "the order of tokens", err)) == NULL ||
+        (g->decoded = tsar_alloc(B, sizeof *g->decoded, "the order of tokens", err)) == NULL ||
+        (g->next = tsar_alloc(product(B, g->width), sizeof *g->next, "the order of tokens", err)) == NULL ||
+        (g->n_next = tsar_alloc(B, sizeof *g->n_next, "the order of tokens", err)) == NULL ||
+        (g->feed = tsar_alloc(product(B * g->branches * 2, g->width), sizeof *g->feed, "the rows of a pass", err)) == NULL ||
+        (g->logits = tsar_alloc(product(product(g->branches * B, g->width), token), sizeof *g->logits, "logits", err)) == NULL ||
+        (g->scratch = tsar_alloc(g->V > K ? g->V : K, sizeof *g->scratch, "sampling", err)) == NULL ||
+        (g->lag = tsar_alloc(product(B, g->rows), sizeof *g->lag, "the order of tokens", err)) == NULL ||
+        (g->evaluations = tsar_alloc(B, sizeof *g->evaluations, "the order of tokens", err)) == NULL ||
+        (adaptive && (g->before = tsar_alloc(product(B, token), sizeof *g->before, "candidates", err)) == NULL) ||
+        (adaptive && (g->residual = tsar_alloc(g->V, sizeof *g->residual, "candidates", err)) == NULL))
+        return TSAR_ROOM;
+    if (config->n_coarse > 0) {
+        const tsar_status status = open_fine(g, err);
+        if (status != TSAR_OK)
+            return status;
+    }
+    return tsar_state_open(&g->state, model, B * g->branches, err);
+}
+
+static void generation_close(generation *g)
+{
+    tsar_state_close(g->state);
+    tsar_free(g->codes);
+    tsar_free(g->picture);
+    tsar_free(g->step_of);
+    tsar_free(g->fed);
+    tsar_free(g->decoded);
+    tsar_free(g->next);
+    tsar_free(g->n_next);
+    tsar_free(g->feed);
+    tsar_free(g->logits);
+    tsar_free(g->scratch);
+    tsar_free(g->lag);
+    tsar_free(g->evaluations);
+    tsar_free(g->before);
+    tsar_free(g->residual);
+    tsar_free(g->members);
+    tsar_free(g->starts);
+    tsar_free(g->hidden);
+    tsar_free(g->fine_logits);
+    tsar_free(g->fine);
+}
+
+/* Logits [s*s][V] of the k-th token that this pass predicts of image b. */
+static double *logits_of(const generation *g, size_t branch, size_t b, size_t k)
+{
+    return g->logits + ((branch * g->batch + b) * g->width + k) * g->slots * g->V;
+}
+
+/* The random number of one code of fused token t (SPEC 1.5). */
+static double uniform_at(const generation *g, size_t image, size_t t, size_t slot, int purpose, size_t attempt)
+{
+    return tsar_uniform(g->settings->seed, image, t / g->columns, t % g->columns, slot, (uint64_t)purpose, attempt);
+}
+
+/* One index from logits [V], which become probabilities unless the choice is greedy. */
+static size_t choose(const generation *g, double *logits, size_t V, double u)
+{
+    if (g->settings->greedy)
+        return tsar_argmax(logits, V);
+    tsar_probabilities(logits, V, g->settings, g->scratch);
+    return tsar_draw(logits, V, u);
+}
+
+/* The rows of image b in the next pass, ascending. A row at place t predicts token t+1. It is fed with token t itself, and
+ * kept, as soon as that is decoded; a prediction that is wanted earlier is made by a stand-in, the last decoded token
+ * before that place, which is forgotten after the pass (SPEC 6). The last token of the image predicts nothing and is never fed.
+ * Guidance covers the first tokens of the raster order, so a place whose prediction it does not cover is seen by none
+ * that it does: the unconditional sequence skips it. Returns the number of rows. */
+static size_t feed_image(const generation *g, size_t b, tsar_feed *feed)
+{
+    const int64_t *step_of = g->step_of + b * g->n;
+    unsigned char *fed = g->fed + b * g->n;
+    const size_t *next = g->next + b * g->width;
+    size_t count = 0, k = 0;
+    for (size_t t = 0; t + 1 < g->n; t++) {
+        const int wanted = k < g->n_next[b] && next[k] == t + 1;
+        const int keep = step_of[t] >= 0;
+        size_t source = t;
+        if (!wanted && !(keep && !fed[t]))
+            continue;
+        while (source > 0 && step_of[source] < 0)
+            source--;
+        for (size_t branch = 0; branch < g->branches; branch++) {
+            tsar_feed *row = &feed[count];
+            if (branch == 1 && !(tsar_cfg_scale(g->settings, t + 1, g->n) > 0))
+                continue;
+            row->sequence = g->branches * b + branch;
+            row->token = t;
+            row->codes = g->codes + (b * g->n + source) * g->slots;
+            row->keep = keep;
+            row->logits = wanted ? logits_of(g, branch, b, k) : NULL;
+            count++;
+        }
+        if (keep)
+            fed[t] = 1;
+        k += (size_t)wanted;
+    }
+    return count;
+}
+
+/* Runs the transformer for everything that this pass predicts: the prompts in pass 0, one forward call in every other. */
+static tsar_status run_pass(const generation *g, size_t images, size_t pass, tsar_error *err)
+{
+    size_t rows = 0;
+    if (pass > 0) {
+        for (size_t b = 0; b < images; b++)
+            rows += feed_image(g, b, g->feed + rows);
+        return tsar_forward(g->state, g->feed, rows, err);
+    }
+    for (size_t b = 0; b < images; b++)
+        for (size_t branch = 0; branch < g->branches; branch++) {
+            const tsar_status status =
+                tsar_prefill(g->state, g->branches * b + branch, &g->prompt[branch], logits_of(g, branch, b, 0), err);
+            if (status != TSAR_OK)
+                return status;
+        }
+    return TSAR_OK;
+}
+
+/* Takes the codes of token t of image b as final: decoded in pass `pass`. */
+static void settle(generation *g, size_t b, size_t t, size_t pass)
+{
+    const int64_t *codes = g->codes + (b * g->n + t) * g->slots;
+    const size_t y = t / g->columns * g->side, x = t % g->columns * g->side, gw = g->columns * g->side;
+    for (size_t slot = 0; slot < g->slots; slot++)
+        g->picture[b * g->N + (y + slot / g->side) * gw + x + slot % g->side] = codes[slot];
+    g->step_of[b * g->n + t] = (int64_t)pass;
+    g->decoded[b]++;
+}
+
+/* One evaluation of the adaptive order's candidate: token t, the first of a row, from logits [s*s][V], which become p_k
+ * (SPEC 6). The first evaluation draws it; each later one tests every code of it against the distribution before, so that
+ * each code is then a draw from p_k (tsar_adapt). Returns whether the candidate outlived a test as a whole. In greedy decoding
+ * p is 1 at the maximum and 0 elsewhere: a code outlives a test if the maximum has not moved. */
+static int evaluate_candidate(generation *g, size_t b, size_t image, size_t t, double *logits)
+{
+    int64_t *codes = g->codes + (b * g->n + t) * g->slots;
+    const size_t V = g->V, evaluation = g->evaluations[b]++;
+    int outlived = evaluation > 0;
+    for (size_t slot = 0; slot < g->slots; slot++) {
+        double *q = logits + slot * V, *p = g->before + (b * g->slots + slot) * V;
+        const size_t candidate = (size_t)codes[slot];
+        size_t code;
+        if (evaluation == 0 || g->settings->greedy)
+            code = choose(g, q, V, uniform_at(g, image, t, slot, TSAR_DRAW, 0));
+        else {
+            const double accept = uniform_at(g, image, t, slot, TSAR_ACCEPT, evaluation - 1);
+            const double replace = uniform_at(g, image, t, slot, TSAR_REPLACE, evaluation - 1);
+            tsar_probabilities(q, V, g->settings, g->scratch);
+            code = tsar_adapt(candidate, p, q, g->residual, V, accept, replace);
+        }
+        if (code != candidate)
+            outlived = 0;
+        memcpy(p, q, V * sizeof *p);
+        codes[slot] = (int64_t)code;
+    }
+    return outlived;
+}
+
+/* Decides the k-th token that this pass predicted of image b, whose counter is `image`. */
+static tsar_status decide(generation *g, size_t b, size_t image, size_t k, size_t pass, const tsar_result *result, tsar_error *err)
+{
+    const size_t t = g->next[b * g->width + k], V = g->V, count = g->slots * V;
+    const double scale = tsar_cfg_scale(g->settings, t, g->n);
+    int64_t *codes = g->codes + (b * g->n + t) * g->slots;
+    double *logits = logits_of(g, 0, b, k);
+    size_t row, above;
+    int complete;
+    if (scale > 0)
+        tsar_guide(logits, logits_of(g, 1, b, k), count, scale);
+    for (size_t i = 0; i < count; i++)
+        if (!(fabs(logits[i]) < INFINITY))
+            return tsar_fail(err, TSAR_INPUT, "the logits of fused token %zu are not finite; the model's weights are out of range",
+                             t);
+    if (result->logits != NULL)
+        memcpy(result->logits + (image * g->n + t) * count, logits, count * sizeof *logits);
+
+    if (order_tests(g->settings, g->columns, g->step_of + b * g->n, (int64_t)pass, t, &row, &above, &complete)) {
+        if (!evaluate_candidate(g, b, image, t, logits) && !complete)
+            return TSAR_OK;
+        g->lag[b * g->rows + row] = above;
+        g->evaluations[b] = 0;
+    } else
+        for (size_t slot = 0; slot < g->slots; slot++)
+            codes[slot] = (int64_t)choose(g, logits + slot * V, V, uniform_at(g, image, t, slot, TSAR_DRAW, 0));
+    settle(g, b, t, pass);
+    return TSAR_OK;
+}
+
+/* Tells the caller where images first ... first+images-1 are. */
+static tsar_status report(const generation *g, size_t first, size_t images, size_t pass, int fine, tsar_progress_fn progress,
+                          void *context, tsar_error *err)
+{
+    tsar_progress now;
+    if (progress == NULL)
+        return TSAR_OK;
+    now.first_image = first;
+    now.images = images;
+    now.pass = pass;
+    now.tokens = now.decoded = g->n;
+    for (size_t b = 0; b < images; b++)
+        if (g->decoded[b] < now.decoded)
+            now.decoded = g->decoded[b];
+    now.fine = fine;
+    now.codes = g->picture;
+    return progress(context, &now, err);
+}
+
+/* CTF's second stage for image b: labels of the picture become codes, each drawn on its own from the fine logits of its cluster's
+ * members, in ascending order of their codes (ours: the mask). Temperature, top-k and top-p apply within the
+ * cluster, guidance does not (ours); the only member of a cluster needs no draw. */
+static tsar_status refine(generation *g, size_t b, size_t image, tsar_error *err)
+{
+    const size_t K = g->model->config.codebook_size, gw = g->columns * g->side;
+    int64_t *labels = g->picture + b * g->N;
+    tsar_status status = tsar_fine_hidden(g->model, labels, g->hidden, NULL, err);
+    for (size_t first = 0; status == TSAR_OK && first < g->N; first += g->chunk) {
+        const size_t count = g->chunk < g->N - first ? g->chunk : g->N - first;
+        status = tsar_fine_logits(g->model, g->hidden, first, count, g->fine_logits, err);
+        for (size_t i = first; status == TSAR_OK && i < first + count; i++) {
+            const size_t y = i / gw, x = i % gw, t = y / g->side * g->columns + x / g->side;
+            const size_t slot = y % g->side * g->side + x % g->side;
+            const size_t *members = g->members + g->starts[labels[i]];
+            const size_t m = g->starts[labels[i] + 1] - g->starts[labels[i]];
+            double *logits = g->fine_logits + (i - first) * K;
+            int finite = 1;
+            for (size_t j = 0; j < m; j++) { /* members[j] >= j: nothing is overwritten before it is read */
+                logits[j] = logits[members[j]];
+                finite &= fabs(logits[j]) < INFINITY;
+            }
+            if (!finite)
+                status = tsar_fail(err, TSAR_INPUT, "the fine logits of token %zu are not finite; the model's weights are out of range",
+                                   i);
+            else
+                g->fine[i] = (int64_t)members[m == 1 ? 0 : choose(g, logits, m, uniform_at(g, image, t, slot, TSAR_FINE, 0))];
+        }
+    }
+    if (status == TSAR_OK)
+        memcpy(labels, g->fine, g->N * sizeof *labels);
+    return status;
+}
+
+/* Gives the caller images first ... first+images-1: the labels of stage one if `labels`, else codes and all the rest. */
+static void deliver(const generation *g, size_t first, size_t images, int labels, tsar_result *result)
+{
+    int64_t *codes = labels ? result->coarse : result->codes;
+    if (codes != NULL)
+        memcpy(codes + first * g->N, g->picture, images * g->N * sizeof *codes);
+    if (labels)
+        return;
+    if (result->step_of != NULL)
+        memcpy(result->step_of + first * g->n, g->step_of, images * g->n * sizeof *g->step_of);
+    for (size_t b = 0; b < images && result->passes != NULL; b++) {
+        int64_t last = 0;
+        for (size_t t = 0; t < g->n; t++)
+            if (g->step_of[b * g->n + t] > last)
+                last = g->step_of[b * g->n + t];
+        result->passes[first + b] = (size_t)last + 1;
+    }
+}
+
+/* Decodes images first ... first+images-1 side by side, every pass one call of the transformer; then CTF's second stage. */
+static tsar_status generate_batch(generation *g, size_t first, size_t images, tsar_result *result, tsar_progress_fn progress,
+                                  void *context, tsar_error *err)
+{
+    const int ctf = g->model->config.n_coarse > 0;
+    tsar_status status = TSAR_OK;
+    size_t pass = 0, predicted;
+    memset(g->fed, 0, g->batch * g->n * sizeof *g->fed);
+    for (size_t i = 0; i < g->batch * g->n; i++)
+        g->step_of[i] = -1;
+    for (size_t i = 0; i < g->batch * g->N; i++)
+        g->picture[i] = -1;
+    for (size_t i = 0; i < g->batch * g->rows; i++)
+        g->lag[i] = SIZE_MAX;
+    for (size_t b = 0; b < g->batch; b++)
+        g->decoded[b] = g->evaluations[b] = 0;
+
+    for (;; pass++) {
+        predicted = 0;
+        for (size_t b = 0; b < images; b++)
+            predicted += g->n_next[b] = tsar_order_next(g->settings, g->rows, g->columns, g->step_of + b * g->n,
+                                                        g->lag + b * g->rows, g->next + b * g->width);
+        if (predicted == 0)
+            break;
+        status = run_pass(g, images, pass, err);
+        for (size_t b = 0; b < images; b++)
+            for (size_t k = 0; status == TSAR_OK && k < g->n_next[b]; k++)
+                status = decide(g, b, first + b, k, pass, result, err);
+        if (status == TSAR_OK)
+            status = report(g, first, images, pass, 0, progress, context, err);
+        if (status != TSAR_OK)
+            return status;
+    }
+    if (ctf) {
+        deliver(g, first, images, 1, result);
+        for (size_t b = 0; status == TSAR_OK && b < images; b++)
+            status = refine(g, b, first + b, err);
+        if (status == TSAR_OK)
+            status = report(g, first, images, pass, 1, progress, context, err);
+    }
+    if (status == TSAR_OK)
+        deliver(g, first, images, 0, result);
+    return status;
+}
+
+tsar_status tsar_generate(const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, size_t images,
+                          tsar_result *result, tsar_progress_fn progress, void *context, tsar_error *err)
+{
+    generation g;
+    tsar_status status;
+    if (!model->config.has_gpt)
+        return tsar_fail(err, TSAR_INPUT, "the model has no gpt.* part, so it cannot generate; use a model file with a transformer");
+    if ((status = tsar_settings_check(settings, err)) != TSAR_OK || (status = tsar_prompt_check(model, prompt, err)) != TSAR_OK)
+        return status;
+    status = generation_open(&g, model, prompt, settings, images, err);
+    for (size_t first = 0; status == TSAR_OK && first < images; first += g.batch) {
+        const size_t count = g.batch < images - first ? g.batch : images - first;
+        status = generate_batch(&g, first, count, result, progress, context, err);
+    }
+    generation_close(&g);
+    return status;
+}
