@@ -1,0 +1,225 @@
+/* The same bits everywhere (SPEC 1): runs small synthetic models through every part of tsar and prints one digest for
+ * each tensor. With a file of expected digests (tests/digests.txt) it compares instead, so that any compiler, flag and
+ * CPU can be checked in a minute:
+ *
+ *     bits > tests/digests.txt             records
+ *     bits tests/digests.txt [THREADS]     compares; prints what differs and `N passed, N failed`
+ *
+ * A digest is FNV-1a-64 over the little-endian bytes of the elements. */
+#include "../tsar.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct {
+    FILE *expected; /* NULL: print */
+    size_t passed, failed;
+    char group[32];
+} run;
+
+static uint64_t fnv(uint64_t hash, uint64_t word, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i++) hash = (hash ^ (word >> 8 * i & 0xFF)) * 0x100000001B3u;
+    return hash;
+}
+
+static uint64_t digest(tsar_dtype dtype, size_t count, const void *data)
+{
+    uint64_t hash = 0xCBF29CE484222325u;
+    for (size_t i = 0; i < count; i++) {
+        uint64_t word = 0;
+        if (dtype == TSAR_U8) word = ((const uint8_t *)data)[i];
+        else if (dtype == TSAR_I64) word = (uint64_t)((const int64_t *)data)[i];
+        else memcpy(&word, (const double *)data + i, 8);
+        hash = fnv(hash, word, tsar_dtype_size(dtype));
+    }
+    return hash;
+}
+
+static void record(const char *name, uint64_t value)
+{
+    char line[256], wanted[256];
+    snprintf(line, sizeof line, "%s %s %016" PRIx64 "\n", run.group, name, value);
+    if (!run.expected) {
+        fputs(line, stdout);
+        return;
+    }
+    if (!fgets(wanted, sizeof wanted, run.expected)) wanted[0] = '\0';
+    if (strcmp(line, wanted) == 0) run.passed++;
+    else if (run.failed++ < 10) printf("FAILED here %sexpected    %s", line, wanted[0] ? wanted : "(nothing)\n");
+}
+
+static tsar_status put(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, const void *data, tsar_error *err)
+{
+    size_t count = 1;
+    (void)context, (void)err;
+    for (size_t i = 0; i < rank; i++) count *= shape[i];
+    record(name, digest(dtype, count, data));
+    return TSAR_OK;
+}
+
+static void require(tsar_status status, const tsar_error *err)
+{
+    if (status == TSAR_OK) return;
+    fprintf(stderr, "bits: %s\n", err->text);
+    exit(1);
+}
+
+/* A synthetic model from "key=value key=value ...", synthesised into a file in the current directory. */
+static tsar_model *synthesise(const char *settings, tsar_dtype dtype, size_t threads)
+{
+    static const char path[] = "bits.tmp.safetensors";
+    char text[512];
+    const char *keys[40], *values[40];
+    size_t n = 0;
+    tsar_error err = { "" };
+    tsar_model *model;
+    snprintf(text, sizeof text, "%s", settings);
+    for (char *word = strtok(text, " "); word; word = strtok(NULL, " ")) {
+        char *equals = strchr(word, '=');
+        *equals = '\0';
+        keys[n] = word;
+        values[n++] = equals + 1;
+    }
+    require(tsar_synth(path, keys, values, n, dtype, &err), &err);
+    require(tsar_model_open(&model, path, threads, &err), &err);
+    remove(path);
+    return model;
+}
+
+/* Codes, labels, pixels: any fixed numbers below n. */
+static int64_t pick(size_t i, size_t n) { return (int64_t)(tsar_mix(i + 1) % n); }
+
+static void trace_gpt(const tsar_model *m, const tsar_prompt *prompt)
+{
+    const size_t N = m->config.grid_h * m->config.grid_w;
+    const tsar_sink sink = { put, NULL };
+    tsar_error err = { "" };
+    int64_t *codes = tsar_alloc(N, sizeof *codes, "codes", &err);
+    for (size_t i = 0; i < N; i++) codes[i] = pick(i, m->config.vocab);
+    require(tsar_gpt_trace(m, prompt, codes, &sink, &err), &err);
+    tsar_free(codes);
+}
+
+static void generate(const tsar_model *m, const tsar_prompt *prompt, const char *order, size_t images)
+{
+    const size_t N = m->config.grid_h * m->config.grid_w, n = m->config.tokens;
+    const size_t V = m->config.vocab, s2 = m->config.shuffle * m->config.shuffle;
+    tsar_error err = { "" };
+    tsar_result result = { NULL, NULL, NULL, NULL, NULL };
+    tsar_settings settings = tsar_settings_default(m);
+    settings.seed = 42;
+    settings.temperature = 0.9;
+    settings.top_k = 40;
+    settings.top_p = 0.95;
+    settings.cfg = 3.0;
+    require(tsar_order_parse(&settings, order, &err), &err);
+    result.codes = tsar_alloc(images * N, sizeof(int64_t), "codes", &err);
+    result.step_of = tsar_alloc(images * n, sizeof(int64_t), "steps", &err);
+    result.logits = tsar_alloc(images * n * s2 * V, sizeof(double), "logits", &err);
+    require(tsar_generate(m, prompt, &settings, images, &result, NULL, NULL, &err), &err);
+    record("codes", digest(TSAR_I64, images * N, result.codes));
+    record("step_of", digest(TSAR_I64, images * n, result.step_of));
+    record("logits", digest(TSAR_F64, images * n * s2 * V, result.logits));
+    tsar_free(result.codes);
+    tsar_free(result.step_of);
+    tsar_free(result.logits);
+}
+
+static void token_shuffle(size_t threads)
+{
+    static const int64_t text[] = { 0, 7, 12, 30, 5, 1 };
+    const tsar_prompt prompt = { text, 6, 0, NULL, NULL, 0 };
+    tsar_model *m = synthesise("arch=token-shuffle dim=72 n_layer=2 n_head=6 n_kv_head=2 ffn_hidden=100 norm_eps=1e-5 rope=1d "
+                               "text_vocab=40 codebook_size=90 grid_h=9 grid_w=12 shuffle=3 shuffle_blocks=2 shuffle_hidden=50 seed=3", TSAR_F32, threads);
+    strcpy(run.group, "token-shuffle-s3");
+    trace_gpt(m, &prompt);
+    generate(m, &prompt, "raster", 2);
+    generate(m, &prompt, "zipar:2", 1);
+    generate(m, &prompt, "zipar-adaptive:1", 2);
+    tsar_model_close(m);
+    m = synthesise("arch=token-shuffle dim=64 n_layer=2 n_head=4 n_kv_head=4 ffn_hidden=96 norm_eps=1e-5 rope=1d "
+                   "text_vocab=40 codebook_size=90 n_coarse=12 grid_h=4 grid_w=6 shuffle=1 seed=4 "
+                   "fine_dim=48 fine_n_layer=2 fine_n_head=4 fine_ffn_hidden=80", TSAR_BF16, threads);
+    strcpy(run.group, "coarse-to-fine");
+    trace_gpt(m, &prompt);
+    generate(m, &prompt, "zipar:2,first-row", 1);
+    tsar_model_close(m);
+}
+
+static void llamagen(size_t threads)
+{
+    double caption[5 * 20], mask[5] = { 0, 1, 1, 1, 0 };
+    tsar_prompt prompt = { NULL, 0, 3, caption, mask, 0 };
+    tsar_model *m = synthesise("arch=llamagen-c2i dim=48 n_layer=2 n_head=4 n_kv_head=4 ffn_hidden=130 norm_eps=1e-5 rope=2d "
+                               "codebook_size=70 grid_h=4 grid_w=5 cond_tokens=1 num_classes=7 seed=5", TSAR_F16, threads);
+    strcpy(run.group, "llamagen-c2i");
+    trace_gpt(m, &prompt);
+    generate(m, &prompt, "raster", 1);
+    tsar_model_close(m);
+    for (size_t i = 0; i < sizeof caption / sizeof *caption; i++) caption[i] = (double)pick(i, 201) / 100.0 - 1.0;
+    m = synthesise("arch=llamagen-t2i dim=48 n_layer=2 n_head=4 n_kv_head=4 ffn_hidden=130 norm_eps=1e-5 rope=2d "
+                   "codebook_size=70 grid_h=4 grid_w=5 cond_tokens=5 caption_dim=20 seed=6", TSAR_F32, threads);
+    strcpy(run.group, "llamagen-t2i");
+    trace_gpt(m, &prompt);
+    generate(m, &prompt, "raster", 1);
+    tsar_model_close(m);
+}
+
+static void tokenizer(size_t threads)
+{
+    const size_t H = 24, W = 16;
+    const tsar_sink sink = { put, NULL };
+    uint8_t picture[24 * 16 * 3];
+    int64_t codes[6 * 4];
+    tsar_error err = { "" };
+    tsar_model *m = synthesise("vq_ch=24 vq_ch_mult=1,2,2 vq_res_blocks=1 vq_z_channels=20 vq_embed_dim=6 vq_l2_norm=1 vq_groups=12 "
+                               "codebook_size=50 grid_h=6 grid_w=4 seed=7", TSAR_F32, threads);
+    strcpy(run.group, "tokenizer");
+    for (size_t i = 0; i < sizeof picture; i++) picture[i] = (uint8_t)pick(i, 256);
+    require(tsar_vq_encode(m, picture, H, W, codes, &sink, &err), &err);
+    require(tsar_vq_decode(m, codes, H / 4, W / 4, picture, &sink, &err), &err);
+    record("pixels", digest(TSAR_U8, sizeof picture, picture));
+    tsar_model_close(m);
+}
+
+static void functions(void)
+{
+    uint64_t hash[5] = { 0, 0, 0, 0, 0 };
+    for (size_t i = 0; i < 20000; i++) {
+        double u = tsar_uniform(1, i, 0, 0, 0, 0, 0);
+        const double y[5] = { tsar_exp(1500.0 * u - 760.0), tsar_log(u * 1e3), tsar_sin(u * 1e4 - 5e3), tsar_cos(u * 1e6), tsar_pow(10000.0, -u) };
+        for (size_t f = 0; f < 5; f++) {
+            uint64_t word;
+            memcpy(&word, &y[f], 8);
+            hash[f] = fnv(hash[f], word, 8);
+        }
+    }
+    strcpy(run.group, "functions");
+    record("exp", hash[0]);
+    record("log", hash[1]);
+    record("sin", hash[2]);
+    record("cos", hash[3]);
+    record("pow", hash[4]);
+}
+
+int main(int argc, char **argv)
+{
+    const size_t threads = argc > 2 ? (size_t)strtoul(argv[2], NULL, 10) : 1;
+    tsar_error err = { "" };
+    require(tsar_self_check(&err), &err);
+    if (argc > 1 && !(run.expected = fopen(argv[1], "r"))) {
+        fprintf(stderr, "bits: cannot open %s\n", argv[1]);
+        return 1;
+    }
+    functions();
+    tokenizer(threads);
+    llamagen(threads);
+    token_shuffle(threads);
+    if (!run.expected) return 0;
+    fclose(run.expected);
+    printf("%zu passed, %zu failed\n", run.passed, run.failed);
+    return run.failed != 0;
+}
