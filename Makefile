@@ -1,0 +1,125 @@
+# tsar: see README.md. Targets: all (default), deps, test, test-cpus, bench, fuzz, install, clean, digests.
+#
+#   make                  tuned for this machine
+#   make PORTABLE=1       for any CPU of the architecture
+#   make OMP=1            with OpenMP (--threads N)
+#   make NO_PNG=1         without stb_image_write.h: pictures are written as PPM
+#   CC, CFLAGS, LDFLAGS, PREFIX, DESTDIR are respected; the flags on which the numbers depend are added in every case.
+
+PREFIX ?= /usr/local
+DATADIR = $(PREFIX)/share/tsar
+CFLAGS ?= -O3
+BUILD ?= .build
+
+# ---- flags ------------------------------------------------------------------------------------------------------------
+
+# $(call accepted,FLAG): FLAG if this compiler takes it.
+accepted = $(shell printf 'int main(void){return 0;}' >.flag.$$$$.c; $(CC) -Werror $(1) -c .flag.$$$$.c -o .flag.$$$$.o >/dev/null 2>&1 && echo '$(1)'; rm -f .flag.$$$$.c .flag.$$$$.o)
+
+NUMBERS := -std=c99 $(call accepted,-ffp-contract=off) $(call accepted,-fno-fast-math)
+WARNINGS := -pedantic -Wall -Wextra -Wshadow -Wconversion
+ifndef PORTABLE
+TUNING := $(call accepted,-march=native) $(call accepted,-mprefer-vector-width=512)
+endif
+ifdef OMP
+OPENMP := -fopenmp
+endif
+ifdef NO_PNG
+PNG := -DTSAR_NO_PNG
+else
+STB := $(firstword $(foreach dir,$(STB_INCLUDE) /usr/include/stb /usr/local/include/stb /opt/homebrew/include/stb /usr/include /usr/local/include,$(if $(wildcard $(dir)/stb_image_write.h),$(dir))))
+PNG := $(if $(STB),-isystem $(STB))
+endif
+ALL_CFLAGS = $(TUNING) $(CFLAGS) $(NUMBERS) $(WARNINGS) $(OPENMP) -D_FILE_OFFSET_BITS=64
+
+# ---- what is built ----------------------------------------------------------------------------------------------------
+
+LIBRARY := tsar.c vq.c sampler.c weights/safetensors.c weights/model.c weights/text.c weights/image.c \
+           weights/import.c weights/checkpoint.c weights/zip.c weights/pickle.c weights/npy.c \
+           weights/cluster.c weights/info.c tests/verify.c tests/selfcheck.c tests/bench.c
+OBJECTS := $(LIBRARY:%.c=$(BUILD)/%.o)
+TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+
+all: tsar libtsar.a tsar.1 tsar.pc
+
+$(BUILD)/tsar: $(BUILD)/main.o $(BUILD)/libtsar.a
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lm
+
+$(BUILD)/libtsar.a: $(OBJECTS)
+	@rm -f $@
+	$(AR) rcs $@ $(OBJECTS)
+
+# The results stand at the top level, whichever build directory they come from.
+tsar libtsar.a: %: $(BUILD)/% FORCE
+	@cmp -s $< $@ || cp $< $@
+
+$(BUILD)/%.o: %.c tsar.h $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -DTSAR_DATADIR='"$(DATADIR)"' $(EXTRA_$*) -c $< -o $@
+
+$(BUILD)/weights/image.o: EXTRA_weights/image = $(PNG)
+$(BUILD)/weights/image.o: | png-header
+
+# Everything is built again when the compiler or a flag changes.
+$(BUILD)/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(CC) $(ALL_CFLAGS) $(PNG) $(DATADIR)' | cmp -s - $@ || echo '$(CC) $(ALL_CFLAGS) $(PNG) $(DATADIR)' >$@
+
+png-header:
+ifndef NO_PNG
+	@test -n '$(STB)' || { echo 'tsar needs stb_image_write.h to write PNG: run "make deps", or give STB_INCLUDE=DIR, or build with NO_PNG=1 (PPM only)' >&2; exit 1; }
+endif
+
+tsar.1: tsar
+	./tsar --man >$@.tmp && mv $@.tmp $@
+
+tsar.pc: Makefile
+	@printf 'prefix=%s\nName: tsar\nDescription: Token-Shuffle autoregressive image generation, the reference in C99\nVersion: %s\nCflags: -I$${prefix}/include\nLibs: -L$${prefix}/lib -ltsar -lm\n' \
+	    '$(PREFIX)' "$$(sed -n 's/^#define TSAR_VERSION "\(.*\)"/\1/p' tsar.h)" >$@
+
+deps:
+	@if [ -n '$(STB)' ]; then echo 'stb_image_write.h is there: nothing to install'; \
+	elif command -v apt-get >/dev/null 2>&1; then \
+	    if [ "$$(id -u)" = 0 ]; then apt-get update -q && apt-get install -y -q libstb-dev; else sudo apt-get update -q && sudo apt-get install -y -q libstb-dev; fi; \
+	else echo 'install the single header stb_image_write.h (package stb or libstb-dev of your system), or build with: make NO_PNG=1'; fi
+
+install: all
+	mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(DATADIR)
+	cp tsar $(DESTDIR)$(PREFIX)/bin/
+	cp libtsar.a $(DESTDIR)$(PREFIX)/lib/
+	cp tsar.pc $(DESTDIR)$(PREFIX)/lib/pkgconfig/
+	cp tsar.h $(DESTDIR)$(PREFIX)/include/
+	cp tsar.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+	for f in weights/*.safetensors; do if [ -f "$$f" ]; then cp "$$f" $(DESTDIR)$(DATADIR)/; fi; done
+
+# ---- tests ------------------------------------------------------------------------------------------------------------
+
+# The comparison with MPFR is made where the library is installed.
+MPFR := $(shell printf '\#include <mpfr.h>\nint main(void){return 0;}' >.mpfr.$$$$.c; $(CC) .mpfr.$$$$.c -o .mpfr.$$$$.out -lmpfr -lgmp >/dev/null 2>&1 && echo yes; rm -f .mpfr.$$$$.c .mpfr.$$$$.out)
+$(BUILD)/tests/test_math: TEST_FLAGS = $(if $(MPFR),-DHAVE_MPFR)
+$(BUILD)/tests/test_math: TEST_LIBS = $(if $(MPFR),-lmpfr -lgmp)
+
+$(BUILD)/tests/%: tests/%.c tests/test.h $(BUILD)/libtsar.a
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(TEST_FLAGS) $(LDFLAGS) -o $@ $< $(BUILD)/libtsar.a $(TEST_LIBS) -lm
+
+test: all $(TESTS) $(BUILD)/tests/bits
+	BUILD=$(BUILD) sh tests/run.sh
+
+test-cpus:
+	sh tests/cpus.sh
+
+digests: $(BUILD)/tests/bits
+	$(BUILD)/tests/bits >tests/digests.txt
+
+bench: tsar
+	./tsar bench
+
+fuzz:
+	sh tests/fuzz.sh
+
+clean:
+	rm -rf $(BUILD) tsar libtsar.a tsar.1 tsar.pc
+
+FORCE:
+.PHONY: all deps install test test-cpus digests bench fuzz clean png-header FORCE

@@ -1,0 +1,1184 @@
+/* The command line (SPEC 9): the only file that prints or exits. Commands and flags stand in two tables, from which the
+ * parser, the short and long help and the manual page (tsar --man) are made, so that no flag can be missing anywhere. */
+#if defined(__unix__) || defined(__APPLE__)
+#define _POSIX_C_SOURCE 200112L /* isatty and clock_gettime, for the progress bar */
+#define HAVE_POSIX
+#endif
+#include "tsar.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#ifdef HAVE_POSIX
+#include <unistd.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#ifdef TSAR_NO_PNG
+#define PICTURE_ENDING ".ppm"
+#else
+#define PICTURE_ENDING ".png"
+#endif
+#define SHIPPED_MODEL "tsar-s2.safetensors" /* what is used without -m */
+
+/* ------------------------------------------------------------------------------------------- 1. the table of flags */
+
+enum { GENERATE = 1, ENCODE = 2, DECODE = 4, TRACE = 8, VERIFY = 16, IMPORT = 32, SYNTH = 64, INFO = 128, BENCH = 256, CLUSTER = 512, EVERY = 1023 };
+
+enum { O_MODEL, O_OUTPUT, O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_IMAGES, O_SEED, O_CFG, O_SCHEDULE, O_INTERVAL, O_TEMPERATURE, O_TOP_K, O_TOP_P,
+       O_GREEDY, O_DECODE, O_CODES, O_FRAMES, O_ORDER_MAP, O_SHOW, O_INPUTS, O_IMAGE, O_RTOL, O_JSON, O_LIKE, O_DTYPE, O_LABELS, O_THREADS, O_QUIET,
+       O_HELP, OPTIONS };
+
+typedef enum { IS_SWITCH, IS_TEXT, IS_COUNT, IS_INTEGER, IS_REAL } option_kind;
+
+typedef struct {
+    const char *name;
+    char letter;
+    const char *value; /* its name in the help */
+    option_kind kind;
+    uint64_t least, most;        /* of an IS_COUNT */
+    unsigned commands, required; /* masks: which take it, which need it */
+    const char *help;
+} option;
+
+#define CONDITIONED (GENERATE | TRACE)
+#define COMPUTES (GENERATE | ENCODE | DECODE | TRACE | VERIFY | BENCH)
+
+static const option options[OPTIONS] = { /* in the order of the enum above */
+    { "model", 'm', "MODEL", IS_TEXT, 0, 0, GENERATE | ENCODE | DECODE | TRACE | VERIFY | CLUSTER, VERIFY | CLUSTER,
+      "model file; all but verify and cluster take the shipped " SHIPPED_MODEL " without it, from weights/ beside the program or from the data directory" },
+    { "output", 'o', "FILE", IS_TEXT, 0, 0, GENERATE | ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER, ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER,
+      "file to write; pictures are PNG or PPM by its ending (generate: out" PICTURE_ENDING "; with -n above 1 image I is out-I" PICTURE_ENDING ")" },
+    { "prompt", 'p', "PROMPT", IS_TEXT, 0, 0, CONDITIONED, 0, "text prompt, for token-shuffle models" },
+    { "prompt-ids", 0, "IDS", IS_TEXT, 0, 0, CONDITIONED, 0, "the whole prefix as ids, <bos> (0) and <soi> (1) included: 0,7,1" },
+    { "class", 0, "N", IS_COUNT, 0, INT64_MAX, CONDITIONED, 0, "class, for llamagen-c2i models" },
+    { "caption", 0, "FEATURES", IS_TEXT, 0, 0, CONDITIONED, 0,
+      "caption features, for llamagen-t2i models: safetensors with caption and mask, or LlamaGen's own .npy" },
+    { "images", 'n', "IMAGES", IS_COUNT, 1, 1000000, GENERATE, 0, "number of images (1)" },
+    { "seed", 0, "N", IS_COUNT, 0, UINT64_MAX, CONDITIONED | CLUSTER, 0, "seed of the random numbers (0)" },
+    { "cfg", 0, "A", IS_REAL, 0, 0, CONDITIONED, 0, "scale of classifier-free guidance; 1 switches it off (the model's default; token-shuffle: 7.5)" },
+    { "cfg-schedule", 0, "NAME", IS_TEXT, 0, 0, CONDITIONED, 0, "constant, linear, half-linear or cosine (the model's default; token-shuffle: half-linear)" },
+    { "cfg-interval", 0, "N", IS_INTEGER, 0, 0, CONDITIONED, 0, "guidance ends after token N + 1, as in LlamaGen; -1: never (-1)" },
+    { "temperature", 0, "T", IS_REAL, 0, 0, CONDITIONED, 0, "divides the logits (the model's default)" },
+    { "top-k", 0, "K", IS_COUNT, 0, INT32_MAX, CONDITIONED, 0, "draw from the K most probable codes; 0: from all (the model's default)" },
+    { "top-p", 0, "P", IS_REAL, 0, 0, CONDITIONED, 0, "draw from the most probable codes of total mass P; 1: from all (the model's default)" },
+    { "greedy", 0, NULL, IS_SWITCH, 0, 0, CONDITIONED, 0, "take the most probable code instead of drawing" },
+    { "decode", 0, "ORDER", IS_TEXT, 0, 0, CONDITIONED, 0,
+      "raster: one fused token in each pass; zipar:W[,first-row]: several rows at once with window W; zipar-adaptive:W (raster)" },
+    { "codes", 0, "FILE", IS_TEXT, 0, 0, GENERATE, 0,
+      "also write codes, logits (after guidance), step_of and, with coarse-to-fine, coarse to a safetensors file; with -n above 1, FILE-I" },
+    { "frames", 0, "DIR", IS_TEXT, 0, 0, GENERATE, 0,
+      "write the picture after every pass, what is not decoded yet in grey, to DIR, which must exist: frame-0000" PICTURE_ENDING
+      ", or frame-I-0000" PICTURE_ENDING " with -n above 1" },
+    { "order-map", 0, "FILE", IS_TEXT, 0, 0, GENERATE, 0, "write a heat map of the pass that decoded each fused token, with its scale; with -n above 1, FILE-I" },
+    { "show", 0, NULL, IS_SWITCH, 0, 0, GENERATE | DECODE, 0, "show the picture on standard output, in a terminal with 24-bit colour" },
+    { "inputs", 0, "FILE", IS_TEXT, 0, 0, TRACE, 0, "take input.* from a safetensors file; codes that it lacks are generated" },
+    { "image", 0, "FILE", IS_TEXT, 0, 0, TRACE, 0, "trace the image tokenizer on this picture (binary PPM, - is standard input)" },
+    { "rtol", 0, "R", IS_REAL, 0, 0, VERIFY, 0,
+      "tolerance of floating-point tensors, relative to the RMS (by their type: F64 1e-10, F32 1e-4, F16 and BF16 5e-2)" },
+    { "json", 0, NULL, IS_SWITCH, 0, 0, VERIFY, 0, "print one JSON object" },
+    { "like", 0, "FILE", IS_TEXT, 0, 0, SYNTH, 0, "take the configuration of a safetensors file; key=value arguments override it" },
+    { "dtype", 0, "TYPE", IS_TEXT, 0, 0, SYNTH, 0, "f32, bf16 or f16 (f32)" },
+    { "labels", 'k', "K", IS_COUNT, 1, INT32_MAX, CLUSTER, CLUSTER, "number of coarse labels" },
+    { "threads", 0, "N", IS_COUNT, 1, 1024, COMPUTES, 0, "threads, which never change a result (all of the machine's, if built with OMP=1)" },
+    { "quiet", 'q', NULL, IS_SWITCH, 0, 0, EVERY, 0, "print no progress and no notes" },
+    { "help", 'h', NULL, IS_SWITCH, 0, 0, EVERY, 0, "print help: tsar -h in short, tsar --help with all flags, tsar COMMAND --help for one command" },
+};
+
+typedef struct { const char *text; uint64_t count; int64_t integer; double real; } option_value; /* text NULL: not given */
+
+typedef struct {
+    const char *program; /* argv[0] */
+    option_value at[OPTIONS];
+    char **operands;
+    size_t n;
+} arguments;
+
+typedef struct {
+    unsigned bit;
+    const char *name, *operands;
+    size_t least, most; /* operands */
+    tsar_status (*run)(const arguments *a, tsar_error *err);
+    const char *help;
+} command;
+
+/* ----------------------------------------------------------------------------------------------------------- 2. parsing */
+
+/* Decimal digits only, at most `most`. */
+static int parse_count(const char *text, uint64_t most, uint64_t *out)
+{
+    uint64_t value = 0;
+    if (!*text) return 0;
+    for (; *text; text++) {
+        if (*text < '0' || *text > '9') return 0;
+        const uint64_t digit = (uint64_t)(*text - '0');
+        if (value > (UINT64_MAX - digit) / 10) return 0;
+        value = value * 10 + digit;
+    }
+    *out = value;
+    return value <= most;
+}
+
+/* A finite decimal number and nothing else. */
+static int parse_real(const char *text, double *out)
+{
+    char *end;
+    if (strspn(text, "+-.0123456789eE") != strlen(text)) return 0;
+    *out = strtod(text, &end);
+    return end != text && *end == 0 && fabs(*out) < INFINITY;
+}
+
+/* "--prompt wants ..." for a value that does not fit its flag. */
+static tsar_status set_option(arguments *a, int index, const char *text, tsar_error *err)
+{
+    const option *o = &options[index];
+    option_value *v = &a->at[index];
+    const int negative = text && text[0] == '-' && o->kind == IS_INTEGER;
+    v->text = text ? text : "";
+    switch (o->kind) {
+    case IS_COUNT:
+        if (parse_count(v->text, o->most, &v->count) && v->count >= o->least) return TSAR_OK;
+        return tsar_fail(err, TSAR_USAGE, "--%s %s: give a whole number from %" PRIu64 " to %" PRIu64, o->name, v->text, o->least, o->most);
+    case IS_INTEGER:
+        if (parse_count(v->text + negative, negative ? 1 : INT64_MAX - 1, &v->count)) {
+            v->integer = negative ? -(int64_t)v->count : (int64_t)v->count;
+            return TSAR_OK;
+        }
+        return tsar_fail(err, TSAR_USAGE, "--%s %s: give a whole number from -1 on", o->name, v->text);
+    case IS_REAL:
+        if (parse_real(v->text, &v->real)) return TSAR_OK;
+        return tsar_fail(err, TSAR_USAGE, "--%s %s: give a finite decimal number", o->name, v->text);
+    case IS_TEXT:
+        if (*v->text || index == O_PROMPT) return TSAR_OK;
+        return tsar_fail(err, TSAR_USAGE, "--%s: its value is empty; give %s", o->name, o->value);
+    default:
+        return TSAR_OK;
+    }
+}
+
+/* The flag that argument `text` names, -1 if none; *value is what stands behind '=', or NULL. */
+static int find_option(const command *c, const char *text, const char **value)
+{
+    const int is_long = text[1] == '-';
+    const char *name = text + 1 + is_long, *equals = strchr(name, '=');
+    const size_t length = equals ? (size_t)(equals - name) : strlen(name);
+    *value = equals ? equals + 1 : NULL;
+    for (int i = 0; i < OPTIONS; i++) {
+        const int fits = is_long ? strlen(options[i].name) == length && strncmp(options[i].name, name, length) == 0
+                                 : length == 1 && options[i].letter == name[0];
+        if (fits && (options[i].commands & c->bit)) return i;
+    }
+    return -1;
+}
+
+static tsar_status parse_arguments(arguments *a, const command *c, int argc, char **argv, tsar_error *err)
+{
+    int only_operands = 0;
+    a->operands = argv, a->n = 0;
+    for (int i = 0; i < argc; i++) {
+        const char *text = argv[i], *value;
+        if (only_operands || text[0] != '-' || text[1] == 0) {
+            a->operands[a->n++] = argv[i];
+            continue;
+        }
+        if (strcmp(text, "--") == 0) {
+            only_operands = 1;
+            continue;
+        }
+        const int index = find_option(c, text, &value);
+        if (index < 0) return tsar_fail(err, TSAR_USAGE, "%s: tsar %s has no such flag; tsar %s --help lists those it has", text, c->name, c->name);
+        const option *o = &options[index];
+        if (o->kind == IS_SWITCH && value) return tsar_fail(err, TSAR_USAGE, "--%s takes no value", o->name);
+        if (o->kind != IS_SWITCH && !value && ++i >= argc) return tsar_fail(err, TSAR_USAGE, "%s: give its value %s", text, o->value);
+        tsar_status status = set_option(a, index, o->kind == IS_SWITCH ? NULL : value ? value : argv[i], err);
+        if (status != TSAR_OK) return status;
+    }
+    if (a->at[O_HELP].text) return TSAR_OK;
+    for (int i = 0; i < OPTIONS; i++)
+        if ((options[i].required & c->bit) && !a->at[i].text)
+            return tsar_fail(err, TSAR_USAGE, "tsar %s needs -%c %s; see tsar %s --help", c->name, options[i].letter, options[i].value, c->name);
+    if (a->n < c->least) return tsar_fail(err, TSAR_USAGE, "tsar %s needs %s; see tsar %s --help", c->name, c->operands, c->name);
+    if (a->n > c->most) return tsar_fail(err, TSAR_USAGE, "%s: tsar %s takes no such argument; see tsar %s --help", a->operands[c->most], c->name, c->name);
+    return TSAR_OK;
+}
+
+/* A comma-separated list of ids. */
+static tsar_status parse_ids(const char *text, int64_t **ids, size_t *n, tsar_error *err)
+{
+    size_t count = 1;
+    for (const char *p = text; *p; p++) count += *p == ',';
+    *n = 0;
+    *ids = tsar_alloc(count, sizeof **ids, "the prompt", err);
+    if (!*ids) return TSAR_ROOM;
+    for (const char *p = text; *n < count; (*n)++) {
+        char digits[24] = "";
+        const size_t length = strcspn(p, ",");
+        uint64_t id;
+        if (length < sizeof digits) memcpy(digits, p, length);
+        if (!parse_count(digits, INT64_MAX, &id))
+            return tsar_fail(err, TSAR_USAGE, "--prompt-ids %s: give ids as whole numbers separated by commas, for example 0,7,1", text);
+        (*ids)[*n] = (int64_t)id;
+        p += length + (p[length] == ',');
+    }
+    return TSAR_OK;
+}
+
+/* ----------------------------------------------------------------------------------------------------- 3. what commands share */
+
+static void note(const arguments *a, const char *text)
+{
+    if (!a->at[O_QUIET].text) fprintf(stderr, "tsar: %s\n", text);
+}
+
+static void print_note(void *context, const char *line)
+{
+    note(context, line);
+}
+
+static size_t thread_count(const arguments *a)
+{
+#ifdef _OPENMP
+    if (a->at[O_THREADS].text) return (size_t)a->at[O_THREADS].count;
+    const int most = omp_get_max_threads();
+    return most > 1 ? (size_t)most : 1;
+#else
+    if (a->at[O_THREADS].text && a->at[O_THREADS].count > 1) note(a, "built without OpenMP (make OMP=1): one thread is used");
+    return 1;
+#endif
+}
+
+static int is_readable(const char *path)
+{
+    FILE *stream = fopen(path, "rb");
+    if (stream) fclose(stream);
+    return stream != NULL;
+}
+
+/* -m, or the shipped model beside the program or in the data directory. */
+static tsar_status open_model(const arguments *a, tsar_model **model, tsar_error *err)
+{
+    char path[1024];
+    if (a->at[O_MODEL].text) return tsar_model_open(model, a->at[O_MODEL].text, thread_count(a), err);
+    const char *slash = strrchr(a->program, '/');
+    const int folder = slash ? (int)(slash - a->program) + 1 : 0;
+    int length = slash ? snprintf(path, sizeof path, "%.*sweights/" SHIPPED_MODEL, folder, a->program) : 0;
+    if (length > 0 && (size_t)length < sizeof path && is_readable(path)) return tsar_model_open(model, path, thread_count(a), err);
+#ifdef TSAR_DATADIR
+    if (is_readable(TSAR_DATADIR "/" SHIPPED_MODEL)) return tsar_model_open(model, TSAR_DATADIR "/" SHIPPED_MODEL, thread_count(a), err);
+#endif
+    return tsar_fail(err, TSAR_INPUT, "the shipped model " SHIPPED_MODEL " was not found; name a model with -m MODEL");
+}
+
+/* "out.png" as it is for one image, "out-3.png" for image 3 of several. */
+static tsar_status numbered_path(char *out, size_t size, const char *path, size_t image, size_t images, tsar_error *err)
+{
+    const char *slash = strrchr(path, '/'), *dot = strrchr(path, '.');
+    const int stem = dot && (!slash || dot > slash) ? (int)(dot - path) : (int)strlen(path);
+    const int length = images == 1 ? snprintf(out, size, "%s", path) : snprintf(out, size, "%.*s-%zu%s", stem, path, image, path + stem);
+    return length > 0 && (size_t)length < size ? TSAR_OK : tsar_fail(err, TSAR_USAGE, "%.80s...: the name is too long", path);
+}
+
+/* A safetensors file of n tensors, those without data left out. */
+static tsar_status write_tensors(const char *path, const tsar_values *tensors, size_t n, const char *command_line, tsar_error *err)
+{
+    tsar_writer *writer = NULL;
+    tsar_status status = tsar_writer_open(&writer, path, err);
+    if (status == TSAR_OK && command_line) status = tsar_writer_meta(writer, "command", command_line, err);
+    if (status == TSAR_OK) return tsar_values_write(writer, tensors, n, err);
+    tsar_writer_abandon(writer);
+    return status;
+}
+
+/* The picture in the terminal: two pixels in each character, the upper half block in front of its background; pictures
+ * wider than 80 columns are averaged down. */
+static void show_picture(const uint8_t *rgb, size_t H, size_t W)
+{
+    const size_t step = (W + 79) / 80, columns = W / step, rows = H / step;
+    for (size_t y = 0; y < rows; y += 2) {
+        for (size_t x = 0; x < columns; x++) {
+            for (size_t half = 0; half < 2 && y + half < rows; half++) {
+                size_t sum[3] = { 0, 0, 0 };
+                for (size_t i = 0; i < step * step; i++)
+                    for (size_t k = 0; k < 3; k++) sum[k] += rgb[(((y + half) * step + i / step) * W + x * step + i % step) * 3 + k];
+                printf("\033[%d;2;%zu;%zu;%zum", half ? 48 : 38, sum[0] / (step * step), sum[1] / (step * step), sum[2] / (step * step));
+            }
+            fputs("\xe2\x96\x80", stdout);
+        }
+        fputs("\033[0m\n", stdout);
+    }
+}
+
+static double seconds_now(void)
+{
+#ifdef HAVE_POSIX
+    struct timespec now;
+    if (clock_gettime(CLOCK_MONOTONIC, &now) == 0) return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+#endif
+    return (double)time(NULL);
+}
+
+static int stderr_is_terminal(void)
+{
+#ifdef HAVE_POSIX
+    return isatty(2);
+#else
+    return 0;
+#endif
+}
+
+/* ---------------------------------------------------------------------------------------------------------- 4. generation */
+
+/* One generation: what it is made from, how, and what came out. */
+typedef struct {
+    const arguments *a;
+    tsar_model *model;
+    tsar_settings settings;
+    tsar_prompt prompt;
+    int64_t *ids;            /* owned, as are the following */
+    double *caption, *mask;
+    tsar_result result;
+    uint8_t *rgb;            /* [H][W][3]; NULL without a tokenizer */
+    int64_t *frame;          /* [gh][gw], codes of an unfinished picture */
+    char *command_line;      /* that makes the same bytes again */
+    size_t images, H, W;
+    double start;            /* of the clock */
+    int bar;                 /* progress is drawn on a terminal */
+} generation;
+
+static void close_generation(generation *g)
+{
+    tsar_free(g->ids);
+    tsar_free(g->caption);
+    tsar_free(g->mask);
+    tsar_free(g->result.codes);
+    tsar_free(g->result.coarse);
+    tsar_free(g->result.step_of);
+    tsar_free(g->result.logits);
+    tsar_free(g->result.passes);
+    tsar_free(g->rgb);
+    tsar_free(g->frame);
+    tsar_free(g->command_line);
+    tsar_model_close(g->model);
+}
+
+/* The model's defaults, then the flags. */
+static tsar_status read_settings(generation *g, tsar_error *err)
+{
+    const option_value *at = g->a->at;
+    tsar_settings *s = &g->settings;
+    tsar_status status = TSAR_OK;
+    *s = tsar_settings_default(g->model);
+    if (at[O_SEED].text) s->seed = at[O_SEED].count;
+    if (at[O_CFG].text) s->cfg = at[O_CFG].real;
+    if (at[O_INTERVAL].text) s->cfg_interval = at[O_INTERVAL].integer;
+    if (at[O_TEMPERATURE].text) s->temperature = at[O_TEMPERATURE].real;
+    if (at[O_TOP_K].text) s->top_k = (size_t)at[O_TOP_K].count;
+    if (at[O_TOP_P].text) s->top_p = at[O_TOP_P].real;
+    if (at[O_GREEDY].text) s->greedy = 1;
+    if (at[O_SCHEDULE].text) status = tsar_schedule_parse(&s->schedule, at[O_SCHEDULE].text, err);
+    if (status == TSAR_OK && at[O_DECODE].text) status = tsar_order_parse(s, at[O_DECODE].text, err);
+    return status == TSAR_OK ? tsar_settings_check(s, err) : status;
+}
+
+/* The condition, of the kind that the model takes. */
+static tsar_status read_condition(generation *g, tsar_error *err)
+{
+    static const char *const wants[] = { "", "-p PROMPT or --prompt-ids IDS", "--class N", "--caption FEATURES" };
+    static const char *const archs[] = { "", "token-shuffle", "llamagen-c2i", "llamagen-t2i" };
+    const option_value *at = g->a->at;
+    const tsar_arch arch = g->model->config.arch;
+    const int given[] = { at[O_PROMPT].text != NULL, at[O_PROMPT_IDS].text != NULL, at[O_CLASS].text != NULL, at[O_CAPTION].text != NULL };
+    const int fits = arch == TSAR_TOKEN_SHUFFLE ? given[0] + given[1] : arch == TSAR_LLAMAGEN_C2I ? given[2] : given[3];
+    tsar_status status = TSAR_OK;
+    if (arch == TSAR_NO_GPT) return tsar_fail(err, TSAR_INPUT, "the model has no transformer (gpt.*): it cannot generate");
+    if (fits != 1 || given[0] + given[1] + given[2] + given[3] != 1)
+        return tsar_fail(err, TSAR_USAGE, "the model is %s: give it %s%s", archs[arch], wants[arch], fits ? " and nothing else to start from" : "");
+    if (given[0]) status = tsar_text_encode(g->model, at[O_PROMPT].text, &g->ids, &g->prompt.n_text, err);
+    if (given[1]) status = parse_ids(at[O_PROMPT_IDS].text, &g->ids, &g->prompt.n_text, err);
+    if (given[2]) g->prompt.class_id = (size_t)at[O_CLASS].count;
+    if (given[3]) status = tsar_caption_read(g->model, at[O_CAPTION].text, &g->caption, &g->mask, err);
+    g->prompt.text = g->ids, g->prompt.caption = g->caption, g->prompt.caption_mask = g->mask;
+    return status == TSAR_OK ? tsar_prompt_check(g->model, &g->prompt, err) : status;
+}
+
+/* A number in the fewest of 15, 16 or 17 digits that read back as the same. */
+static const char *real_text(char text[32], double value)
+{
+    for (int digits = 15; digits <= 17; digits++) {
+        (void)snprintf(text, 32, "%.*g", digits, value);
+        if (strtod(text, NULL) == value) break;
+    }
+    return text;
+}
+
+static const char *const schedule_names[] = { "constant", "linear", "half-linear", "cosine" };
+
+static const char *order_text(char text[64], const tsar_settings *s)
+{
+    if (s->order == TSAR_RASTER) return "raster";
+    (void)snprintf(text, 64, "%s:%zu%s", s->order == TSAR_ZIPAR ? "zipar" : "zipar-adaptive", s->window, s->order == TSAR_ZIPAR && s->first_row ? ",first-row" : "");
+    return text;
+}
+
+/* text in single quotes for a shell, appended to out; returns the new end. */
+static char *put_quoted(char *out, const char *text)
+{
+    *out++ = '\'';
+    for (; *text; text++) {
+        if (*text == '\'') memcpy(out, "'\\'", 3), out += 3;
+        *out++ = *text;
+    }
+    *out++ = '\'';
+    *out = 0;
+    return out;
+}
+
+/* The command that generates the same again with the same model: every setting, given or default. */
+static tsar_status make_command_line(generation *g, tsar_error *err)
+{
+    static const int sources[] = { O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION };
+    const tsar_settings *s = &g->settings;
+    const option_value *at = g->a->at;
+    char cfg[32], temperature[32], top_p[32], order[64];
+    int source = 0;
+    while (source < 3 && !at[sources[source]].text) source++;
+    const char *condition = at[sources[source]].text;
+    const size_t size = 4 * strlen(condition) + 512;
+    g->command_line = tsar_alloc(size, 1, "the command line", err);
+    if (!g->command_line) return TSAR_ROOM;
+    char *end = g->command_line + sprintf(g->command_line, "tsar generate --%s ", options[sources[source]].name);
+    end = put_quoted(end, condition);
+    (void)snprintf(end, size - (size_t)(end - g->command_line),
+                   " -n %zu --seed %" PRIu64 " --cfg %s --cfg-schedule %s --cfg-interval %" PRId64 " --temperature %s --top-k %zu --top-p %s%s --decode %s",
+                   g->images, s->seed, real_text(cfg, s->cfg), schedule_names[s->schedule], s->cfg_interval, real_text(temperature, s->temperature),
+                   s->top_k, real_text(top_p, s->top_p), s->greedy ? " --greedy" : "", order_text(order, s));
+    return TSAR_OK;
+}
+
+static tsar_status open_result(generation *g, int with_logits, tsar_error *err)
+{
+    const tsar_config *c = &g->model->config;
+    const size_t I = g->images, N = c->grid_h * c->grid_w;
+    tsar_result *r = &g->result;
+    if (!(r->codes = tsar_alloc(I, N * sizeof *r->codes, "codes", err))) return TSAR_ROOM;
+    if (!(r->passes = tsar_alloc(I, sizeof *r->passes, "passes", err))) return TSAR_ROOM;
+    if (!(r->step_of = tsar_alloc(I, c->tokens * sizeof *r->step_of, "step_of", err))) return TSAR_ROOM;
+    if (c->n_coarse && !(r->coarse = tsar_alloc(I, N * sizeof *r->coarse, "coarse labels", err))) return TSAR_ROOM;
+    if (with_logits && c->vocab > (size_t)-1 / sizeof(double) / N) return tsar_fail(err, TSAR_ROOM, "out of memory for logits");
+    if (with_logits && !(r->logits = tsar_alloc(I, N * c->vocab * sizeof *r->logits, "logits", err))) return TSAR_ROOM;
+    if (!c->has_vq) return TSAR_OK;
+    g->H = c->grid_h * c->vq_factor, g->W = c->grid_w * c->vq_factor;
+    if (!(g->rgb = tsar_alloc(g->H, 3 * g->W, "a picture", err))) return TSAR_ROOM;
+    return (g->frame = tsar_alloc(N, sizeof *g->frame, "a frame", err)) ? TSAR_OK : TSAR_ROOM;
+}
+
+/* An unfinished picture: codes [gh][gw], -1 where nothing is decoded: these cells become grey. Labels of a coarse-to-fine
+ * model are shown by the lowest code of their cluster. */
+static tsar_status write_frame(generation *g, const int64_t *codes, int are_labels, size_t image, size_t pass, tsar_error *err)
+{
+    const tsar_config *c = &g->model->config;
+    char path[1024], number[32] = "";
+    for (size_t i = 0; i < c->grid_h * c->grid_w; i++) {
+        g->frame[i] = codes[i] < 0 ? 0 : codes[i];
+        for (size_t k = 0; are_labels && codes[i] >= 0 && k < c->codebook_size; k++)
+            if (g->model->cluster_of[k] == codes[i]) {
+                g->frame[i] = (int64_t)k;
+                break;
+            }
+    }
+    tsar_status status = tsar_vq_decode(g->model, g->frame, c->grid_h, c->grid_w, g->rgb, NULL, err);
+    for (size_t y = 0; status == TSAR_OK && y < g->H; y++)
+        for (size_t x = 0; x < c->grid_w; x++)
+            if (codes[y / c->vq_factor * c->grid_w + x] < 0) memset(g->rgb + (y * g->W + x * c->vq_factor) * 3, 128, 3 * c->vq_factor);
+    if (g->images > 1) (void)snprintf(number, sizeof number, "%zu-", image);
+    const int length = snprintf(path, sizeof path, "%s/frame-%s%04zu" PICTURE_ENDING, g->a->at[O_FRAMES].text, number, pass);
+    if (status == TSAR_OK && (length < 0 || (size_t)length >= sizeof path)) status = tsar_fail(err, TSAR_USAGE, "--frames: the name is too long");
+    return status == TSAR_OK ? tsar_image_write(path, g->rgb, g->H, g->W, NULL, NULL, 0, err) : status;
+}
+
+static void draw_bar(generation *g, const tsar_progress *p)
+{
+    enum { WIDTH = 30 };
+    const double all = (double)g->images * (double)p->tokens;
+    const double done = (double)p->first_image * (double)p->tokens + (double)p->images * (double)p->decoded;
+    const double seconds = seconds_now() - g->start, rate = seconds > 0 ? done / seconds : 0;
+    const int filled = (int)(done / all * WIDTH);
+    fprintf(stderr, "\r[%.*s%*s] %.0f/%.0f tokens, %.1f tokens/s, %.0f s left \033[K", filled, "==============================", WIDTH - filled, "",
+            done, all, rate, rate > 0 ? (all - done) / rate : 0.0);
+    fflush(stderr);
+}
+
+static tsar_status on_pass(void *context, const tsar_progress *p, tsar_error *err)
+{
+    generation *g = context;
+    const tsar_config *c = &g->model->config;
+    tsar_status status = TSAR_OK;
+    if (g->bar) draw_bar(g, p);
+    for (size_t i = 0; g->a->at[O_FRAMES].text && status == TSAR_OK && i < p->images; i++)
+        status = write_frame(g, p->codes + i * c->grid_h * c->grid_w, c->n_coarse && !p->fine, p->first_image + i, p->pass, err);
+    return status;
+}
+
+static tsar_status open_generation(generation *g, const arguments *a, size_t images, tsar_error *err)
+{
+    memset(g, 0, sizeof *g);
+    g->a = a, g->images = images;
+    g->bar = !a->at[O_QUIET].text && stderr_is_terminal();
+    tsar_status status = open_model(a, &g->model, err);
+    return status == TSAR_OK ? read_settings(g, err) : status;
+}
+
+static tsar_status run_generation(generation *g, int with_logits, tsar_error *err)
+{
+    tsar_status status = open_result(g, with_logits, err);
+    g->start = seconds_now();
+    if (status == TSAR_OK) status = tsar_generate(g->model, &g->prompt, &g->settings, g->images, &g->result, on_pass, g, err);
+    if (g->bar) fputs("\r\033[K", stderr);
+    return status;
+}
+
+/* The text of a PNG: the prompt, every setting, and the command that makes the same bytes again. */
+typedef struct { const char *keys[16], *values[16]; char buffers[16][64]; size_t n; } picture_text;
+
+static void add_text(picture_text *t, const char *key, const char *value)
+{
+    t->keys[t->n] = key, t->values[t->n++] = value;
+}
+
+static void describe_picture(picture_text *t, const generation *g, size_t image)
+{
+    const option_value *at = g->a->at;
+    const tsar_settings *s = &g->settings;
+    t->n = 0;
+    add_text(t, "Software", "tsar " TSAR_VERSION);
+    if (at[O_PROMPT].text) add_text(t, "Description", at[O_PROMPT].text);
+    if (at[O_PROMPT_IDS].text) add_text(t, "Prompt-Ids", at[O_PROMPT_IDS].text);
+    if (at[O_CLASS].text) add_text(t, "Class", at[O_CLASS].text);
+    if (at[O_CAPTION].text) add_text(t, "Caption", at[O_CAPTION].text);
+    (void)snprintf(t->buffers[0], 64, "%" PRIu64, s->seed);
+    (void)snprintf(t->buffers[1], 64, "%" PRId64, s->cfg_interval);
+    (void)snprintf(t->buffers[2], 64, "%zu", s->top_k);
+    (void)snprintf(t->buffers[3], 64, "%zu of %zu, from 0", image, g->images);
+    add_text(t, "Seed", t->buffers[0]);
+    add_text(t, "Cfg", real_text(t->buffers[4], s->cfg));
+    add_text(t, "Cfg-Schedule", schedule_names[s->schedule]);
+    add_text(t, "Cfg-Interval", t->buffers[1]);
+    add_text(t, "Temperature", real_text(t->buffers[5], s->temperature));
+    add_text(t, "Top-K", t->buffers[2]);
+    add_text(t, "Top-P", real_text(t->buffers[6], s->top_p));
+    add_text(t, "Greedy", s->greedy ? "yes" : "no");
+    add_text(t, "Decode", order_text(t->buffers[7], s));
+    add_text(t, "Image", t->buffers[3]);
+    add_text(t, "Command", g->command_line);
+}
+
+/* Everything that was asked for about one image. */
+static tsar_status save_image(generation *g, size_t image, tsar_error *err)
+{
+    const tsar_config *c = &g->model->config;
+    const option_value *at = g->a->at;
+    const size_t N = c->grid_h * c->grid_w, slots = c->shuffle * c->shuffle;
+    const tsar_result *r = &g->result;
+    const int64_t *codes = r->codes + image * N, *step_of = r->step_of + image * c->tokens;
+    char path[1024];
+    tsar_status status = TSAR_OK;
+    if (c->has_vq) {
+        picture_text text;
+        describe_picture(&text, g, image);
+        status = numbered_path(path, sizeof path, at[O_OUTPUT].text ? at[O_OUTPUT].text : "out" PICTURE_ENDING, image, g->images, err);
+        if (status == TSAR_OK) status = tsar_vq_decode(g->model, codes, c->grid_h, c->grid_w, g->rgb, NULL, err);
+        if (status == TSAR_OK) status = tsar_image_write(path, g->rgb, g->H, g->W, text.keys, text.values, text.n, err);
+        if (status == TSAR_OK && !at[O_QUIET].text) fprintf(stderr, "%s: %zu passes for %zu tokens\n", path, r->passes[image], c->tokens);
+    }
+    if (status == TSAR_OK && at[O_CODES].text) {
+        const tsar_values tensors[] = {
+            { "codes", TSAR_I64, 2, { c->grid_h, c->grid_w }, codes },
+            { "coarse", TSAR_I64, 2, { c->grid_h, c->grid_w }, r->coarse ? r->coarse + image * N : NULL },
+            { "step_of", TSAR_I64, 2, { c->rows, c->columns }, step_of },
+            { "logits", TSAR_F64, 3, { c->tokens, slots, c->vocab }, r->logits + image * N * c->vocab } };
+        status = numbered_path(path, sizeof path, at[O_CODES].text, image, g->images, err);
+        if (status == TSAR_OK) status = write_tensors(path, tensors, 4, g->command_line, err);
+    }
+    if (status == TSAR_OK && at[O_ORDER_MAP].text) {
+        status = numbered_path(path, sizeof path, at[O_ORDER_MAP].text, image, g->images, err);
+        if (status == TSAR_OK) status = tsar_order_map_write(path, step_of, c->rows, c->columns, err);
+    }
+    if (status == TSAR_OK && at[O_SHOW].text) show_picture(g->rgb, g->H, g->W);
+    return status;
+}
+
+/* Refuses what could only fail after the work is done. */
+static tsar_status check_outputs(const generation *g, tsar_error *err)
+{
+    static const int pictures[] = { O_OUTPUT, O_ORDER_MAP };
+    const option_value *at = g->a->at;
+    for (int i = 0; i < 2; i++) {
+        const char *path = at[pictures[i]].text, *dot = path ? strrchr(path, '.') : NULL;
+        if (path && (!dot || (strcmp(dot, PICTURE_ENDING) != 0 && strcmp(dot, ".ppm") != 0)))
+            return tsar_fail(err, TSAR_USAGE, "--%s %s: the name must end in %s", options[pictures[i]].name, path,
+                             strcmp(PICTURE_ENDING, ".ppm") ? ".png or .ppm" : ".ppm (this tsar was built with NO_PNG=1)");
+    }
+    if (g->model->config.has_vq) return TSAR_OK;
+    if (at[O_OUTPUT].text || at[O_FRAMES].text || at[O_SHOW].text || (!at[O_CODES].text && !at[O_ORDER_MAP].text))
+        return tsar_fail(err, TSAR_USAGE, "the model has no image tokenizer (vq.*), so there is no picture: write its codes with --codes FILE, "
+                         "or import the tokenizer into the same model file");
+    return TSAR_OK;
+}
+
+static tsar_status run_generate(const arguments *a, tsar_error *err)
+{
+    generation g;
+    tsar_status status = open_generation(&g, a, a->at[O_IMAGES].text ? (size_t)a->at[O_IMAGES].count : 1, err);
+    if (status == TSAR_OK) status = read_condition(&g, err);
+    if (status == TSAR_OK) status = check_outputs(&g, err);
+    if (status == TSAR_OK) status = make_command_line(&g, err);
+    if (status == TSAR_OK) status = run_generation(&g, a->at[O_CODES].text != NULL, err);
+    const double seconds = seconds_now() - g.start;
+    for (size_t i = 0; status == TSAR_OK && i < g.images; i++) status = save_image(&g, i, err);
+    if (status == TSAR_OK && !a->at[O_QUIET].text && seconds > 0)
+        fprintf(stderr, "%zu tokens in %.2f s, %.1f tokens/s\n", g.images * g.model->config.tokens, seconds, (double)(g.images * g.model->config.tokens) / seconds);
+    close_generation(&g);
+    return status;
+}
+
+/* ------------------------------------------------------------------------------------------------- 5. encode, decode, trace */
+
+/* A picture whose sides are multiples of the model's factor. */
+static tsar_status read_picture(const tsar_model *model, const char *path, uint8_t **rgb, size_t *H, size_t *W, tsar_error *err)
+{
+    const size_t factor = model->config.vq_factor;
+    if (!model->config.has_vq) return tsar_fail(err, TSAR_INPUT, "the model has no image tokenizer (vq.*): it cannot encode %s", path);
+    tsar_status status = tsar_image_read(path, rgb, H, W, err);
+    if (status == TSAR_OK && (*H % factor || *W % factor))
+        return tsar_fail(err, TSAR_INPUT, "%s: %zu x %zu pixels; the model needs multiples of %zu, for example %zu x %zu", path, *W, *H, factor,
+                         (*W + factor - 1) / factor * factor, (*H + factor - 1) / factor * factor);
+    return status;
+}
+
+static tsar_status run_encode(const arguments *a, tsar_error *err)
+{
+    tsar_model *model = NULL;
+    uint8_t *rgb = NULL;
+    int64_t *codes = NULL;
+    size_t H = 0, W = 0;
+    tsar_status status = open_model(a, &model, err);
+    if (status == TSAR_OK) status = read_picture(model, a->operands[0], &rgb, &H, &W, err);
+    if (status == TSAR_OK && !(codes = tsar_alloc(H / model->config.vq_factor, W / model->config.vq_factor * sizeof *codes, "codes", err))) status = TSAR_ROOM;
+    if (status == TSAR_OK) status = tsar_vq_encode(model, rgb, H, W, codes, NULL, err);
+    if (status == TSAR_OK) {
+        const tsar_values tensor = { "codes", TSAR_I64, 2, { H / model->config.vq_factor, W / model->config.vq_factor }, codes };
+        status = write_tensors(a->at[O_OUTPUT].text, &tensor, 1, NULL, err);
+    }
+    tsar_free(codes);
+    tsar_free(rgb);
+    tsar_model_close(model);
+    return status;
+}
+
+/* `codes` [h][w] of a file, checked. */
+static tsar_status read_codes(const tsar_model *model, const char *path, int64_t **codes, size_t *h, size_t *w, tsar_error *err)
+{
+    tsar_file *file = NULL;
+    tsar_status status = tsar_file_open(&file, path, err);
+    if (status != TSAR_OK) return status;
+    const tsar_tensor *t = tsar_file_find(file, "codes");
+    if (!t && tsar_file_find(file, "coarse"))
+        status = tsar_fail(err, TSAR_INPUT, "%s: holds coarse labels only; tsar generate --codes writes codes, too", path);
+    else if (!t)
+        status = tsar_fail(err, TSAR_INPUT, "%s: has no tensor codes; tsar encode and tsar generate --codes write it", path);
+    else if (t->rank != 2 || t->count == 0 || t->dtype < TSAR_I64)
+        status = tsar_fail(err, TSAR_INPUT, "%s: tensor codes must be integers of shape [h, w]", path);
+    else if (!(*codes = tsar_alloc((size_t)t->count, sizeof **codes, "codes", err)))
+        status = TSAR_ROOM;
+    if (status == TSAR_OK) status = tsar_file_read_i64(file, t, 0, t->count, *codes, err);
+    for (size_t i = 0; status == TSAR_OK && i < t->count; i++)
+        if ((*codes)[i] < 0 || (uint64_t)(*codes)[i] >= model->config.codebook_size)
+            status = tsar_fail(err, TSAR_INPUT, "%s: code %" PRId64 " at index %zu is outside 0 ... %zu", path, (*codes)[i], i, model->config.codebook_size - 1);
+    if (status == TSAR_OK) *h = t->shape[0], *w = t->shape[1];
+    tsar_file_close(file);
+    return status;
+}
+
+static tsar_status run_decode(const arguments *a, tsar_error *err)
+{
+    tsar_model *model = NULL;
+    int64_t *codes = NULL;
+    uint8_t *rgb = NULL;
+    size_t h = 0, w = 0, factor = 1;
+    const char *const keys[] = { "Software" }, *const values[] = { "tsar " TSAR_VERSION };
+    tsar_status status = open_model(a, &model, err);
+    if (status == TSAR_OK && !model->config.has_vq) status = tsar_fail(err, TSAR_INPUT, "the model has no image tokenizer (vq.*): it cannot decode");
+    if (status == TSAR_OK) status = read_codes(model, a->operands[0], &codes, &h, &w, err);
+    if (status == TSAR_OK) {
+        factor = model->config.vq_factor;
+        if (w > (size_t)-1 / 3 / factor / factor / h) status = tsar_fail(err, TSAR_ROOM, "%s: %zu x %zu codes make too large a picture", a->operands[0], h, w);
+        else if (!(rgb = tsar_alloc(h * factor, w * factor * 3, "a picture", err))) status = TSAR_ROOM;
+    }
+    if (status == TSAR_OK) status = tsar_vq_decode(model, codes, h, w, rgb, NULL, err);
+    if (status == TSAR_OK) status = tsar_image_write(a->at[O_OUTPUT].text, rgb, h * factor, w * factor, keys, values, 1, err);
+    if (status == TSAR_OK && a->at[O_SHOW].text) show_picture(rgb, h * factor, w * factor);
+    tsar_free(rgb);
+    tsar_free(codes);
+    tsar_model_close(model);
+    return status;
+}
+
+/* inputs from --inputs, or from --image and the flags of the condition. */
+static tsar_status read_trace_inputs(generation *g, tsar_inputs *inputs, tsar_error *err)
+{
+    const option_value *at = g->a->at;
+    const int conditioned = at[O_PROMPT].text || at[O_PROMPT_IDS].text || at[O_CLASS].text || at[O_CAPTION].text;
+    tsar_status status = TSAR_OK;
+    if (at[O_INPUTS].text) {
+        tsar_file *file = NULL;
+        if (conditioned || at[O_IMAGE].text)
+            return tsar_fail(err, TSAR_USAGE, "--inputs %s: it holds all inputs; leave out --image and the prompt", at[O_INPUTS].text);
+        status = tsar_file_open(&file, at[O_INPUTS].text, err);
+        if (status == TSAR_OK) status = tsar_inputs_read(inputs, g->model, file, err);
+        tsar_file_close(file);
+        g->prompt.text = inputs->text, g->prompt.n_text = inputs->n_text, g->prompt.class_id = inputs->class_id;
+        g->prompt.caption = inputs->caption, g->prompt.caption_mask = inputs->caption_mask;
+        return status;
+    }
+    if (at[O_IMAGE].text) status = read_picture(g->model, at[O_IMAGE].text, &inputs->image, &inputs->H, &inputs->W, err);
+    else if (!conditioned && !g->model->config.has_gpt) return tsar_fail(err, TSAR_USAGE, "the model has no transformer: trace it with --image FILE or --inputs FILE");
+    if (status != TSAR_OK || (at[O_IMAGE].text && !conditioned)) return status;
+    status = read_condition(g, err);
+    inputs->text = g->ids, inputs->n_text = g->prompt.n_text, inputs->caption = g->caption, inputs->caption_mask = g->mask;
+    inputs->has_class = at[O_CLASS].text != NULL, inputs->class_id = g->prompt.class_id;
+    g->ids = NULL, g->caption = g->mask = NULL; /* they belong to inputs now */
+    return status;
+}
+
+/* The tokens that the transformer is to be traced over where the inputs lack them: the codes of the image if it covers the grid, else
+ * generated ones. */
+static tsar_status complete_tokens(generation *g, tsar_inputs *inputs, tsar_error *err)
+{
+    const tsar_config *c = &g->model->config;
+    const size_t N = c->grid_h * c->grid_w;
+    const int conditioned = inputs->text || inputs->has_class || inputs->caption;
+    const int covers = inputs->image && inputs->H == c->grid_h * c->vq_factor && inputs->W == c->grid_w * c->vq_factor;
+    tsar_status status = TSAR_OK;
+    if (!conditioned || (c->n_coarse ? inputs->coarse : inputs->codes)) return TSAR_OK;
+    if (covers && !inputs->codes) {
+        if (!(inputs->codes = tsar_alloc(N, sizeof *inputs->codes, "codes", err))) return TSAR_ROOM;
+        status = tsar_vq_encode(g->model, inputs->image, inputs->H, inputs->W, inputs->codes, NULL, err);
+    } else if (!inputs->codes) {
+        status = run_generation(g, 0, err);
+        inputs->codes = g->result.codes, inputs->coarse = g->result.coarse;
+        g->result.codes = g->result.coarse = NULL; /* they belong to inputs now */
+    }
+    if (inputs->h == 0) inputs->h = c->grid_h, inputs->w = c->grid_w;
+    if (status != TSAR_OK || !c->n_coarse || inputs->coarse || inputs->h != c->grid_h || inputs->w != c->grid_w) return status;
+    if (!(inputs->coarse = tsar_alloc(N, sizeof *inputs->coarse, "coarse labels", err))) return TSAR_ROOM;
+    for (size_t i = 0; i < N; i++) inputs->coarse[i] = g->model->cluster_of[inputs->codes[i]];
+    return TSAR_OK;
+}
+
+static tsar_status run_trace(const arguments *a, tsar_error *err)
+{
+    generation g;
+    tsar_inputs inputs = { 0 };
+    tsar_status status = open_generation(&g, a, 1, err);
+    if (status == TSAR_OK) status = read_trace_inputs(&g, &inputs, err);
+    if (status == TSAR_OK) status = complete_tokens(&g, &inputs, err);
+    if (status == TSAR_OK) status = tsar_trace_write(g.model, &inputs, a->at[O_OUTPUT].text, err);
+    tsar_inputs_close(&inputs);
+    close_generation(&g);
+    return status;
+}
+
+/* ------------------------------------------------------------------------------------------------------------ 6. verify */
+
+typedef struct {
+    const arguments *a;
+    size_t lines, different, missing;
+    char first[128];      /* name of the first tensor that diverges */
+    char missing_names[256];
+} verification;
+
+static tsar_status print_comparison(void *context, const tsar_comparison *r, tsar_error *err)
+{
+    verification *v = context;
+    char text[1024];
+    (void)err;
+    if (r->verdict == TSAR_MISSING) {
+        const size_t used = strlen(v->missing_names);
+        if (v->missing++ < 6) (void)snprintf(v->missing_names + used, sizeof v->missing_names - used, "%s%s", used ? ", " : "", r->name);
+        return TSAR_OK;
+    }
+    if (r->verdict != TSAR_SAME) v->different++;
+    if (r->first) (void)snprintf(v->first, sizeof v->first, "%s", r->name);
+    if (v->lines++ == 0) printf("%-28s %-16s %10s %10s  verdict\n", "name", "shape", "max abs", "max rel");
+    tsar_comparison_text(text, sizeof text, r);
+    printf("%-28s %s\n", r->name, text);
+    return TSAR_OK;
+}
+
+static void print_json_string(const char *text)
+{
+    putchar('"');
+    for (; *text; text++) {
+        if (*text == '"' || *text == '\\') printf("\\%c", *text);
+        else if ((unsigned char)*text < 32) printf("\\u%04x", (unsigned)*text);
+        else putchar(*text);
+    }
+    putchar('"');
+}
+
+static tsar_status print_json_comparison(void *context, const tsar_comparison *r, tsar_error *err)
+{
+    verification *v = context;
+    char text[1024];
+    (void)err;
+    if (r->verdict == TSAR_MISSING) v->missing++;
+    else if (r->verdict != TSAR_SAME) v->different++;
+    fputs(v->lines++ ? ",\n{\"name\":" : "{\"tensors\":[\n{\"name\":", stdout);
+    print_json_string(r->name);
+    tsar_comparison_json(text, sizeof text, r);
+    printf(",%s}", text);
+    return TSAR_OK;
+}
+
+static tsar_status run_verify(const arguments *a, tsar_error *err)
+{
+    verification v = { .a = a };
+    tsar_model *model = NULL;
+    size_t compared = 0, ignored = 0;
+    const int json = a->at[O_JSON].text != NULL;
+    if (a->at[O_RTOL].text && a->at[O_RTOL].real < 0) return tsar_fail(err, TSAR_USAGE, "--rtol %s: give 0 or a positive number", a->at[O_RTOL].text);
+    tsar_status status = open_model(a, &model, err);
+    if (status == TSAR_OK)
+        status = tsar_verify(model, a->operands[0], a->at[O_RTOL].text ? a->at[O_RTOL].real : -1, json ? print_json_comparison : print_comparison, &v,
+                             &compared, &ignored, err);
+    tsar_model_close(model);
+    if (json && (v.lines || status <= TSAR_DIFFERENT))
+        printf("%s],\n\"compared\":%zu,\"different\":%zu,\"missing\":%zu,\"ignored\":%zu,\"verdict\":\"%s\"}\n", v.lines ? "" : "{\"tensors\":[",
+               compared, v.different, v.missing, ignored, status == TSAR_OK ? "same" : status == TSAR_DIFFERENT ? "different" : "error");
+    if (json || status > TSAR_DIFFERENT) return status;
+    if (v.missing) printf("not in the file, and so not compared: %s%s (%zu in all)\n", v.missing_names, v.missing > 6 ? ", ..." : "", v.missing);
+    printf("%zu tensors compared, %zu different%s%s; %zu of other names left alone\n", compared, v.different, *v.first ? ", first " : "", v.first, ignored);
+    return status;
+}
+
+/* ------------------------------------------------------------------------------------------- 7. model files: synth, import, cluster */
+
+/* Whether an operand is KEY=VALUE: what stands in front of '=' looks like a key of SPEC 2. */
+static int is_setting(const char *text)
+{
+    const size_t length = strspn(text, "abcdefghijklmnopqrstuvwxyz_0123456789");
+    return length > 0 && text[length] == '=';
+}
+
+/* Keys and values: those of `file`, if any, and the operands key=value, the last one of each key. */
+typedef struct { const char **keys, **values; char *copy; size_t n; } key_list;
+
+static void put_key(key_list *list, const char *key, const char *value)
+{
+    size_t i = 0;
+    while (i < list->n && strcmp(list->keys[i], key) != 0) i++;
+    if (i == list->n) list->n++;
+    list->keys[i] = key, list->values[i] = value;
+}
+
+/* The operands are cut at their '=' in place. */
+static tsar_status open_keys(key_list *list, const arguments *a, const tsar_file *file, tsar_error *err)
+{
+    const size_t room = a->n + (file ? tsar_file_meta_count(file) : 0);
+    list->n = 0;
+    list->keys = tsar_alloc(room, 2 * sizeof *list->keys, "the configuration", err);
+    if (!list->keys) return TSAR_ROOM;
+    list->values = list->keys + room;
+    for (size_t i = 0; file && i < tsar_file_meta_count(file); i++) {
+        const char *key, *value;
+        tsar_file_meta_at(file, i, &key, &value);
+        put_key(list, key, value);
+    }
+    for (size_t i = 0; i < a->n; i++) {
+        char *equals = is_setting(a->operands[i]) ? strchr(a->operands[i], '=') : NULL;
+        if (!equals) continue;
+        *equals = 0;
+        put_key(list, a->operands[i], equals + 1);
+    }
+    return TSAR_OK;
+}
+
+static tsar_status run_synth(const arguments *a, tsar_error *err)
+{
+    static const struct { const char *name; tsar_dtype dtype; } types[] = { { "f32", TSAR_F32 }, { "bf16", TSAR_BF16 }, { "f16", TSAR_F16 } };
+    const char *like = a->at[O_LIKE].text, *wanted = a->at[O_DTYPE].text ? a->at[O_DTYPE].text : "f32";
+    tsar_file *file = NULL;
+    key_list list = { 0 };
+    int type = 0;
+    while (type < 3 && strcmp(wanted, types[type].name) != 0) type++;
+    if (type == 3) return tsar_fail(err, TSAR_USAGE, "--dtype %s: give f32, bf16 or f16", wanted);
+    if (a->n == 0 && !like) return tsar_fail(err, TSAR_USAGE, "tsar synth needs key=value arguments or --like FILE");
+    for (size_t i = 0; i < a->n; i++)
+        if (!is_setting(a->operands[i])) return tsar_fail(err, TSAR_USAGE, "%s: give the configuration as key=value, for example dim=64", a->operands[i]);
+    tsar_status status = like ? tsar_file_open(&file, like, err) : TSAR_OK;
+    if (status == TSAR_OK) status = open_keys(&list, a, file, err);
+    if (status == TSAR_OK) status = tsar_synth(a->at[O_OUTPUT].text, list.keys, list.values, list.n, types[type].dtype, err);
+    tsar_free(list.keys);
+    tsar_file_close(file);
+    return status;
+}
+
+static tsar_status run_import(const arguments *a, tsar_error *err)
+{
+    key_list list = { 0 };
+    size_t n = 0;
+    const char **paths = tsar_alloc(a->n, sizeof *paths, "the list of files", err);
+    if (!paths) return TSAR_ROOM;
+    for (size_t i = 0; i < a->n; i++)
+        if (!is_setting(a->operands[i])) paths[n++] = a->operands[i];
+    tsar_status status = n ? TSAR_OK : tsar_fail(err, TSAR_USAGE, "tsar import needs at least one checkpoint file");
+    if (status == TSAR_OK) status = open_keys(&list, a, NULL, err);
+    if (status == TSAR_OK)
+        status = tsar_import(paths, n, a->at[O_OUTPUT].text, list.keys, list.values, list.n, print_note, (void *)a, err);
+    tsar_free(list.keys);
+    tsar_free(paths);
+    return status;
+}
+
+static tsar_status run_cluster(const arguments *a, tsar_error *err)
+{
+    return tsar_cluster_write(a->at[O_MODEL].text, a->at[O_OUTPUT].text, (size_t)a->at[O_LABELS].count, a->at[O_SEED].count, thread_count(a), print_note,
+                              (void *)a, err);
+}
+
+/* --------------------------------------------------------------------------------------------------------- 8. info, bench */
+
+static void print_line(void *context, const char *text)
+{
+    (void)context;
+    puts(text);
+}
+
+static tsar_status run_info(const arguments *a, tsar_error *err)
+{
+    return tsar_info(a->operands[0], print_line, NULL, err);
+}
+
+static tsar_status print_measurement(void *context, const tsar_measurement *m, tsar_error *err)
+{
+    int *lines = context;
+    (void)err;
+    if ((*lines)++ == 0) fputs("| measured | value | unit | limit | ratio |\n| --- | ---: | --- | ---: | ---: |\n", stdout);
+    printf("| %s | %.4g | %s |", m->name, m->value, m->unit);
+    if (m->limit > 0) printf(" %.4g | %.2f |\n", m->limit, m->value / m->limit);
+    else fputs(" | |\n", stdout);
+    fflush(stdout);
+    return TSAR_OK;
+}
+
+static tsar_status run_bench(const arguments *a, tsar_error *err)
+{
+    tsar_model *model = NULL;
+    int lines = 0;
+    const size_t threads = thread_count(a);
+    tsar_status status = a->n ? tsar_model_open(&model, a->operands[0], threads, err) : TSAR_OK;
+    if (status == TSAR_OK) status = tsar_bench(model, threads, print_measurement, &lines, err);
+    tsar_model_close(model);
+    return status;
+}
+
+/* ------------------------------------------------------------------------------------------ 9. the table of commands, help, manual */
+
+static const command commands[] = {
+    { GENERATE, "generate", "", 0, 0, run_generate, "Generates images from a text prompt, a class or caption features." },
+    { ENCODE, "encode", "IMAGE.ppm", 1, 1, run_encode, "Turns a picture (binary PPM, - is standard input) into codes: a safetensors file with codes [h, w]." },
+    { DECODE, "decode", "CODES.safetensors", 1, 1, run_decode, "Turns codes [h, w], as encode and generate --codes write them, into a picture." },
+    { TRACE, "trace", "", 0, 0, run_trace,
+      "Writes inputs and every intermediate tensor of one run to a safetensors file. Codes that are not given are generated first, with the same flags as in generate." },
+    { VERIFY, "verify", "THEIRS.safetensors", 1, 1, run_verify,
+      "Recomputes another implementation's trace from its inputs, compares every tensor that it holds in the order of computation, and marks the first that diverges." },
+    { IMPORT, "import", "CHECKPOINT... [KEY=VALUE...]", 1, (size_t)-1, run_import,
+      "Turns PyTorch (zip or legacy) and safetensors checkpoints into one model file, bits unchanged. KEY=VALUE gives what shapes cannot tell." },
+    { SYNTH, "synth", "[KEY=VALUE...]", 0, (size_t)-1, run_synth, "Makes a model of any shape with synthetic weights, the same on every machine." },
+    { INFO, "info", "MODEL", 1, 1, run_info, "Tells shapes, parameters, bytes, multiply-adds, passes per image and memory of a model file." },
+    { BENCH, "bench", "[MODEL]", 0, 1, run_bench, "Measures speed against loops that only read memory or only calculate, in the same run; prints a table." },
+    { CLUSTER, "cluster", "", 0, 0, run_cluster,
+      "Clusters the codewords of a model into K coarse labels (k-means) and writes its tokenizer and the table of labels to a new model file, for coarse-to-fine generation." },
+};
+enum { COMMANDS = sizeof commands / sizeof commands[0] };
+
+static const char *const statuses[] = { "success", "verify found a difference", "a wrong flag or argument", "a missing or wrong input", "out of memory or disk" };
+
+/* Prints text in lines of at most 96 columns, from column `column` on; further lines are indented by `indent`. */
+static void print_wrapped(FILE *out, const char *text, int column, int indent)
+{
+    while (*text) {
+        int length = (int)strcspn(text, " ");
+        if (column > indent && column + 1 + length > 96) fprintf(out, "\n%*s", indent, ""), column = indent;
+        else if (column > indent) fputc(' ', out), column++;
+        fprintf(out, "%.*s", length, text);
+        text += length + (text[length] == ' '), column += length;
+    }
+    fputc('\n', out);
+}
+
+static void print_flags(FILE *out, unsigned which)
+{
+    enum { INDENT = 26 };
+    for (int i = 0; i < OPTIONS; i++) {
+        const option *o = &options[i];
+        if (!(o->commands & which)) continue;
+        int column = o->letter ? fprintf(out, "  -%c, --%s", o->letter, o->name) : fprintf(out, "      --%s", o->name);
+        if (o->value) column += fprintf(out, " %s", o->value);
+        if (column < INDENT) fprintf(out, "%*s", INDENT - column, "");
+        print_wrapped(out, o->help, column < INDENT ? INDENT : column, INDENT);
+    }
+}
+
+static void print_usage(FILE *out, const command *c)
+{
+    fprintf(out, "tsar %s", c->name);
+    for (int i = 0; i < OPTIONS; i++)
+        if (options[i].required & c->bit) fprintf(out, " -%c %s", options[i].letter, options[i].value);
+    fprintf(out, "%s%s [flags]\n", *c->operands ? " " : "", c->operands);
+}
+
+static void print_short_help(FILE *out)
+{
+    fputs("tsar " TSAR_VERSION " - token-efficient autoregressive image generation, the reference in portable C99\n\n"
+          "    tsar generate -p \"three yellow stars above a blue ring\" -o mine" PICTURE_ENDING "\n\n", out);
+    for (int i = 0; i < COMMANDS; i++) {
+        fprintf(out, "  %-10s", commands[i].name);
+        print_wrapped(out, commands[i].help, 12, 12);
+    }
+    fputs("\ntsar COMMAND --help tells the flags of a command, tsar --help those of all;\n"
+          "tsar --version prints the version, tsar --man the manual page (troff).\n", out);
+}
+
+static void print_command_help(FILE *out, const command *c)
+{
+    print_usage(out, c);
+    fputs("    ", out);
+    print_wrapped(out, c->help, 4, 4);
+    fputc('\n', out);
+    print_flags(out, c->bit);
+}
+
+static void print_long_help(FILE *out)
+{
+    print_short_help(out);
+    fputs("\nA flag is written --flag VALUE or --flag=VALUE; the last one counts; -- ends the flags.\n", out);
+    for (int i = 0; i < COMMANDS; i++) {
+        fputc('\n', out);
+        print_command_help(out, &commands[i]);
+    }
+    fputs("\nExit status:", out);
+    for (int i = 0; i < 5; i++) fprintf(out, "%s %d %s", i ? "," : "", i, statuses[i]);
+    fputs(".\n", out);
+}
+
+/* Text for troff: hyphens and backslashes as themselves. */
+static void print_roff(const char *text)
+{
+    for (; *text; text++) {
+        if (*text == '-') fputs("\\-", stdout);
+        else if (*text == '\\') fputs("\\e", stdout);
+        else fputc(*text, stdout);
+    }
+}
+
+static void print_roff_flags(unsigned which)
+{
+    for (int i = 0; i < OPTIONS; i++) {
+        const option *o = &options[i];
+        if (!(o->commands & which)) continue;
+        fputs(".TP\n.B ", stdout);
+        if (o->letter) printf("\\-%c, ", o->letter);
+        fputs("\\-\\-", stdout);
+        print_roff(o->name);
+        if (o->value) printf(" \\fI%s\\fR", o->value);
+        fputc('\n', stdout);
+        print_roff(o->help);
+        fputc('\n', stdout);
+    }
+}
+
+static void print_manual(void)
+{
+    printf(".TH TSAR 1 \"\" \"tsar %s\" \"User Commands\"\n", TSAR_VERSION);
+    fputs(".SH NAME\ntsar \\- token\\-efficient autoregressive image generation, the reference in portable C99\n"
+          ".SH SYNOPSIS\n.B tsar\n.I COMMAND\n[flags] [operands]\n.br\n.B tsar\n\\-h | \\-\\-help | \\-\\-version\n"
+          ".SH DESCRIPTION\nGenerates images with Token\\-Shuffle, LlamaGen, coarse\\-to\\-fine and ZipAR models in double precision, the same bits on every\n"
+          "machine, and checks other implementations against its own numbers, tensor by tensor.\n"
+          "A flag is written \\-\\-flag VALUE or \\-\\-flag=VALUE; the last one counts; \\-\\- ends the flags. Results go to standard output or\n"
+          "the named file, progress to standard error.\n.SH COMMANDS\n", stdout);
+    for (int i = 0; i < COMMANDS; i++) {
+        printf(".SS %s\n", commands[i].name);
+        fputs(".B tsar ", stdout);
+        print_roff(commands[i].name);
+        for (int k = 0; k < OPTIONS; k++)
+            if (options[k].required & commands[i].bit) printf(" \\-%c \\fI%s\\fR", options[k].letter, options[k].value);
+        printf(" \\fI%s\\fR [flags]\n.PP\n", commands[i].operands);
+        print_roff(commands[i].help);
+        fputc('\n', stdout);
+        print_roff_flags(commands[i].bit);
+    }
+    fputs(".SH EXIT STATUS\n", stdout);
+    for (int i = 0; i < 5; i++) printf(".TP\n.B %d\n%s\n", i, statuses[i]);
+    fputs(".SH FILES\n.TP\n.I weights/" SHIPPED_MODEL "\nbeside the program, else in the data directory: the model that is used without \\-m\n"
+          ".SH EXAMPLES\n.nf\ntsar generate \\-p \"three yellow stars above a blue ring\" \\-o mine" PICTURE_ENDING "\n"
+          "tsar synth \\-\\-like theirs.safetensors \\-o model.safetensors\n"
+          "tsar verify \\-m model.safetensors theirs.safetensors\n.fi\n", stdout);
+}
+
+/* ------------------------------------------------------------------------------------------------------------- 10. main */
+
+/* "tsar -h", "tsar --help", "tsar --version", "tsar --man"; 0 if it is none of them. */
+static int print_general(const char *text)
+{
+    if (strcmp(text, "-h") == 0) print_short_help(stdout);
+    else if (strcmp(text, "--help") == 0) print_long_help(stdout);
+    else if (strcmp(text, "--version") == 0) puts("tsar " TSAR_VERSION);
+    else if (strcmp(text, "--man") == 0) print_manual();
+    else return 0;
+    return 1;
+}
+
+static tsar_status run(int argc, char **argv, tsar_error *err)
+{
+    arguments a = { 0 };
+    if (argc < 2) {
+        print_short_help(stderr);
+        return tsar_fail(err, TSAR_USAGE, "give a command");
+    }
+    if (print_general(argv[1]))
+        return argc == 2 ? TSAR_OK : tsar_fail(err, TSAR_USAGE, "%s: tsar %s takes no argument", argv[2], argv[1]);
+    int i = 0;
+    while (i < COMMANDS && strcmp(argv[1], commands[i].name) != 0) i++;
+    if (i == COMMANDS) return tsar_fail(err, TSAR_USAGE, "%s: tsar has no such command; tsar -h lists those it has", argv[1]);
+    a.program = argv[0];
+    tsar_status status = parse_arguments(&a, &commands[i], argc - 2, argv + 2, err);
+    if (status != TSAR_OK) return status;
+    if (a.at[O_HELP].text) {
+        print_command_help(stdout, &commands[i]);
+        return TSAR_OK;
+    }
+    status = tsar_self_check(err);
+    return status == TSAR_OK ? commands[i].run(&a, err) : status;
+}
+
+int main(int argc, char **argv)
+{
+    tsar_error err = { "" };
+#ifdef SIGXFSZ
+    signal(SIGXFSZ, SIG_IGN); /* a file that grows beyond its limit is an error of writing */
+#endif
+    tsar_status status = run(argc, argv, &err);
+    if ((fflush(stdout) != 0 || ferror(stdout)) && status <= TSAR_DIFFERENT)
+        status = tsar_fail(&err, TSAR_ROOM, "standard output cannot be written; is the disk full");
+    for (char *p = err.text; *p; p++)
+        if ((unsigned char)*p < 32) *p = '?'; /* one line, whatever a file name holds */
+    if (status > TSAR_DIFFERENT) fprintf(stderr, "tsar: %s\n", err.text);
+    return (int)status;
+}

@@ -1,0 +1,104 @@
+/* The model file of a clustering (SPEC 6, coarse-to-fine): a tokenizer and the coarse label of each of its codes. */
+#include "../tsar.h"
+
+#include <stdio.h>
+#include <string.h>
+
+typedef struct {
+    tsar_file *file;
+    int keeps_stacks; /* gpt.* and fine.* predict as many labels already */
+    size_t K, k;
+    const int64_t *cluster_of;
+} copier;
+
+/* The keys of SPEC 2 that describe the two transformers, and nothing else. */
+static int is_stack_key(const char *key)
+{
+    static const char *const keys[] = { "arch", "dim", "n_layer", "n_head", "n_kv_head", "ffn_hidden", "norm_eps", "rope", "rope_base", "text_vocab",
+        "shuffle", "shuffle_blocks", "shuffle_hidden", "num_classes", "cond_tokens", "caption_dim" };
+    if (strncmp(key, "fine_", 5) == 0 || strncmp(key, "default_", 8) == 0) return 1;
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
+        if (strcmp(key, keys[i]) == 0) return 1;
+    return 0;
+}
+
+static int is_kept(const copier *c, const char *name)
+{
+    if (strcmp(name, "ctf.cluster_of") == 0) return 0;
+    return c->keeps_stacks || (strncmp(name, "gpt.", 4) != 0 && strncmp(name, "fine.", 5) != 0 && strncmp(name, "tokenizer.", 10) != 0);
+}
+
+static tsar_status declare_all(const copier *c, tsar_writer *writer, tsar_error *err)
+{
+    char number[32];
+    tsar_status status = TSAR_OK;
+    for (size_t i = 0; status == TSAR_OK && i < tsar_file_meta_count(c->file); i++) {
+        const char *key, *value;
+        tsar_file_meta_at(c->file, i, &key, &value);
+        if (c->keeps_stacks || !is_stack_key(key)) status = tsar_writer_meta(writer, key, value, err);
+    }
+    (void)snprintf(number, sizeof number, "%zu", c->k);
+    if (status == TSAR_OK) status = tsar_writer_meta(writer, "n_coarse", number, err);
+    for (size_t i = 0; status == TSAR_OK && i < tsar_file_count(c->file); i++) {
+        const tsar_tensor *tensor = tsar_file_at(c->file, i);
+        if (is_kept(c, tensor->name)) status = tsar_writer_declare(writer, tensor->name, tensor->dtype, tensor->rank, tensor->shape, err);
+    }
+    return status == TSAR_OK ? tsar_writer_declare(writer, "ctf.cluster_of", TSAR_I64, 1, &c->K, err) : status;
+}
+
+/* Copies a tensor's bits, a piece at a time. */
+static tsar_status copy_tensor(const copier *c, tsar_writer *writer, const tsar_tensor *next, void *piece, size_t elements, tsar_error *err)
+{
+    const tsar_tensor *tensor = tsar_file_find(c->file, next->name);
+    tsar_status status = TSAR_OK;
+    for (uint64_t first = 0; status == TSAR_OK && first < tensor->count; first += elements) {
+        const uint64_t count = tensor->count - first < elements ? tensor->count - first : elements;
+        status = tsar_file_read(c->file, tensor, first, count, piece, err);
+        if (status == TSAR_OK) status = tsar_writer_put(writer, piece, count, err);
+    }
+    return status;
+}
+
+static tsar_status write_copy(const copier *c, const char *to, tsar_error *err)
+{
+    enum { PIECE = 65536 };
+    tsar_writer *writer = NULL;
+    const tsar_tensor *next;
+    tsar_status status = tsar_writer_open(&writer, to, err);
+    if (status != TSAR_OK) return status;
+    void *piece = tsar_alloc(PIECE, 8, "a tensor", err);
+    status = piece ? declare_all(c, writer, err) : TSAR_ROOM;
+    while (status == TSAR_OK && (next = tsar_writer_next(writer)) != NULL)
+        status = strcmp(next->name, "ctf.cluster_of") == 0 ? tsar_writer_put(writer, c->cluster_of, c->K, err)
+                                                           : copy_tensor(c, writer, next, piece, PIECE, err);
+    tsar_free(piece);
+    if (status == TSAR_OK) return tsar_writer_commit(writer, err);
+    tsar_writer_abandon(writer);
+    return status;
+}
+
+tsar_status tsar_cluster_write(const char *from, const char *to, size_t k, uint64_t seed, size_t threads, tsar_note_fn note, void *context, tsar_error *err)
+{
+    tsar_model *model = NULL;
+    int64_t *cluster_of = NULL;
+    copier c = { NULL, 0, 0, k, NULL };
+    tsar_status status = tsar_model_open(&model, from, threads, err);
+    if (status == TSAR_OK && !model->config.has_vq)
+        status = tsar_fail(err, TSAR_INPUT, "%s: has no image tokenizer (vq.*), so there are no codewords to cluster", from);
+    if (status == TSAR_OK && k > model->config.codebook_size)
+        status = tsar_fail(err, TSAR_USAGE, "%zu labels are more than the %zu codes of %s", k, model->config.codebook_size, from);
+    if (status == TSAR_OK) {
+        c.K = model->config.codebook_size, c.keeps_stacks = model->config.n_coarse == k;
+        if (!(cluster_of = tsar_alloc(c.K, sizeof *cluster_of, "ctf.cluster_of", err))) status = TSAR_ROOM;
+    }
+    if (status == TSAR_OK) status = tsar_cluster(model, k, seed, cluster_of, err);
+    if (status == TSAR_OK && note && !c.keeps_stacks && (model->config.has_gpt || model->config.has_fine))
+        note(context, "gpt.* and fine.* are left out: they do not predict this number of labels and have to be trained anew");
+    tsar_model_close(model);
+    c.cluster_of = cluster_of;
+    if (status == TSAR_OK) status = tsar_file_open(&c.file, from, err);
+    if (status == TSAR_OK) status = write_copy(&c, to, err);
+    tsar_file_close(c.file);
+    tsar_free(cluster_of);
+    return status;
+}

@@ -1,0 +1,347 @@
+/* Pictures: binary PPM in, PNG and PPM out. A PNG is made by stb_image_write in memory; the text chunks are put in
+ * behind its header, and the whole goes through tsar_output_*, so that a failure leaves an old file as it was. */
+#include "../tsar.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+/* ------------------------------------------------------------------------------------------------------------ reading */
+
+#define FIRST_READ ((size_t)1 << 20) /* bytes of pixels that are believed before any has been seen */
+
+/* The next byte of a header outside comments, which run from '#' to the end of their line; EOF at the end. */
+static int header_byte(FILE *stream)
+{
+    int c = fgetc(stream);
+    if (c == '#') {
+        do c = fgetc(stream);
+        while (c != '\n' && c != '\r' && c != EOF);
+    }
+    return c;
+}
+
+static int is_space(int c)
+{
+    return c == ' ' || c == '\t' || c == '\n' || c == '\r' || c == '\v' || c == '\f';
+}
+
+/* A decimal number below 2^31 after optional space; it must be followed by one space, which is taken. 0: it is not one. */
+static size_t header_number(FILE *stream)
+{
+    uint32_t value = 0;
+    int digits = 0, c = header_byte(stream);
+    while (is_space(c)) c = header_byte(stream);
+    for (; c >= '0' && c <= '9'; c = header_byte(stream), digits++) {
+        if (value > 0x7FFFFFFFu / 10 - 1) return 0;
+        value = value * 10 + (uint32_t)(c - '0');
+    }
+    return digits && is_space(c) ? value : 0;
+}
+
+/* Exactly `bytes` pixels' bytes and nothing behind them. The buffer grows with what arrives, so that a header which
+ * claims more than its file holds costs nothing. */
+static tsar_status read_pixels(FILE *stream, const char *name, size_t bytes, uint8_t **rgb, tsar_error *err)
+{
+    size_t have = 0, room = bytes < FIRST_READ ? bytes : FIRST_READ;
+    uint8_t *data = tsar_alloc(room, 1, "a picture", err);
+    if (!data) return TSAR_ROOM;
+    for (;;) {
+        size_t got = fread(data + have, 1, room - have, stream);
+        have += got;
+        if (have == bytes) break;
+        if (got == 0) {
+            int broken = ferror(stream);
+            tsar_free(data);
+            if (broken) return tsar_fail(err, TSAR_INPUT, "%s: cannot be read", name);
+            return tsar_fail(err, TSAR_INPUT, "%s: ends after %lu of %lu bytes of pixels; it is cut short", name,
+                             (unsigned long)have, (unsigned long)bytes);
+        }
+        if (have == room) {
+            size_t wider = room > bytes / 2 ? bytes : room * 2;
+            uint8_t *more = tsar_alloc(wider, 1, "a picture", err);
+            if (more) memcpy(more, data, have);
+            tsar_free(data);
+            if (!more) return TSAR_ROOM;
+            data = more, room = wider;
+        }
+    }
+    if (fgetc(stream) != EOF) {
+        tsar_free(data);
+        return tsar_fail(err, TSAR_INPUT, "%s: has bytes behind its pixels; give one picture per file", name);
+    }
+    *rgb = data;
+    return TSAR_OK;
+}
+
+static tsar_status read_ppm(FILE *stream, const char *name, uint8_t **rgb, size_t *H, size_t *W, tsar_error *err)
+{
+    if (fgetc(stream) != 'P' || fgetc(stream) != '6')
+        return tsar_fail(err, TSAR_INPUT, "%s: not a binary PPM (P6) picture; convert it, e.g. with `magick in.png out.ppm`", name);
+    size_t columns = header_number(stream);
+    size_t rows = columns ? header_number(stream) : 0;
+    size_t maximum = rows ? header_number(stream) : 0;
+    if (maximum == 0) return tsar_fail(err, TSAR_INPUT, "%s: its header does not give width, height and maximum", name);
+    if (maximum != 255)
+        return tsar_fail(err, TSAR_INPUT, "%s: its maximum is %lu; only 255 (8 bits a channel) is read", name, (unsigned long)maximum);
+    if (columns > (size_t)-1 / 4 / rows)
+        return tsar_fail(err, TSAR_INPUT, "%s: %lu x %lu pixels are more than this machine can address", name,
+                         (unsigned long)columns, (unsigned long)rows);
+    *H = rows, *W = columns;
+    return read_pixels(stream, name, rows * columns * 3, rgb, err);
+}
+
+tsar_status tsar_image_read(const char *path, uint8_t **rgb, size_t *H, size_t *W, tsar_error *err)
+{
+    int is_stdin = strcmp(path, "-") == 0;
+    FILE *stream = is_stdin ? stdin : fopen(path, "rb");
+    if (!stream) return tsar_fail(err, TSAR_INPUT, "%s: cannot be opened", path);
+    tsar_status status = read_ppm(stream, is_stdin ? "standard input" : path, rgb, H, W, err);
+    if (!is_stdin) fclose(stream);
+    return status;
+}
+
+/* ------------------------------------------------------------------------------------------------------------ writing */
+
+/* One comment per key behind "P6". A line break inside a value starts a further comment. */
+static tsar_status put_comment(tsar_output *output, const char *key, const char *value, tsar_error *err)
+{
+    tsar_status status = tsar_output_write(output, "# ", 2, err);
+    if (status == TSAR_OK) status = tsar_output_write(output, key, strlen(key), err);
+    if (status == TSAR_OK) status = tsar_output_write(output, ": ", 2, err);
+    while (status == TSAR_OK && *value) {
+        size_t line = strcspn(value, "\r\n");
+        status = tsar_output_write(output, value, line, err);
+        value += line;
+        if (status == TSAR_OK && *value) status = tsar_output_write(output, "\n# ", 3, err), value++;
+    }
+    return status == TSAR_OK ? tsar_output_write(output, "\n", 1, err) : status;
+}
+
+static tsar_status put_ppm(tsar_output *output, const uint8_t *rgb, size_t H, size_t W, const char *const *keys,
+                           const char *const *values, size_t n, tsar_error *err)
+{
+    char size[64];
+    int length = snprintf(size, sizeof size, "%lu %lu\n255\n", (unsigned long)W, (unsigned long)H);
+    tsar_status status = tsar_output_write(output, "P6\n", 3, err);
+    for (size_t i = 0; status == TSAR_OK && i < n; i++) status = put_comment(output, keys[i], values[i], err);
+    if (status == TSAR_OK) status = tsar_output_write(output, size, (size_t)length, err);
+    return status == TSAR_OK ? tsar_output_write(output, rgb, H * W * 3, err) : status;
+}
+
+#ifdef TSAR_NO_PNG
+
+static tsar_status put_png(tsar_output *output, const char *path, const uint8_t *rgb, size_t H, size_t W, const char *const *keys,
+                           const char *const *values, size_t n, tsar_error *err)
+{
+    (void)output, (void)rgb, (void)H, (void)W, (void)keys, (void)values, (void)n;
+    return tsar_fail(err, TSAR_USAGE, "%s: this tsar was built with NO_PNG=1; write a .ppm file, or build it with stb_image_write.h", path);
+}
+
+#else
+
+/* stb_image_write does not survive an allocation that fails while its buffers grow. So all of its memory comes from one
+ * arena, allocated before it starts and large enough for its worst case (arena_size): then it cannot run out. Its
+ * allocator takes no context, so the arena is the one static variable of tsar: pictures are written by the command
+ * line, one at a time; a program that writes PNG files from several threads has to take turns. */
+typedef struct { uint8_t *bytes; size_t used, size; } arena;
+static arena png_arena;
+
+static void *arena_take(size_t bytes)
+{
+    size_t taken = (bytes + 15) / 16 * 16;
+    if (taken < bytes || taken > png_arena.size - png_arena.used) return NULL;
+    void *block = png_arena.bytes + png_arena.used;
+    png_arena.used += taken;
+    return block;
+}
+
+static void *arena_grow(const void *old, size_t old_size, size_t bytes)
+{
+    void *block = arena_take(bytes);
+    if (block && old) memcpy(block, old, old_size);
+    return block;
+}
+
+#define STB_IMAGE_WRITE_STATIC
+#define STB_IMAGE_WRITE_IMPLEMENTATION
+#define STBIW_MALLOC(bytes) arena_take((size_t)(bytes))
+#define STBIW_REALLOC_SIZED(old, old_size, bytes) arena_grow((old), (size_t)(old_size), (size_t)(bytes))
+#define STBIW_FREE(block) ((void)(block))
+#include <stb_image_write.h>
+
+/* Pictures up to this many bytes: stb counts in int, and its output buffer doubles to at most 2.25 times of it. */
+#define PNG_LIMIT ((size_t)1 << 29)
+
+/* What stb takes, none of it given back, for L = (3W + 1) H filtered bytes: L itself and one line; 16384 hash chains with their
+ * table, each grown through 2, 5, 11 and 23 pointers, and 8 bytes in front of them; the compressed stream, at most
+ * 9 bits for each byte and some, in a buffer that grows to 2m + 1 and so to less than twice that size, its predecessors together
+ * as much again; the PNG, which is at most L and 5 bytes for each 32767 of them (stored) and its frame. */
+static size_t arena_size(size_t L, size_t W)
+{
+    size_t chains = 16384 * (sizeof(void *) + (2 + 5 + 11 + 23) * sizeof(void *) + 4 * (8 + 15));
+    size_t stream = L + L / 8 + 64;
+    return L + 3 * W + chains + 4 * stream + (L + L / 32767 * 5 + 128) + 64 * 16 * 4;
+}
+
+/* CRC-32 of PNG, section 5.5: polynomial 0xEDB88320 reflected, continued from crc. */
+static uint32_t crc32_of(uint32_t crc, const void *bytes, size_t n)
+{
+    const uint8_t *p = bytes;
+    crc = ~crc;
+    for (size_t i = 0; i < n; i++) {
+        crc ^= p[i];
+        for (int bit = 0; bit < 8; bit++) crc = crc >> 1 ^ (0xEDB88320u & (0u - (crc & 1u)));
+    }
+    return ~crc;
+}
+
+/* Whether text is well-formed UTF-8 with at least one byte beyond ASCII: then it needs an iTXt chunk. Anything else is
+ * written byte by byte in a tEXt chunk, whose readers take it as Latin-1. */
+static int needs_utf8(const char *text)
+{
+    const uint8_t *p = (const uint8_t *)text;
+    int beyond = 0;
+    while (*p) {
+        uint32_t c = *p++;
+        if (c < 0x80) continue;
+        int more = c >= 0xF0 ? 3 : c >= 0xE0 ? 2 : 1;
+        uint32_t least = more == 3 ? 0x10000 : more == 2 ? 0x800 : 0x80;
+        if (c < 0xC2 || c > 0xF4) return 0;
+        c &= 0x3Fu >> more;
+        for (; more; more--) {
+            if ((*p & 0xC0) != 0x80) return 0;
+            c = c << 6 | (*p++ & 0x3Fu);
+        }
+        if (c < least || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return 0;
+        beyond = 1;
+    }
+    return beyond;
+}
+
+static void big_endian(uint8_t out[4], uint32_t value)
+{
+    for (int i = 0; i < 4; i++) out[i] = (uint8_t)(value >> (24 - 8 * i));
+}
+
+/* tEXt: keyword, 0, Latin-1 text. iTXt: keyword, 0, not compressed (0, 0), no language (0), no translated keyword (0), UTF-8 text. */
+static tsar_status put_text(tsar_output *output, const char *key, const char *value, tsar_error *err)
+{
+    static const uint8_t zeros[5] = {0};
+    int utf8 = needs_utf8(value);
+    size_t key_size = strlen(key), value_size = strlen(value), gap = utf8 ? 5 : 1;
+    if (key_size == 0 || key_size > 79 || value_size > 0x7FFFFFFF - 128)
+        return tsar_fail(err, TSAR_USAGE, "the text `%.40s` does not fit a PNG; shorten it", key);
+    uint8_t head[8], tail[4];
+    big_endian(head, (uint32_t)(key_size + gap + value_size));
+    memcpy(head + 4, utf8 ? "iTXt" : "tEXt", 4);
+    uint32_t crc = crc32_of(0, head + 4, 4);
+    crc = crc32_of(crc, key, key_size);
+    crc = crc32_of(crc, zeros, gap);
+    big_endian(tail, crc32_of(crc, value, value_size));
+    tsar_status status = tsar_output_write(output, head, 8, err);
+    if (status == TSAR_OK) status = tsar_output_write(output, key, key_size, err);
+    if (status == TSAR_OK) status = tsar_output_write(output, zeros, gap, err);
+    if (status == TSAR_OK) status = tsar_output_write(output, value, value_size, err);
+    return status == TSAR_OK ? tsar_output_write(output, tail, 4, err) : status;
+}
+
+static tsar_status put_png(tsar_output *output, const char *path, const uint8_t *rgb, size_t H, size_t W, const char *const *keys,
+                           const char *const *values, size_t n, tsar_error *err)
+{
+    enum { HEAD = 8 + 25 }; /* the signature and the IHDR chunk */
+    if (W > PNG_LIMIT / 4 || H > PNG_LIMIT / (3 * W + 1))
+        return tsar_fail(err, TSAR_USAGE, "%s: %lu x %lu pixels are too many for a PNG here; write a .ppm file", path, (unsigned long)W, (unsigned long)H);
+    size_t size = arena_size((3 * W + 1) * H, W);
+    png_arena.bytes = tsar_alloc(size, 1, "a PNG", err);
+    if (!png_arena.bytes) return TSAR_ROOM;
+    png_arena.used = 0, png_arena.size = size;
+    int length = 0;
+    const uint8_t *png = stbi_write_png_to_mem(rgb, (int)(3 * W), (int)W, (int)H, 3, &length);
+    tsar_status status = png ? TSAR_OK : tsar_fail(err, TSAR_ROOM, "%s: out of memory for a PNG of %lu x %lu pixels", path, (unsigned long)W, (unsigned long)H);
+    if (status == TSAR_OK) status = tsar_output_write(output, png, HEAD, err);
+    for (size_t i = 0; status == TSAR_OK && i < n; i++) status = put_text(output, keys[i], values[i], err);
+    if (status == TSAR_OK) status = tsar_output_write(output, png + HEAD, (size_t)length - HEAD, err);
+    tsar_free(png_arena.bytes);
+    png_arena.bytes = NULL;
+    png_arena.size = 0;
+    return status;
+}
+
+#endif
+
+/* Whether path ends in `ending`, in small or capital letters. */
+static int ends_in(const char *path, const char *ending)
+{
+    size_t n = strlen(path), m = strlen(ending);
+    if (n < m) return 0;
+    for (size_t i = 0; i < m; i++) {
+        char c = path[n - m + i];
+        if (c >= 'A' && c <= 'Z') c = (char)(c - 'A' + 'a');
+        if (c != ending[i]) return 0;
+    }
+    return 1;
+}
+
+tsar_status tsar_image_write(const char *path, const uint8_t *rgb, size_t H, size_t W, const char *const *keys, const char *const *values, size_t n, tsar_error *err)
+{
+    int png = ends_in(path, ".png");
+    if (!png && !ends_in(path, ".ppm"))
+        return tsar_fail(err, TSAR_USAGE, "%s: the name of a picture must end in .png or .ppm", path);
+    if (H == 0 || W == 0) return tsar_fail(err, TSAR_USAGE, "%s: a picture without pixels cannot be written", path);
+    tsar_output *output = NULL;
+    tsar_status status = tsar_output_open(&output, path, err);
+    if (status != TSAR_OK) return status;
+    status = png ? put_png(output, path, rgb, H, W, keys, values, n, err) : put_ppm(output, rgb, H, W, keys, values, n, err);
+    if (status == TSAR_OK) return tsar_output_commit(output, err);
+    tsar_output_abandon(output);
+    return status;
+}
+
+/* ---------------------------------------------------------------------------------------------------------- order maps */
+
+/* Dark blue over green to yellow, f from 0 to 1. */
+static void heat_colour(uint8_t *rgb, double f)
+{
+    static const double anchors[5][3] = { { 68, 1, 84 }, { 59, 82, 139 }, { 33, 145, 140 }, { 94, 201, 98 }, { 253, 231, 37 } };
+    const size_t i = f >= 0.75 ? 3 : (size_t)(4 * f);
+    for (size_t k = 0; k < 3; k++) rgb[k] = (uint8_t)(anchors[i][k] + (anchors[i + 1][k] - anchors[i][k]) * (4 * f - (double)i) + 0.5);
+}
+
+/* A number in black digits of 3 x 5 dots, each `dot` pixels wide, its upper left corner at (x, y). */
+static void draw_number(uint8_t *rgb, size_t W, size_t x, size_t y, size_t dot, const char *digits)
+{
+    static const unsigned font[10] = { 0x7B6F, 0x2C97, 0x73E7, 0x73CF, 0x5BC9, 0x79CF, 0x79EF, 0x7249, 0x7BEF, 0x7BCF };
+    for (; *digits; digits++, x += 4 * dot)
+        for (size_t i = 0; i < 15 * dot * dot; i++) {
+            const size_t row = i / (3 * dot), column = i % (3 * dot);
+            if (font[*digits - '0'] >> (14 - row / dot * 3 - column / dot) & 1) memset(rgb + ((y + row) * W + x + column) * 3, 0, 3);
+        }
+}
+
+/* The scale below the map runs from pass 0 at the left to the last at the right. */
+tsar_status tsar_order_map_write(const char *path, const int64_t *step_of, size_t rows, size_t columns, tsar_error *err)
+{
+    enum { BAR = 16, GAP = 8, DOT = 3, LEAST = 128 };
+    const size_t longest = rows > columns ? rows : columns, cell = longest < 512 ? 512 / longest : 1;
+    const size_t W = columns * cell > LEAST ? columns * cell : LEAST, map = rows * cell, H = map + GAP + BAR + GAP + 5 * DOT + GAP;
+    int64_t last = 0;
+    char number[24];
+    uint8_t *rgb = tsar_alloc(H, W * 3, "the order map", err);
+    if (!rgb) return TSAR_ROOM;
+    memset(rgb, 255, H * W * 3);
+    for (size_t t = 0; t < rows * columns; t++)
+        if (step_of[t] > last) last = step_of[t];
+    for (size_t i = 0; i < map * columns * cell; i++) {
+        const size_t y = i / (columns * cell), x = i % (columns * cell);
+        const double step = (double)step_of[y / cell * columns + x / cell];
+        heat_colour(rgb + (y * W + x) * 3, last ? step / (double)last : 0);
+    }
+    for (size_t i = 0; i < BAR * W; i++) heat_colour(rgb + ((map + GAP + i / W) * W + i % W) * 3, (double)(i % W) / (double)(W - 1));
+    const size_t length = (size_t)snprintf(number, sizeof number, "%" PRId64, last) * 4 * DOT;
+    draw_number(rgb, W, 0, map + GAP + BAR + GAP, DOT, "0");
+    draw_number(rgb, W, W - length, map + GAP + BAR + GAP, DOT, number);
+    tsar_status status = tsar_image_write(path, rgb, H, W, NULL, NULL, 0, err);
+    tsar_free(rgb);
+    return status;
+}
