@@ -30,8 +30,9 @@ static void refuse(reader *r, const char *key, const char *expected)
     const char *value = r->lookup(r->source, key);
     if (r->status)
         return;
-    r->status = value ? tsar_fail(r->err, TSAR_INPUT, "%s: %s=%.60s in the configuration is not %s", r->name, key, value, expected)
-                      : tsar_fail(r->err, TSAR_INPUT, "%s: the configuration has no %s (add %s=VALUE, %s)", r->name, key, key, expected);
+    r->status =
+        value ? tsar_fail(r->err, TSAR_INPUT, "%s: %s=%.60s in the configuration is not %s", r->name, key, value, expected)
+              : tsar_fail(r->err, TSAR_INPUT, "%s: the configuration has no %s (add %s=VALUE, %s)", r->name, key, key, expected);
 }
 
 static int has(const reader *r, const char *key) { return r->lookup(r->source, key) != NULL; }
@@ -141,19 +142,24 @@ static void check_heads(reader *r, const char *prefix, size_t dim, size_t n_head
     if (r->status)
         return;
     const size_t head_dim = dim / n_head, pair = rope_2d ? 4 : 2;
-    rule(r, head_dim % pair == 0, "the head size %sdim/%sn_head=%zu is not a multiple of %zu, which rope %s needs", prefix, prefix, head_dim, pair,
-         rope_2d ? "2d" : "1d");
+    rule(r, head_dim % pair == 0, "the head size %sdim/%sn_head=%zu is not a multiple of %zu, which rope %s needs", prefix,
+         prefix, head_dim, pair, rope_2d ? "2d" : "1d");
 }
 
 static void read_token_shuffle(reader *r, tsar_config *c)
 {
     const size_t s = c->shuffle = read_size(r, "shuffle", TSAR_MAX_DIM);
     c->text_vocab = read_size(r, "text_vocab", MAX_VOCAB);
-    c->shuffle_blocks = s == 1 ? read_size_or(r, "shuffle_blocks", TSAR_MAX_DIM, 0) : read_size(r, "shuffle_blocks", TSAR_MAX_DIM);
-    c->shuffle_hidden = s == 1 ? read_size_or(r, "shuffle_hidden", TSAR_MAX_DIM, 0) : read_size(r, "shuffle_hidden", TSAR_MAX_DIM);
-    rule(r, c->text_vocab >= TSAR_SPECIALS, "text_vocab=%zu leaves no room for <bos>, <soi> and <eoi> (at least 3)", c->text_vocab);
-    rule(r, s && (uint64_t)c->dim % ((uint64_t)s * s) == 0, "dim=%zu is not divisible by shuffle^2=%" PRIu64, c->dim, (uint64_t)s * s);
-    rule(r, s && c->grid_h % s == 0 && c->grid_w % s == 0, "the grid %zu x %zu is not divisible by shuffle=%zu", c->grid_h, c->grid_w, s);
+    c->shuffle_blocks =
+        s == 1 ? read_size_or(r, "shuffle_blocks", TSAR_MAX_DIM, 0) : read_size(r, "shuffle_blocks", TSAR_MAX_DIM);
+    c->shuffle_hidden =
+        s == 1 ? read_size_or(r, "shuffle_hidden", TSAR_MAX_DIM, 0) : read_size(r, "shuffle_hidden", TSAR_MAX_DIM);
+    rule(r, c->text_vocab >= TSAR_SPECIALS, "text_vocab=%zu leaves no room for <bos>, <soi> and <eoi> (at least 3)",
+         c->text_vocab);
+    rule(r, s && (uint64_t)c->dim % ((uint64_t)s * s) == 0, "dim=%zu is not divisible by shuffle^2=%" PRIu64, c->dim,
+         (uint64_t)s * s);
+    rule(r, s && c->grid_h % s == 0 && c->grid_w % s == 0, "the grid %zu x %zu is not divisible by shuffle=%zu", c->grid_h,
+         c->grid_w, s);
 }
 
 static void read_llamagen(reader *r, tsar_config *c)
@@ -165,7 +171,8 @@ static void read_llamagen(reader *r, tsar_config *c)
     else
         c->caption_dim = read_size(r, "caption_dim", TSAR_MAX_DIM);
     rule(r, !c2i || c->cond_tokens == 1, "cond_tokens=%zu must be 1 for llamagen-c2i: a class is one token", c->cond_tokens);
-    rule(r, read_size_or(r, "shuffle", TSAR_MAX_DIM, 1) == 1, "shuffle must be 1 or absent for LlamaGen (arch=token-shuffle has it)");
+    rule(r, read_size_or(r, "shuffle", TSAR_MAX_DIM, 1) == 1,
+         "shuffle must be 1 or absent for LlamaGen (arch=token-shuffle has it)");
 }
 
 static void read_gpt(reader *r, tsar_config *c)
@@ -184,7 +191,8 @@ static void read_gpt(reader *r, tsar_config *c)
     if (!rope || (!c->rope_2d && strcmp(rope, "1d")))
         refuse(r, "rope", "1d or 2d");
     check_heads(r, "", c->dim, c->n_head, c->rope_2d);
-    rule(r, c->n_kv_head && c->n_head % c->n_kv_head == 0, "n_head=%zu is not a multiple of n_kv_head=%zu", c->n_head, c->n_kv_head);
+    rule(r, c->n_kv_head && c->n_head % c->n_kv_head == 0, "n_head=%zu is not a multiple of n_kv_head=%zu", c->n_head,
+         c->n_kv_head);
     if (r->status)
         return;
     if (c->arch == TSAR_TOKEN_SHUFFLE)
@@ -210,8 +218,9 @@ static void read_vq(reader *r, tsar_config *c)
     c->vq_factor = (size_t)1 << (c->vq_levels - 1);
     rule(r, c->vq_ch % c->vq_groups == 0, "vq_ch=%zu is not divisible by vq_groups=%zu", c->vq_ch, c->vq_groups);
     for (size_t i = 0; i < c->vq_levels; i++)
-        rule(r, c->vq_ch_mult[i] <= TSAR_MAX_DIM / c->vq_ch, "level %zu of the tokenizer would have vq_ch * vq_ch_mult=%zu * %zu channels, more than %zu",
-             i, c->vq_ch, c->vq_ch_mult[i], TSAR_MAX_DIM);
+        rule(r, c->vq_ch_mult[i] <= TSAR_MAX_DIM / c->vq_ch,
+             "level %zu of the tokenizer would have vq_ch * vq_ch_mult=%zu * %zu channels, more than %zu", i, c->vq_ch,
+             c->vq_ch_mult[i], TSAR_MAX_DIM);
 }
 
 static void read_fine(reader *r, tsar_config *c)
@@ -241,7 +250,8 @@ static void read_defaults(reader *r, tsar_config *c)
     c->defaults.top_k = (size_t)k;
     if (!schedule)
         schedule = c2i || t2i ? "constant" : "half-linear";
-    else if (strcmp(schedule, "constant") && strcmp(schedule, "linear") && strcmp(schedule, "half-linear") && strcmp(schedule, "cosine"))
+    else if (strcmp(schedule, "constant") && strcmp(schedule, "linear") && strcmp(schedule, "half-linear") &&
+             strcmp(schedule, "cosine"))
         refuse(r, "default_cfg_schedule", "constant, linear, half-linear or cosine");
     copy_name(c->defaults.cfg_schedule, sizeof c->defaults.cfg_schedule, schedule);
 }
@@ -255,8 +265,11 @@ tsar_status tsar_config_read(tsar_config *config, tsar_lookup lookup, const void
     c->has_vq = has(r, "vq_ch");
     c->has_fine = has(r, "fine_dim");
     if (!c->has_gpt && !c->has_vq && !c->has_fine)
-        return tsar_fail(err, TSAR_INPUT, "%s describes no part of a tsar model: its configuration has none of the keys arch (transformer), vq_ch (image "
-                         "tokenizer) and fine_dim (stage two); tsar import makes a model file from a checkpoint", name);
+        return tsar_fail(
+            err, TSAR_INPUT,
+            "%s describes no part of a tsar model: its configuration has none of the keys arch (transformer), vq_ch (image "
+            "tokenizer) and fine_dim (stage two); tsar import makes a model file from a checkpoint",
+            name);
     const int needs_grid = c->has_gpt || c->has_fine;
     c->shuffle = 1;
     c->rope_base = 10000;
@@ -264,7 +277,8 @@ tsar_status tsar_config_read(tsar_config *config, tsar_lookup lookup, const void
     c->grid_h = needs_grid ? read_size(r, "grid_h", TSAR_MAX_DIM) : read_size_or(r, "grid_h", TSAR_MAX_DIM, 0);
     c->grid_w = needs_grid ? read_size(r, "grid_w", TSAR_MAX_DIM) : read_size_or(r, "grid_w", TSAR_MAX_DIM, 0);
     c->n_coarse = read_size_or(r, "n_coarse", MAX_VOCAB, 0);
-    rule(r, (uint64_t)c->grid_h * c->grid_w <= TSAR_MAX_DIM, "grid_h * grid_w=%zu * %zu is more than %zu codes", c->grid_h, c->grid_w, TSAR_MAX_DIM);
+    rule(r, (uint64_t)c->grid_h * c->grid_w <= TSAR_MAX_DIM, "grid_h * grid_w=%zu * %zu is more than %zu codes", c->grid_h,
+         c->grid_w, TSAR_MAX_DIM);
     rule(r, c->n_coarse <= c->codebook_size, "n_coarse=%zu is more than codebook_size=%zu", c->n_coarse, c->codebook_size);
     if (needs_grid) {
         c->norm_eps = read_positive(r, "norm_eps");
@@ -461,7 +475,8 @@ static void visit_mid(walk *w, const char *part, tsar_coder *coder, size_t chann
 
 /* conv_blocks.{i}: residual blocks from `in` to `out` channels, attention behind each of them at the lowest resolution,
  * and a convolution that changes the resolution ("" where there is none). */
-static void visit_level(walk *w, const char *part, size_t i, tsar_level *level, size_t in, size_t out, size_t n_res, int attention, const char *resample)
+static void visit_level(walk *w, const char *part, size_t i, tsar_level *level, size_t in, size_t out, size_t n_res,
+                        int attention, const char *resample)
 {
     for (size_t b = 0; b < n_res && w->status == TSAR_OK; b++) {
         enter(w, "vq.%s.conv_blocks.%zu.res.%zu.", part, i, b);
@@ -488,7 +503,8 @@ static void visit_vq(walk *w, const tsar_config *c, tsar_model *m)
     visit_conv(w, "conv_in", SLOT(encoder, conv_in), 3, width, 3);
     for (size_t i = 0; i <= last; i++) {
         const size_t out = c->vq_ch * c->vq_ch_mult[i];
-        visit_level(w, "encoder", i, encoder ? ELEMENT(encoder->levels, i) : NULL, width, out, c->vq_res_blocks, i == last, i < last ? "downsample.conv" : "");
+        visit_level(w, "encoder", i, encoder ? ELEMENT(encoder->levels, i) : NULL, width, out, c->vq_res_blocks, i == last,
+                    i < last ? "downsample.conv" : "");
         width = out;
     }
     visit_mid(w, "encoder", encoder, deepest);
@@ -506,7 +522,8 @@ static void visit_vq(walk *w, const tsar_config *c, tsar_model *m)
     visit_mid(w, "decoder", decoder, deepest);
     for (size_t i = 0; i <= last; i++) {
         const size_t out = c->vq_ch * c->vq_ch_mult[last - i];
-        visit_level(w, "decoder", i, decoder ? ELEMENT(decoder->levels, i) : NULL, width, out, c->vq_res_blocks + 1, i == 0, i < last ? "upsample.conv" : "");
+        visit_level(w, "decoder", i, decoder ? ELEMENT(decoder->levels, i) : NULL, width, out, c->vq_res_blocks + 1, i == 0,
+                    i < last ? "upsample.conv" : "");
         width = out;
     }
     enter(w, "vq.decoder.");
@@ -563,8 +580,10 @@ static tsar_status check_weight(void *context, const tsar_weight *weight, tsar_e
     const tsar_tensor *tensor = tsar_file_find(l->file, weight->name);
     shape_text(needs_text, sizeof needs_text, weight->rank, weight->shape);
     if (!tensor)
-        return tsar_fail(err, TSAR_INPUT, "%s: tensor %s is missing; the configuration needs it with shape %s", l->path, weight->name, needs_text);
-    const int cuts_rows = !strcmp(weight->name, "gpt.cls_embedding.uncond_embedding"); /* QUIRKS, GPT 8: 120 rows whatever cond_tokens is */
+        return tsar_fail(err, TSAR_INPUT, "%s: tensor %s is missing; the configuration needs it with shape %s", l->path,
+                         weight->name, needs_text);
+    const int cuts_rows =
+        !strcmp(weight->name, "gpt.cls_embedding.uncond_embedding"); /* QUIRKS, GPT 8: 120 rows whatever cond_tokens is */
     int fits = tensor->rank == weight->rank;
     for (size_t i = 0; fits && i < weight->rank; i++)
         fits = tensor->shape[i] == weight->shape[i] || (i == 0 && cuts_rows && tensor->shape[0] > weight->shape[0]);
@@ -572,7 +591,8 @@ static tsar_status check_weight(void *context, const tsar_weight *weight, tsar_e
         return tsar_fail(err, TSAR_INPUT, "%s: tensor %s has shape %s, the configuration needs %s", l->path, weight->name,
                          shape_text(has_text, sizeof has_text, tensor->rank, tensor->shape), needs_text);
     if (weight->use == TSAR_AS_INTEGERS ? is_float(tensor->dtype) : !is_float(tensor->dtype))
-        return tsar_fail(err, TSAR_INPUT, "%s: tensor %s has dtype %s, which must be %s", l->path, weight->name, tsar_dtype_name(tensor->dtype),
+        return tsar_fail(err, TSAR_INPUT, "%s: tensor %s has dtype %s, which must be %s", l->path, weight->name,
+                         tsar_dtype_name(tensor->dtype),
                          weight->use == TSAR_AS_INTEGERS ? "an integer one such as I64" : "F64, F32, BF16 or F16");
     l->known[tensor - tsar_file_at(l->file, 0)] = 1;
     return TSAR_OK;
@@ -597,14 +617,17 @@ static size_t first_bad_64(const void *values, size_t n) { FIRST_BAD(uint64_t, U
 static size_t first_bad_32(const void *values, size_t n) { FIRST_BAD(uint32_t, UINT32_C(0x7F800000)); }
 static size_t first_bad_16(const void *values, size_t n, uint16_t mask) { FIRST_BAD(uint16_t, mask); }
 
-static tsar_status check_finite(const loader *l, const char *name, tsar_dtype dtype, const void *values, size_t n, uint64_t first, tsar_error *err)
+static tsar_status check_finite(const loader *l, const char *name, tsar_dtype dtype, const void *values, size_t n, uint64_t first,
+                                tsar_error *err)
 {
     const size_t bad = dtype == TSAR_F64 ? first_bad_64(values, n) : dtype == TSAR_F32 ? first_bad_32(values, n)
                      : first_bad_16(values, n, dtype == TSAR_F16 ? 0x7C00 : 0x7F80);
     if (bad == n)
         return TSAR_OK;
-    return tsar_fail(err, TSAR_INPUT, "%s: element %" PRIu64 " of tensor %s is NaN or infinite (the checkpoint is damaged, or its training diverged)", l->path,
-                     first + bad, name);
+    return tsar_fail(err, TSAR_INPUT,
+                     "%s: element %" PRIu64
+                     " of tensor %s is NaN or infinite (the checkpoint is damaged, or its training diverged)",
+                     l->path, first + bad, name);
 }
 
 /* Reads and packs a matrix by slabs of whole panels, about 4 MB, so that memory holds the weights only once. */
@@ -702,8 +725,11 @@ static tsar_status check_unknown(const loader *l, tsar_error *err)
     for (size_t i = 0; i < tsar_file_count(l->file); i++) {
         const char *name = tsar_file_at(l->file, i)->name;
         if (!l->known[i] && (!strncmp(name, "gpt.", 4) || !strncmp(name, "vq.", 3) || !strncmp(name, "fine.", 5)))
-            return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s does not belong to the model that the configuration describes (remove it or correct the "
-                             "configuration)", l->path, name);
+            return tsar_fail(
+                err, TSAR_INPUT,
+                "%s: tensor %.100s does not belong to the model that the configuration describes (remove it or correct the "
+                "configuration)",
+                l->path, name);
     }
     return TSAR_OK;
 }
@@ -737,8 +763,15 @@ static tsar_status allocate_blocks(tsar_model *m, tsar_error *err)
     const size_t mlps = c->shuffle > 1 ? c->shuffle_blocks : 0;
     tsar_status status = TSAR_OK;
     if (c->has_gpt) {
-        m->gpt = (tsar_stack){.dim = c->dim, .n_layer = c->n_layer, .n_head = c->n_head, .n_kv_head = c->n_kv_head, .head_dim = c->dim / c->n_head,
-                              .ffn_hidden = c->ffn_hidden, .norm_eps = c->norm_eps, .rope_base = c->rope_base, .rope_2d = c->rope_2d};
+        m->gpt = (tsar_stack){.dim = c->dim,
+                              .n_layer = c->n_layer,
+                              .n_head = c->n_head,
+                              .n_kv_head = c->n_kv_head,
+                              .head_dim = c->dim / c->n_head,
+                              .ffn_hidden = c->ffn_hidden,
+                              .norm_eps = c->norm_eps,
+                              .rope_base = c->rope_base,
+                              .rope_2d = c->rope_2d};
         status = allocate(&m->gpt.layers, c->n_layer, sizeof *m->gpt.layers, err);
         if (status == TSAR_OK)
             status = allocate(&m->shuffle_mlp, mlps, sizeof *m->shuffle_mlp, err);
@@ -746,9 +779,15 @@ static tsar_status allocate_blocks(tsar_model *m, tsar_error *err)
             status = allocate(&m->unshuffle_mlp, mlps, sizeof *m->unshuffle_mlp, err);
     }
     if (c->has_fine && status == TSAR_OK) {
-        m->fine = (tsar_stack){.dim = c->fine_dim, .n_layer = c->fine_n_layer, .n_head = c->fine_n_head, .n_kv_head = c->fine_n_head,
-                               .head_dim = c->fine_dim / c->fine_n_head, .ffn_hidden = c->fine_ffn_hidden, .norm_eps = c->norm_eps,
-                               .rope_base = c->rope_base, .rope_2d = 1};
+        m->fine = (tsar_stack){.dim = c->fine_dim,
+                               .n_layer = c->fine_n_layer,
+                               .n_head = c->fine_n_head,
+                               .n_kv_head = c->fine_n_head,
+                               .head_dim = c->fine_dim / c->fine_n_head,
+                               .ffn_hidden = c->fine_ffn_hidden,
+                               .norm_eps = c->norm_eps,
+                               .rope_base = c->rope_base,
+                               .rope_2d = 1};
         status = allocate(&m->fine.layers, c->fine_n_layer, sizeof *m->fine.layers, err);
     }
     if (c->has_vq && status == TSAR_OK)
@@ -770,8 +809,9 @@ static tsar_status load_merges(tsar_model *m, loader *l, tsar_error *err)
     if (tensor->rank != 2 || tensor->shape[1] != 2)
         return tsar_fail(err, TSAR_INPUT, "%s: tensor tokenizer.merges needs the shape [merges, 2]", l->path);
     if ((uint64_t)tensor->shape[0] + (uint64_t)first > m->config.text_vocab)
-        return tsar_fail(err, TSAR_INPUT, "%s: tensor tokenizer.merges has %zu merges, which with %d specials and 256 bytes exceed text_vocab=%zu", l->path,
-                         tensor->shape[0], TSAR_SPECIALS, m->config.text_vocab);
+        return tsar_fail(err, TSAR_INPUT,
+                         "%s: tensor tokenizer.merges has %zu merges, which with %d specials and 256 bytes exceed text_vocab=%zu",
+                         l->path, tensor->shape[0], TSAR_SPECIALS, m->config.text_vocab);
     m->merges = tsar_alloc(tensor->shape[0], 2 * sizeof *m->merges, "tokenizer.merges", err);
     if (!m->merges)
         return TSAR_ROOM;
@@ -779,8 +819,9 @@ static tsar_status load_merges(tsar_model *m, loader *l, tsar_error *err)
     const tsar_status status = tsar_file_read_i64(l->file, tensor, 0, tensor->count, m->merges, err);
     for (size_t i = 0; i < 2 * m->n_merges && status == TSAR_OK; i++)
         if (m->merges[i] < TSAR_SPECIALS || m->merges[i] >= first + (int64_t)(i / 2))
-            return tsar_fail(err, TSAR_INPUT, "%s: merge %zu of tokenizer.merges uses id %" PRId64 ", which is not from %d to %" PRId64, l->path, i / 2,
-                             m->merges[i], TSAR_SPECIALS, first + (int64_t)(i / 2) - 1);
+            return tsar_fail(err, TSAR_INPUT,
+                             "%s: merge %zu of tokenizer.merges uses id %" PRId64 ", which is not from %d to %" PRId64, l->path,
+                             i / 2, m->merges[i], TSAR_SPECIALS, first + (int64_t)(i / 2) - 1);
     return status;
 }
 
@@ -789,8 +830,9 @@ static tsar_status check_clusters(const tsar_model *m, const char *path, tsar_er
     const tsar_config *c = &m->config;
     for (size_t i = 0; m->cluster_of && i < c->codebook_size; i++)
         if (m->cluster_of[i] < 0 || (uint64_t)m->cluster_of[i] >= c->n_coarse)
-            return tsar_fail(err, TSAR_INPUT, "%s: element %zu of tensor ctf.cluster_of is %" PRId64 ", no label below n_coarse=%zu", path, i, m->cluster_of[i],
-                             c->n_coarse);
+            return tsar_fail(err, TSAR_INPUT,
+                             "%s: element %zu of tensor ctf.cluster_of is %" PRId64 ", no label below n_coarse=%zu", path, i,
+                             m->cluster_of[i], c->n_coarse);
     return TSAR_OK;
 }
 
@@ -899,8 +941,8 @@ static int ends_in(const char *name, const char *ending)
  * sqrt(3 / fan_in) u, of variance 1 / fan_in, for any other weight. */
 static void synth_law(const tsar_weight *weight, double *offset, double *scale)
 {
-    static const char *const embeddings[] = {"tok_embeddings.weight", "embedding_table.weight", "quantize.embedding.weight", "uncond_embedding",
-                                             "coarse_embeddings.weight"};
+    static const char *const embeddings[] = {"tok_embeddings.weight", "embedding_table.weight", "quantize.embedding.weight",
+                                             "uncond_embedding", "coarse_embeddings.weight"};
     double fan_in = 1;
     for (size_t i = 1; i < weight->rank; i++)
         fan_in *= (double)weight->shape[i];
@@ -921,7 +963,8 @@ typedef struct {
 static tsar_status declare_weight(void *context, const tsar_weight *weight, tsar_error *err)
 {
     synthesis *s = context;
-    return tsar_writer_declare(s->writer, weight->name, weight->use == TSAR_AS_INTEGERS ? TSAR_I64 : s->dtype, weight->rank, weight->shape, err);
+    return tsar_writer_declare(s->writer, weight->name, weight->use == TSAR_AS_INTEGERS ? TSAR_I64 : s->dtype, weight->rank,
+                               weight->shape, err);
 }
 
 /* The n values from flat index `first` on. out [n] of the dtype asked for. */
@@ -977,7 +1020,8 @@ static const char *lookup_arguments(const void *source, const char *key)
     return NULL;
 }
 
-tsar_status tsar_synth(const char *path, const char *const *keys, const char *const *values, size_t n, tsar_dtype dtype, tsar_error *err)
+tsar_status tsar_synth(const char *path, const char *const *keys, const char *const *values, size_t n, tsar_dtype dtype,
+                       tsar_error *err)
 {
     const arguments source = {keys, values, n};
     tsar_config config;

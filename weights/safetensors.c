@@ -158,15 +158,16 @@ static int json_take(json *j, char c)
 /* Four hexadecimal digits, or -1. */
 static long json_hex(json *j)
 {
+    static const char digits[] = "0123456789abcdefABCDEF";
     long value = 0;
     if (j->end - j->at < 4)
         return -1;
     for (int i = 0; i < 4; i++) {
         const int c = *j->at++;
-        const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
-        if (digit < 0)
+        const char *digit = c ? strchr(digits, c) : NULL;
+        if (!digit)
             return -1;
-        value = value * 16 + digit;
+        value = value * 16 + (long)(digit - digits < 16 ? digit - digits : digit - digits - 6);
     }
     return value;
 }
@@ -366,18 +367,23 @@ static tsar_status parse_tensor(json *j, tsar_tensor *tensor)
             break;
         }
         size_t n = 2;
-        const unsigned field = !strcmp(key, "dtype") ? DTYPE : !strcmp(key, "shape") ? SHAPE : !strcmp(key, "data_offsets") ? OFFSETS : 0;
+        const unsigned field = (!strcmp(key, "dtype") ? DTYPE : 0) | (!strcmp(key, "shape") ? SHAPE : 0) |
+                               (!strcmp(key, "data_offsets") ? OFFSETS : 0);
         if (field == 0 || (seen & field))
-            return tsar_fail(j->err, TSAR_INPUT, "%s: tensor %.100s has %s key \"%.60s\" in the header (each of dtype, shape and data_offsets "
-                             "belongs there once)", j->path, tensor->name, field ? "a second" : "an unknown", key);
+            return tsar_fail(j->err, TSAR_INPUT,
+                             "%s: tensor %.100s has %s key \"%.60s\" in the header (each of dtype, shape and data_offsets "
+                             "belongs there once)",
+                             j->path, tensor->name, field ? "a second" : "an unknown", key);
         seen |= field;
         if (field == DTYPE && (status = json_string(j, &dtype)) == TSAR_OK) {
             tensor->dtype = TSAR_F64;
             while (tensor->dtype < TSAR_DTYPES && strcmp(dtype, tsar_dtype_name(tensor->dtype)))
                 tensor->dtype = (tsar_dtype)(tensor->dtype + 1);
             if (tensor->dtype == TSAR_DTYPES)
-                return tsar_fail(j->err, TSAR_INPUT, "%s: tensor %.100s has the unknown dtype \"%.60s\" (tsar knows F64, F32, F16, BF16, BOOL and "
-                                 "the integers I64 ... U8)", j->path, tensor->name, dtype);
+                return tsar_fail(j->err, TSAR_INPUT,
+                                 "%s: tensor %.100s has the unknown dtype \"%.60s\" (tsar knows F64, F32, F16, BF16, BOOL and "
+                                 "the integers I64 ... U8)",
+                                 j->path, tensor->name, dtype);
         } else if (field == SHAPE) {
             status = json_list(j, TSAR_MAX_RANK, &tensor->rank, dimensions);
         } else if (field == OFFSETS) {
@@ -399,10 +405,12 @@ static tsar_status parse_tensor(json *j, tsar_tensor *tensor)
         tensor->shape[i] = (size_t)dimensions[i];
     }
     if (!fits || !measure(tensor->rank, tensor->shape, tsar_dtype_size(tensor->dtype), &tensor->count, &bytes))
-        return tsar_fail(j->err, TSAR_INPUT, "%s: the shape of tensor %.100s is too large for any file", j->path, tensor->name);
+        return tsar_fail(j->err, TSAR_INPUT, "%s: the shape of tensor %.100s is too large for %s", j->path, tensor->name,
+                         fits ? "any file" : "this machine");
     if (offsets[1] < offsets[0] || offsets[1] - offsets[0] != bytes)
-        return tsar_fail(j->err, TSAR_INPUT, "%s: tensor %.100s has data_offsets [%" PRIu64 ", %" PRIu64 "], but its shape and dtype take %" PRIu64
-                         " bytes", j->path, tensor->name, offsets[0], offsets[1], bytes);
+        return tsar_fail(j->err, TSAR_INPUT,
+                         "%s: tensor %.100s has data_offsets [%" PRIu64 ", %" PRIu64 "], but its shape takes %" PRIu64 " bytes",
+                         j->path, tensor->name, offsets[0], offsets[1], bytes);
     tensor->offset = offsets[0];
     return TSAR_OK;
 }
@@ -495,8 +503,10 @@ static tsar_status check_layout(tsar_file *file, uint64_t data, tsar_error *err)
     for (size_t i = 0; i < file->n_tensors; i++) {
         tsar_tensor *tensor = &file->tensors[i];
         if (tensor->offset != end)
-            return tsar_fail(err, TSAR_INPUT, "%s: the data of tensor %.100s begin at %" PRIu64 " and %s (those before end at %" PRIu64 ")", file->path,
-                             tensor->name, tensor->offset, tensor->offset < end ? "overlap others" : "leave a gap", end);
+            return tsar_fail(err, TSAR_INPUT,
+                             "%s: the data of tensor %.100s begin at %" PRIu64 " and %s (those before end at %" PRIu64 ")",
+                             file->path, tensor->name, tensor->offset, tensor->offset < end ? "overlap others" : "leave a gap",
+                             end);
         end += tensor->count * tsar_dtype_size(tensor->dtype); /* offset + bytes, which parse_tensor has shown to fit */
         tensor->offset += data;
     }
@@ -504,11 +514,14 @@ static tsar_status check_layout(tsar_file *file, uint64_t data, tsar_error *err)
         size_t i = 0; /* the first tensor that is cut */
         while (i + 1 < file->n_tensors && (file->tensors[i].count == 0 || has_bytes(file->stream, file->tensors[i + 1].offset)))
             i++;
-        return tsar_fail(err, TSAR_INPUT, "%s: the data of tensor %.100s reach beyond the end of the file (it was cut short: copy it again)",
+        return tsar_fail(err, TSAR_INPUT,
+                         "%s: the data of tensor %.100s reach beyond the end of the file (it was cut short: copy it again)",
                          file->path, file->n_tensors ? file->tensors[i].name : "(none)");
     }
     if (getc(file->stream) != EOF)
-        return tsar_fail(err, TSAR_INPUT, "%s: there are bytes behind the data of the last tensor (is it one file, and no other appended?)", file->path);
+        return tsar_fail(err, TSAR_INPUT,
+                         "%s: there are bytes behind the data of the last tensor (is it one file, and no other appended?)",
+                         file->path);
     return TSAR_OK;
 }
 
@@ -524,10 +537,14 @@ static tsar_status read_header(tsar_file *file, tsar_error *err)
     for (int i = 7; i >= 0; i--)
         length = length << 8 | prefix[i];
     if (length > MAX_HEADER)
-        return tsar_fail(err, TSAR_INPUT, "%s claims a header of %" PRIu64 " bytes, more than 100 MB: it is no safetensors file (tsar import "
-                         "reads PyTorch checkpoints)", file->path, length);
+        return tsar_fail(err, TSAR_INPUT,
+                         "%s claims a header of %" PRIu64 " bytes, more than 100 MB: it is no safetensors file (tsar import "
+                         "reads PyTorch checkpoints)",
+                         file->path, length);
     if (!has_bytes(file->stream, 8 + length))
-        return tsar_fail(err, TSAR_INPUT, "%s ends within its header of %" PRIu64 " bytes: it was cut short, or is no safetensors file", file->path, length);
+        return tsar_fail(err, TSAR_INPUT,
+                         "%s ends within its header of %" PRIu64 " bytes: it was cut short, or is no safetensors file", file->path,
+                         length);
     file->header = tsar_alloc((size_t)length + 1, 1, "the header of a file", err);
     if (!file->header)
         return TSAR_ROOM;
@@ -553,7 +570,8 @@ tsar_status tsar_file_open(tsar_file **file, const char *path, tsar_error *err)
     if (opened->path) {
         errno = 0;
         opened->stream = fopen(path, "rb");
-        status = opened->stream ? read_header(opened, err) : tsar_fail(err, TSAR_INPUT, "cannot open %s: %s (check the path)", path, strerror(errno));
+        status = opened->stream ? read_header(opened, err)
+                                : tsar_fail(err, TSAR_INPUT, "cannot open %s: %s (check the path)", path, strerror(errno));
     }
     if (status)
         tsar_file_close(opened);
@@ -587,7 +605,8 @@ const tsar_tensor *tsar_file_find(const tsar_file *file, const char *name)
     tsar_tensor wanted = {0};
     const tsar_tensor *key = &wanted;
     wanted.name = name;
-    const tsar_tensor **found = file->n_tensors ? bsearch(&key, file->by_name, file->n_tensors, sizeof *file->by_name, compare_names) : NULL;
+    const tsar_tensor **found =
+        file->n_tensors ? bsearch(&key, file->by_name, file->n_tensors, sizeof *file->by_name, compare_names) : NULL;
     return found ? *found : NULL;
 }
 
@@ -610,7 +629,8 @@ tsar_status tsar_file_read(tsar_file *file, const tsar_tensor *tensor, uint64_t 
 {
     const size_t size = tsar_dtype_size(tensor->dtype);
     if (first > tensor->count || count > tensor->count - first || count > SIZE_MAX / size)
-        return tsar_fail(err, TSAR_INPUT, "%s: elements %" PRIu64 " ... %" PRIu64 " + %" PRIu64 " were asked of tensor %.100s, which has %" PRIu64,
+        return tsar_fail(err, TSAR_INPUT,
+                         "%s: elements %" PRIu64 " ... %" PRIu64 " + %" PRIu64 " were asked of tensor %.100s, which has %" PRIu64,
                          file->path, first, first, count, tensor->name, tensor->count);
     if (count == 0)
         return TSAR_OK;
@@ -618,7 +638,9 @@ tsar_status tsar_file_read(tsar_file *file, const tsar_tensor *tensor, uint64_t 
     const size_t bytes = (size_t)count * size;
     if ((file->position != offset && !seek_to(file->stream, offset)) || fread(out, 1, bytes, file->stream) != bytes) {
         file->position = UINT64_MAX;
-        return tsar_fail(err, TSAR_INPUT, "%s: cannot read the data of tensor %.100s (the file changed meanwhile, or its disk is failing)", file->path, tensor->name);
+        return tsar_fail(err, TSAR_INPUT,
+                         "%s: cannot read the data of tensor %.100s (the file changed meanwhile, or its disk is failing)",
+                         file->path, tensor->name);
     }
     file->position = offset + bytes;
     swap_to_little_endian(out, (size_t)count, size);
@@ -683,7 +705,8 @@ tsar_status tsar_file_read_f64(tsar_file *file, const tsar_tensor *tensor, uint6
             }
             const int64_t value = integer_at(chunk, dtype, i);
             if (value > limit || value < -limit || (dtype == TSAR_U64 && value < 0))
-                return tsar_fail(err, TSAR_INPUT, "%s: element %" PRIu64 " of tensor %.100s is an integer beyond 2^53, which double cannot hold",
+                return tsar_fail(err, TSAR_INPUT,
+                                 "%s: element %" PRIu64 " of tensor %.100s is an integer beyond 2^53, which double cannot hold",
                                  file->path, first + done + i, tensor->name);
             out[done + i] = (double)value;
         }
@@ -692,12 +715,14 @@ tsar_status tsar_file_read_f64(tsar_file *file, const tsar_tensor *tensor, uint6
     return TSAR_OK;
 }
 
-tsar_status tsar_file_read_i64(tsar_file *file, const tsar_tensor *tensor, uint64_t first, uint64_t count, int64_t *out, tsar_error *err)
+tsar_status tsar_file_read_i64(tsar_file *file, const tsar_tensor *tensor, uint64_t first, uint64_t count, int64_t *out,
+                               tsar_error *err)
 {
     const tsar_dtype dtype = tensor->dtype;
     int64_t chunk[CHUNK];
     if (is_float(dtype))
-        return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s has dtype %s, integers are needed (I64)", file->path, tensor->name, tsar_dtype_name(dtype));
+        return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s has dtype %s, integers are needed (I64)", file->path, tensor->name,
+                         tsar_dtype_name(dtype));
     for (uint64_t done = 0; done < count;) {
         const size_t n = count - done < CHUNK ? (size_t)(count - done) : CHUNK;
         const tsar_status status = tsar_file_read(file, tensor, first + done, n, chunk, err);
@@ -706,7 +731,8 @@ tsar_status tsar_file_read_i64(tsar_file *file, const tsar_tensor *tensor, uint6
         for (size_t i = 0; i < n; i++) {
             out[done + i] = integer_at(chunk, dtype, i);
             if (dtype == TSAR_U64 && out[done + i] < 0)
-                return tsar_fail(err, TSAR_INPUT, "%s: element %" PRIu64 " of tensor %.100s is above 2^63 - 1", file->path, first + done + i, tensor->name);
+                return tsar_fail(err, TSAR_INPUT, "%s: element %" PRIu64 " of tensor %.100s is above 2^63 - 1", file->path,
+                                 first + done + i, tensor->name);
         }
         done += n;
     }
@@ -779,17 +805,11 @@ static tsar_status write_failed(const tsar_output *output, tsar_error *err)
 
 static int out_of_room(int error)
 {
-    int room = 0;
 #ifdef ENOSPC
-    room |= error == ENOSPC;
+    return error == ENOSPC;
+#else
+    return error != 0;
 #endif
-#ifdef EDQUOT
-    room |= error == EDQUOT;
-#endif
-#ifdef ENOMEM
-    room |= error == ENOMEM;
-#endif
-    return room;
 }
 
 tsar_status tsar_output_open(tsar_output **output, const char *path, tsar_error *err)
@@ -797,7 +817,8 @@ tsar_status tsar_output_open(tsar_output **output, const char *path, tsar_error 
     const int device = is_device(path);
     *output = NULL;
     if (!*path || (!device && is_directory(path)))
-        return tsar_fail(err, TSAR_INPUT, "cannot write '%s': it is %s (give the name of a file)", path, *path ? "a directory" : "an empty name");
+        return tsar_fail(err, TSAR_INPUT, "cannot write '%s': it is %s (give the name of a file)", path,
+                         *path ? "a directory" : "an empty name");
     tsar_output *opened = tsar_alloc(1, sizeof *opened, "an output file", err);
     if (!opened)
         return TSAR_ROOM;
@@ -813,7 +834,8 @@ tsar_status tsar_output_open(tsar_output **output, const char *path, tsar_error 
     if (!opened->stream) {
         const int error = errno;
         output_release(opened);
-        return tsar_fail(err, out_of_room(error) ? TSAR_ROOM : TSAR_INPUT, "cannot create %s: %s (check the folder and its permissions)", path, strerror(error));
+        return tsar_fail(err, out_of_room(error) ? TSAR_ROOM : TSAR_INPUT,
+                         "cannot create %s: %s (check the folder and its permissions)", path, strerror(error));
     }
     *output = opened;
     return TSAR_OK;
@@ -992,7 +1014,9 @@ static tsar_status begin(tsar_writer *writer, tsar_error *err)
     emit_header(&count, writer);
     const uint64_t length = (count.bytes + 7) / 8 * 8;
     if (length > MAX_HEADER)
-        return tsar_fail(err, TSAR_INPUT, "%s: names and metadata would take %" PRIu64 " bytes, more than safetensors allows (100 MB)", writer->path, length);
+        return tsar_fail(err, TSAR_INPUT,
+                         "%s: names and metadata would take %" PRIu64 " bytes, more than safetensors allows (100 MB)", writer->path,
+                         length);
     for (int i = 0; i < 8; i++) {
         const char byte = (char)(length >> (8 * i) & 0xFF);
         emit(&text, &byte, 1);
@@ -1048,7 +1072,8 @@ tsar_status tsar_writer_meta(tsar_writer *writer, const char *key, const char *v
     if (writer->begun)
         return tsar_fail(err, TSAR_INPUT, "%s: metadata %.100s comes too late, behind the header", writer->path, key);
     if (!is_utf8(key) || !is_utf8(value))
-        return tsar_fail(err, TSAR_INPUT, "%s: the metadata key %.60s or its value is not UTF-8 text", writer->path, is_utf8(key) ? key : "");
+        return tsar_fail(err, TSAR_INPUT, "%s: the metadata key %.60s or its value is not UTF-8 text", writer->path,
+                         is_utf8(key) ? key : "");
     char *copy = copy_string(value, err);
     if (!copy)
         return TSAR_ROOM;
@@ -1071,14 +1096,16 @@ tsar_status tsar_writer_meta(tsar_writer *writer, const char *key, const char *v
     return TSAR_OK;
 }
 
-tsar_status tsar_writer_declare(tsar_writer *writer, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, tsar_error *err)
+tsar_status tsar_writer_declare(tsar_writer *writer, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape,
+                                tsar_error *err)
 {
     tsar_tensor tensor = {0};
     uint64_t bytes;
     if (writer->begun)
         return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s is declared too late, behind the header", writer->path, name);
     if (!is_utf8(name) || !strcmp(name, "__metadata__"))
-        return tsar_fail(err, TSAR_INPUT, "%s: a tensor cannot be named %.100s", writer->path, is_utf8(name) ? name : "by bytes that are not UTF-8");
+        return tsar_fail(err, TSAR_INPUT, "%s: a tensor cannot be named %.100s", writer->path,
+                         is_utf8(name) ? name : "by bytes that are not UTF-8");
     if (rank > TSAR_MAX_RANK || !measure(rank, shape, tsar_dtype_size(dtype), &tensor.count, &bytes))
         return tsar_fail(err, TSAR_INPUT, "%s: the shape of tensor %.100s is too large for any file", writer->path, name);
     tensor.dtype = dtype;
@@ -1086,7 +1113,8 @@ tsar_status tsar_writer_declare(tsar_writer *writer, const char *name, tsar_dtyp
     for (size_t i = 0; i < rank; i++)
         tensor.shape[i] = shape[i];
     void *tensors = writer->tensors;
-    const tsar_status status = grow(&tensors, writer->n_tensors, &writer->tensors_room, sizeof *writer->tensors, "the list of tensors", err);
+    const tsar_status status =
+        grow(&tensors, writer->n_tensors, &writer->tensors_room, sizeof *writer->tensors, "the list of tensors", err);
     writer->tensors = tensors;
     if (status)
         return status;
@@ -1102,7 +1130,8 @@ static tsar_status check_complete(const tsar_writer *writer, tsar_error *err)
 {
     const tsar_tensor *tensor = writer->current ? &writer->tensors[writer->current - 1] : NULL;
     if (tensor && writer->written < tensor->count)
-        return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s got %" PRIu64 " of its %" PRIu64 " elements", writer->path, tensor->name, writer->written, tensor->count);
+        return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s got %" PRIu64 " of its %" PRIu64 " elements", writer->path,
+                         tensor->name, writer->written, tensor->count);
     return TSAR_OK;
 }
 
@@ -1122,7 +1151,8 @@ tsar_status tsar_writer_put(tsar_writer *writer, const void *values, uint64_t co
         return tsar_fail(err, writer->status, "%s", writer->error.text);
     const tsar_tensor *tensor = writer->current ? &writer->tensors[writer->current - 1] : NULL;
     if (!tensor || count > tensor->count - writer->written)
-        return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s got more elements than it was declared with", writer->path, tensor ? tensor->name : "");
+        return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s got more elements than it was declared with", writer->path,
+                         tensor ? tensor->name : "");
     const size_t size = tsar_dtype_size(tensor->dtype);
     if (count > SIZE_MAX / size)
         return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s is given in too large a piece", writer->path, tensor->name);
@@ -1154,7 +1184,8 @@ tsar_status tsar_writer_commit(tsar_writer *writer, tsar_error *err)
         while (writer->current < writer->n_tensors && writer->tensors[writer->current].count == 0)
             writer->current++;
         if (writer->current < writer->n_tensors)
-            status = tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s got none of its elements", writer->path, writer->tensors[writer->current].name);
+            status = tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s got none of its elements", writer->path,
+                               writer->tensors[writer->current].name);
     }
     if (status)
         tsar_output_abandon(writer->output);

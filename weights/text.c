@@ -41,7 +41,8 @@ static void sort_ranks(merger *m, uint32_t *other)
             const size_t middle = n - start < run ? n : start + run, end = n - middle < run ? n : middle + run;
             size_t a = start, b = middle;
             for (size_t k = start; k < end; k++) {
-                const int take_a = b == end || (a < middle && compare_pairs(m->merges + 2 * from[a], m->merges[2 * from[b]], m->merges[2 * from[b] + 1]) <= 0);
+                const int take_a = b == end || (a < middle && compare_pairs(m->merges + 2 * from[a], m->merges[2 * from[b]],
+                                                                            m->merges[2 * from[b] + 1]) <= 0);
                 to[k] = take_a ? from[a++] : from[b++];
             }
         }
@@ -70,7 +71,8 @@ static size_t rank_of(const merger *m, int64_t left, int64_t right)
 /* The rank of the pair that begins at `place`; n_merges if there is none. */
 static size_t rank_at(const merger *m, size_t place)
 {
-    return place < m->n && m->ids[place] >= 0 && m->right[place] < m->n ? rank_of(m, m->ids[place], m->ids[m->right[place]]) : m->n_merges;
+    return place < m->n && m->ids[place] >= 0 && m->right[place] < m->n ? rank_of(m, m->ids[place], m->ids[m->right[place]])
+                                                                        : m->n_merges;
 }
 
 static void heap_push(merger *m, size_t place)
@@ -143,7 +145,9 @@ tsar_status tsar_text_encode(const tsar_model *model, const char *prompt, int64_
     if (model->config.arch != TSAR_TOKEN_SHUFFLE)
         return tsar_fail(err, TSAR_INPUT, "this model takes no text prompt (llamagen-c2i takes --class, llamagen-t2i --caption)");
     if (model->config.text_vocab < (size_t)FIRST_MERGE)
-        return tsar_fail(err, TSAR_INPUT, "the model has text_vocab=%zu, too small for text, which needs %" PRId64 " (give its ids by --prompt-ids)",
+        return tsar_fail(err, TSAR_INPUT,
+                         "the model has text_vocab=%zu, too small for text, which needs %" PRId64
+                         " (give its ids by --prompt-ids)",
                          model->config.text_vocab, FIRST_MERGE);
     if (length > MAX_PROMPT)
         return tsar_fail(err, TSAR_INPUT, "the prompt has %zu bytes, more than %zu", length, MAX_PROMPT);
@@ -226,7 +230,9 @@ tsar_status tsar_text_decode(const tsar_model *model, const int64_t *ids, size_t
         merge_sizes(model, sizes, MAX_PROMPT);
     for (size_t i = 0; i < n && status == TSAR_OK; i++) {
         if (ids[i] < 0 || ids[i] >= end)
-            status = tsar_fail(err, TSAR_INPUT, "id %" PRId64 " at place %zu is no text of this model (ids are from 0 to %" PRId64 ")", ids[i], i, end - 1);
+            status =
+                tsar_fail(err, TSAR_INPUT, "id %" PRId64 " at place %zu is no text of this model (ids are from 0 to %" PRId64 ")",
+                          ids[i], i, end - 1);
         else if (ids[i] >= FIRST_BYTE)
             total += ids[i] < FIRST_MERGE ? 1 : sizes[ids[i] - FIRST_MERGE];
         if (status == TSAR_OK && total > MAX_PROMPT)
