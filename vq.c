@@ -15,11 +15,12 @@
 #include <string.h>
 
 enum {
-    RUN = 96,      /* T of a convolution and of attention: pixels that share one pass over the weights */
-    COLUMNS = 288, /* terms of a sum that are gathered at a time: 32 channels of a 3x3 convolution */
-    LANES = 8,     /* groups whose sums run side by side */
-    BLOCK = 2048,  /* elements that are normalised and activated while they are in the first-level cache */
-    QUERIES = 16   /* T of a search for the nearest codeword */
+    RUN = 192,          /* T of a convolution and of attention: pixels that share one pass over the weights */
+    COLUMNS = 128,      /* terms of a sum that are gathered at a time: 14 channels of a 3x3 convolution */
+    LINE = 2 * RUN + 8, /* room for the columns of a framed row that RUN pixels see, with stride 2 */
+    LANES = 8,          /* groups whose sums run side by side */
+    BLOCK = 2048,       /* elements that are normalised and activated while they are in the first-level cache */
+    QUERIES = 16        /* T of a search for the nearest codeword */
 };
 
 static const double NORM_EPS = 1e-6;    /* GroupNorm (QUIRKS, VQ 2) */
@@ -36,32 +37,21 @@ typedef struct {
     double *a, *b;         /* two more tensors of the same capacity */
     size_t capacity;       /* elements of x, of a and of b: the largest tensor of the pass */
     size_t widest;         /* the most channels that a convolution of the pass reads or writes */
-    double *columns;       /* [threads][RUN][COLUMNS + LANES] */
+    double *columns;       /* [threads][RUN][COLUMNS] */
+    double *lines;         /* [threads][COLUMNS][LINE] */
     double *tile;          /* [threads][RUN][widest + LANES] */
     double *mean, *spread; /* [G]: of a GroupNorm */
 } network;
 
-static size_t smaller(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
+static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
-static size_t larger(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
 /* a * b, or SIZE_MAX, which no allocation survives, where that overflows. */
-static size_t product(size_t a, size_t b)
-{
-    return b != 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b;
-}
+static size_t product(size_t a, size_t b) { return b != 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
 
 /* Item number `part` of `parts` equal shares of n begins here. */
-static size_t share(size_t n, size_t part, size_t parts)
-{
-    return n / parts * part + smaller(part, n % parts);
-}
+static size_t share(size_t n, size_t part, size_t parts) { return n / parts * part + smaller(part, n % parts); }
 
 static void swap(double **p, double **q)
 {
@@ -104,75 +94,73 @@ static window window_of(const tsar_conv *conv, resampling mode, size_t H, size_t
  * plane [H][W] */
 static void fetch_line(double *line, const double *plane, const window *v, size_t row, size_t column, size_t n)
 {
-    memset(line, 0, n * sizeof *line);
-    if (row < v->lead || row - v->lead >= v->H << v->up)
+    const int inside = row >= v->lead && row - v->lead < v->H << v->up;
+    const size_t begin = column < v->lead ? v->lead - column : 0;      /* line[begin] is the first pixel, */
+    const size_t end = smaller(n, (v->W << v->up) + v->lead - column); /* line[end] the first zero behind */
+    if (!inside) {
+        for (size_t k = 0; k < n; ++k) line[k] = 0.0;
         return;
+    }
     const double *source = plane + ((row - v->lead) >> v->up) * v->W;
-    size_t skip = column < v->lead ? v->lead - column : 0;
-    size_t first = column + skip - v->lead;
-    size_t inside = smaller(n - skip, (v->W << v->up) - first);
-    if (!v->up)
-        memcpy(line + skip, source + first, inside * sizeof *line);
+    const size_t first = column + begin - v->lead;
+    for (size_t k = 0; k < begin; ++k) line[k] = 0.0;
+    if (v->up)
+        for (size_t k = begin; k < end; ++k) line[k] = source[(first + k - begin) >> 1];
     else
-        for (size_t k = 0; k < inside; ++k)
-            line[skip + k] = source[(first + k) >> 1];
+        memcpy(line + begin, source + first, (end - begin) * sizeof *line);
+    for (size_t k = end; k < n; ++k) line[k] = 0.0;
 }
 
 /* What T output pixels from number `first` on multiply with the weights of channels c0 ... c0+channels-1, in the order of
- * SPEC 1.2: columns[t][(c*size + i)*size + j] = framed input at channel c0+c, row y*stride + i, column x*stride + j.
- * columns [T] rows ld apart; in [C][H][W] */
-static void gather(double *columns, size_t ld, const double *in, const window *v, size_t c0, size_t channels, size_t first, size_t T)
+ * SPEC 1.2: columns[t][(c*size + i)*size + j] = framed input at channel c0+c, row y*stride + i, column x*stride + j. The
+ * framed rows are laid out first, then read pixel by pixel, so that columns is written from front to back.
+ * columns [T][COLUMNS]; in [C][H][W]; lines [COLUMNS][LINE] is scratch */
+static void gather(double *columns, const double *in, const window *v, size_t c0, size_t channels, size_t first, size_t T, double *lines)
 {
+    const size_t n_lines = channels * v->size;
     size_t n;
     for (size_t t = 0; t < T; t += n) { /* n pixels of one row */
-        size_t y = (first + t) / v->out_W, x = (first + t) % v->out_W;
+        const size_t y = (first + t) / v->out_W, x = (first + t) % v->out_W;
         n = smaller(T - t, v->out_W - x);
-        for (size_t c = 0; c < channels; ++c) {
-            const double *plane = in + (c0 + c) * v->H * v->W;
-            for (size_t i = 0; i < v->size; ++i) {
-                double line[2 * RUN + 2];
-                double *column = columns + t * ld + (c * v->size + i) * v->size;
-                fetch_line(line, plane, v, y * v->stride + i, x * v->stride, (n - 1) * v->stride + v->size);
-                if (v->size == 3)
-                    for (size_t k = 0; k < n; ++k)
-                        memcpy(column + k * ld, line + k * v->stride, 3 * sizeof *line);
-                else
-                    for (size_t k = 0; k < n; ++k)
-                        column[k * ld] = line[k * v->stride];
-            }
+        for (size_t l = 0; l < n_lines; ++l)
+            fetch_line(lines + l * LINE, in + (c0 + l / v->size) * v->H * v->W, v, y * v->stride + l % v->size, x * v->stride,
+                       (n - 1) * v->stride + v->size);
+        for (size_t k = 0; k < n; ++k) {
+            const double *line = lines + k * v->stride;
+            double *column = columns + (t + k) * COLUMNS;
+            if (v->size == 3)
+                for (size_t l = 0; l < n_lines; ++l) memcpy(column + 3 * l, line + l * LINE, 3 * sizeof *line);
+            else
+                for (size_t l = 0; l < n_lines; ++l) column[l] = line[l * LINE];
         }
     }
 }
 
-/* The convolution of T pixels, see convolve. columns [RUN][COLUMNS + LANES] and tile [RUN] rows ld apart are scratch. */
-static void convolve_run(double *out, const double *in, const tsar_conv *conv, const window *v, int add, size_t first, size_t T,
-                         double *columns, double *tile, size_t ld)
+/* The convolution of T pixels, see convolve. Scratch: columns [RUN][COLUMNS], lines [COLUMNS][LINE], tile [RUN] rows ld apart. */
+static void convolve_run(double *out, const double *in, const tsar_conv *conv, const window *v, int add, size_t first, size_t T, double *columns,
+                         double *lines, double *tile, size_t ld)
 {
-    const size_t terms = v->size * v->size, step = COLUMNS / terms, pixels = v->out_H * v->out_W;
-    const size_t panels = (conv->out + TSAR_PANEL - 1) / TSAR_PANEL;
+    const size_t terms = v->size * v->size, pixels = v->out_H * v->out_W, panels = (conv->out + TSAR_PANEL - 1) / TSAR_PANEL;
+    const size_t most = COLUMNS / terms, chunks = (conv->in + most - 1) / most;
 
-    for (size_t t = 0; t < T; ++t)
-        memcpy(tile + t * ld, conv->bias, conv->out * sizeof *tile);
-    for (size_t c = 0; c < conv->in; c += step) {
-        size_t channels = smaller(step, conv->in - c);
-        gather(columns, COLUMNS + LANES, in, v, c, channels, first, T);
-        tsar_accumulate(tile, ld, columns, COLUMNS + LANES, &conv->weight, c * terms, channels * terms, T, 0, panels);
+    for (size_t t = 0; t < T; ++t) memcpy(tile + t * ld, conv->bias, conv->out * sizeof *tile);
+    for (size_t chunk = 0; chunk < chunks; ++chunk) {
+        const size_t c = share(conv->in, chunk, chunks), channels = share(conv->in, chunk + 1, chunks) - c;
+        gather(columns, in, v, c, channels, first, T, lines);
+        tsar_accumulate(tile, ld, columns, COLUMNS, &conv->weight, c * terms, channels * terms, T, 0, panels);
     }
     for (size_t r = 0; r < conv->out; ++r) {
         double *out_r = out + r * pixels + first;
         if (add)
-            for (size_t t = 0; t < T; ++t)
-                out_r[t] = out_r[t] + tile[t * ld + r];
+            for (size_t t = 0; t < T; ++t) out_r[t] = out_r[t] + tile[t * ld + r];
         else
-            for (size_t t = 0; t < T; ++t)
-                out_r[t] = tile[t * ld + r];
+            for (size_t t = 0; t < T; ++t) out_r[t] = tile[t * ld + r];
     }
 }
 
 /* y[r][y][x] = bias[r] + sum over c, i, j, in this order, of weight[r][c][i][j] * framed input[c][y*stride + i][x*stride + j];
  * out = y, or out + y where add is set.   out [conv.out][out_H][out_W], in [conv.in][H][W] */
-static void convolve(const network *s, double *out, const double *in, const tsar_conv *conv, resampling mode, size_t H, size_t W,
-                     int add)
+static void convolve(const network *s, double *out, const double *in, const tsar_conv *conv, resampling mode, size_t H, size_t W, int add)
 {
     const window v = window_of(conv, mode, H, W);
     const size_t pixels = v.out_H * v.out_W, runs = (pixels + RUN - 1) / RUN, ld = s->widest + LANES;
@@ -180,9 +168,9 @@ static void convolve(const network *s, double *out, const double *in, const tsar
 
     TSAR_PARALLEL_FOR(workers)
     for (size_t worker = 0; worker < workers; ++worker) {
-        double *columns = s->columns + worker * RUN * (COLUMNS + LANES), *tile = s->tile + worker * RUN * ld;
+        double *columns = s->columns + worker * RUN * COLUMNS, *lines = s->lines + worker * COLUMNS * LINE, *tile = s->tile + worker * RUN * ld;
         for (size_t run = share(runs, worker, workers); run < share(runs, worker + 1, workers); ++run)
-            convolve_run(out, in, conv, &v, add, run * RUN, smaller(RUN, pixels - run * RUN), columns, tile, ld);
+            convolve_run(out, in, conv, &v, add, run * RUN, smaller(RUN, pixels - run * RUN), columns, lines, tile, ld);
     }
 }
 
@@ -211,8 +199,7 @@ static void group_moments(double *mean, double *spread, const double *x, size_t 
         sum[l] = 0.0;
     }
     for (size_t i = 0; i < n; ++i)
-        for (size_t l = 0; l < LANES; ++l)
-            sum[l] += x_l[l][i];
+        for (size_t l = 0; l < LANES; ++l) sum[l] += x_l[l][i];
     for (size_t l = 0; l < LANES; ++l) {
         mean_l[l] = sum[l] / (double)n;
         sum[l] = 0.0;
@@ -247,10 +234,8 @@ static void group_norm(const network *s, double *out, const double *in, const ts
             const size_t n = smaller(BLOCK, P - p);
             const double *x = in + c * P + p;
             double *y = out + c * P + p;
-            for (size_t i = 0; i < n; ++i)
-                y[i] = (x[i] - mean) / spread * gain + bias;
-            if (swish)
-                tsar_silu_n(y, n);
+            for (size_t i = 0; i < n; ++i) y[i] = (x[i] - mean) / spread * gain + bias;
+            if (swish) tsar_silu_n(y, n);
         }
     }
 }
@@ -276,23 +261,21 @@ static void resnet_block(network *s, const tsar_resblock *block)
 static void positions(double *rows, const double *x, size_t C, size_t P, size_t first, size_t T)
 {
     for (size_t c = 0; c < C; ++c)
-        for (size_t t = 0; t < T; ++t)
-            rows[t * C + c] = x[c * P + first + t];
+        for (size_t t = 0; t < T; ++t) rows[t * C + c] = x[c * P + first + t];
 }
 
 /* y[t][r] = sum over k of w[r][k] * x[t][k], in pieces that fit the cache.   y [T] rows ldy apart, x [T][w.cols] */
 static void products(double *y, size_t ldy, const double *x, const tsar_matrix *w, size_t T)
 {
-    for (size_t t = 0; t < T; ++t)
-        memset(y + t * ldy, 0, w->rows * sizeof *y);
+    for (size_t t = 0; t < T; ++t) memset(y + t * ldy, 0, w->rows * sizeof *y);
     for (size_t k = 0; k < w->cols; k += COLUMNS)
         tsar_accumulate(y, ldy, x + k, w->cols, w, k, smaller(COLUMNS, w->cols - k), T, 0, (w->rows + TSAR_PANEL - 1) / TSAR_PANEL);
 }
 
 /* attended[c][p] = sum over positions j of softmax_j(sum over c' of q[c'][p] k[c'][j] * C^-1/2) v[c][j], for T positions p.
  * key [P][C], value [C][P]; attended, q [C][P]; scratch: query [RUN][C], score [RUN][P], tile [RUN][C] */
-static void attend(double *attended, const double *q, const tsar_matrix *key, const tsar_matrix *value, size_t first, size_t T,
-                   double *query, double *score, double *tile)
+static void attend(double *attended, const double *q, const tsar_matrix *key, const tsar_matrix *value, size_t first, size_t T, double *query,
+                   double *score, double *tile)
 {
     const size_t C = value->rows, P = value->cols;
     const double scale = 1.0 / sqrt((double)C);
@@ -301,14 +284,12 @@ static void attend(double *attended, const double *q, const tsar_matrix *key, co
     products(score, P, query, key, T);
     for (size_t t = 0; t < T; ++t) {
         double *score_t = score + t * P;
-        for (size_t j = 0; j < P; ++j)
-            score_t[j] *= scale;
+        for (size_t j = 0; j < P; ++j) score_t[j] *= scale;
         tsar_softmax(score_t, P);
     }
     products(tile, C, score, value, T);
     for (size_t c = 0; c < C; ++c)
-        for (size_t t = 0; t < T; ++t)
-            attended[c * P + first + t] = tile[t * C + c];
+        for (size_t t = 0; t < T; ++t) attended[c * P + first + t] = tile[t * C + c];
 }
 
 /* x = x + proj_out(attention(q, k, v)), each of q, k, v a 1x1 convolution of norm(x): one head over all positions
@@ -320,10 +301,8 @@ static tsar_status attn_block(network *s, const tsar_attnblock *block)
     double *query = tsar_alloc(product(workers * RUN, C), sizeof *query, "the queries of an attention block", s->err);
     double *score = tsar_alloc(product(workers * RUN, P), sizeof *score, "the scores of an attention block", s->err);
     tsar_status status = query && score ? TSAR_OK : TSAR_ROOM;
-    if (!status)
-        status = tsar_matrix_open(&key, P, C, TSAR_F64, "the keys of an attention block", s->err);
-    if (!status)
-        status = tsar_matrix_open(&value, C, P, TSAR_F64, "the values of an attention block", s->err);
+    if (!status) status = tsar_matrix_open(&key, P, C, TSAR_F64, "the keys of an attention block", s->err);
+    if (!status) status = tsar_matrix_open(&value, C, P, TSAR_F64, "the values of an attention block", s->err);
     if (!status) {
         group_norm(s, s->a, s->x, &block->norm, 0);
         convolve(s, s->b, s->a, &block->k, PLAIN, s->H, s->W, 0);
@@ -337,8 +316,8 @@ static tsar_status attn_block(network *s, const tsar_attnblock *block)
         TSAR_PARALLEL_FOR(workers)
         for (size_t worker = 0; worker < workers; ++worker)
             for (size_t run = share(runs, worker, workers); run < share(runs, worker + 1, workers); ++run)
-                attend(s->a, s->b, &key, &value, run * RUN, smaller(RUN, P - run * RUN), query + worker * RUN * C,
-                       score + worker * RUN * P, s->tile + worker * RUN * (s->widest + LANES));
+                attend(s->a, s->b, &key, &value, run * RUN, smaller(RUN, P - run * RUN), query + worker * RUN * C, score + worker * RUN * P,
+                       s->tile + worker * RUN * (s->widest + LANES));
         convolve(s, s->x, s->a, &block->proj_out, PLAIN, s->H, s->W, 1);
     }
     tsar_matrix_close(&key);
@@ -375,10 +354,8 @@ static tsar_status coder_middle(network *s, const tsar_coder *coder)
 {
     resnet_block(s, &coder->mid0);
     tsar_status status = trace(s, "mid.0");
-    if (!status)
-        status = attn_block(s, &coder->mid1);
-    if (!status)
-        status = trace(s, "mid.1");
+    if (!status) status = attn_block(s, &coder->mid1);
+    if (!status) status = trace(s, "mid.1");
     if (!status) {
         resnet_block(s, &coder->mid2);
         status = trace(s, "mid.2");
@@ -395,13 +372,10 @@ static tsar_status coder_levels(network *s, const tsar_coder *coder, resampling 
         char name[32];
         for (size_t j = 0; j < level->n_res && !status; ++j) {
             resnet_block(s, &level->res[j]);
-            if (j < level->n_attn)
-                status = attn_block(s, &level->attn[j]);
+            if (j < level->n_attn) status = attn_block(s, &level->attn[j]);
         }
-        if (status)
-            break;
-        if (level->resample.out != 0)
-            conv_layer(s, &level->resample, mode);
+        if (status) break;
+        if (level->resample.out != 0) conv_layer(s, &level->resample, mode);
         snprintf(name, sizeof name, "block.%u", (unsigned)i);
         status = trace(s, name);
     }
@@ -412,10 +386,8 @@ static tsar_status coder_levels(network *s, const tsar_coder *coder, resampling 
 static tsar_status encoder(network *s, const tsar_coder *coder)
 {
     tsar_status status = coder_start(s, coder);
-    if (!status)
-        status = coder_levels(s, coder, DOWNSAMPLE);
-    if (!status)
-        status = coder_middle(s, coder);
+    if (!status) status = coder_levels(s, coder, DOWNSAMPLE);
+    if (!status) status = coder_middle(s, coder);
     return status ? status : coder_end(s, coder);
 }
 
@@ -423,10 +395,8 @@ static tsar_status encoder(network *s, const tsar_coder *coder)
 static tsar_status decoder(network *s, const tsar_coder *coder)
 {
     tsar_status status = coder_start(s, coder);
-    if (!status)
-        status = coder_middle(s, coder);
-    if (!status)
-        status = coder_levels(s, coder, UPSAMPLE);
+    if (!status) status = coder_middle(s, coder);
+    if (!status) status = coder_levels(s, coder, UPSAMPLE);
     return status ? status : coder_end(s, coder);
 }
 
@@ -443,15 +413,11 @@ static void measure(network *s, const tsar_coder *coder, resampling mode, size_t
     measure_conv(s, &coder->conv_in, H, W);
     for (size_t i = 0; i < s->model->config.vq_levels; ++i) {
         const tsar_level *level = &coder->levels[i];
-        for (size_t j = 0; j < level->n_res; ++j)
-            measure_conv(s, &level->res[j].conv1, H, W);
-        if (level->resample.out == 0)
-            continue;
-        if (mode == UPSAMPLE)
-            H = product(H, 2), W = product(W, 2);
+        for (size_t j = 0; j < level->n_res; ++j) measure_conv(s, &level->res[j].conv1, H, W);
+        if (level->resample.out == 0) continue;
+        if (mode == UPSAMPLE) H = product(H, 2), W = product(W, 2);
         measure_conv(s, &level->resample, H, W);
-        if (mode == DOWNSAMPLE)
-            H /= 2, W /= 2;
+        if (mode == DOWNSAMPLE) H /= 2, W /= 2;
     }
     measure_conv(s, &coder->conv_out, H, W);
 }
@@ -462,6 +428,7 @@ static void network_close(network *s)
     tsar_free(s->a);
     tsar_free(s->b);
     tsar_free(s->columns);
+    tsar_free(s->lines);
     tsar_free(s->tile);
     tsar_free(s->mean);
     tsar_free(s->spread);
@@ -469,8 +436,8 @@ static void network_close(network *s)
 
 /* A network whose tensors hold what `coder` computes from H x W pixels, and what `outside`, quant_conv or post_quant_conv,
  * does at h x w; to be closed also after a failure. */
-static tsar_status network_open(network *s, const tsar_model *model, const tsar_coder *coder, const tsar_conv *outside, const char *part,
-                                size_t H, size_t W, size_t h, size_t w, const tsar_sink *sink, tsar_error *err)
+static tsar_status network_open(network *s, const tsar_model *model, const tsar_coder *coder, const tsar_conv *outside, const char *part, size_t H,
+                                size_t W, size_t h, size_t w, const tsar_sink *sink, tsar_error *err)
 {
     static const char *const what = "the tensors of the image tokenizer";
     const size_t groups = (model->config.vq_groups + LANES - 1) / LANES * LANES;
@@ -478,18 +445,13 @@ static tsar_status network_open(network *s, const tsar_model *model, const tsar_
     measure(s, coder, coder == &model->vq.encoder ? DOWNSAMPLE : UPSAMPLE, H, W);
     measure_conv(s, outside, h, w);
     s->x = tsar_alloc(s->capacity, sizeof *s->x, what, err);
-    if (s->x)
-        s->a = tsar_alloc(s->capacity, sizeof *s->a, what, err);
-    if (s->a)
-        s->b = tsar_alloc(s->capacity, sizeof *s->b, what, err);
-    if (s->b)
-        s->columns = tsar_alloc(product(model->threads, RUN * (COLUMNS + LANES)), sizeof *s->columns, what, err);
-    if (s->columns)
-        s->tile = tsar_alloc(product(model->threads, RUN * (s->widest + LANES)), sizeof *s->tile, what, err);
-    if (s->tile)
-        s->mean = tsar_alloc(groups, sizeof *s->mean, what, err);
-    if (s->mean)
-        s->spread = tsar_alloc(groups, sizeof *s->spread, what, err);
+    if (s->x) s->a = tsar_alloc(s->capacity, sizeof *s->a, what, err);
+    if (s->a) s->b = tsar_alloc(s->capacity, sizeof *s->b, what, err);
+    if (s->b) s->columns = tsar_alloc(product(model->threads, RUN * COLUMNS), sizeof *s->columns, what, err);
+    if (s->columns) s->lines = tsar_alloc(product(model->threads, COLUMNS * LINE), sizeof *s->lines, what, err);
+    if (s->lines) s->tile = tsar_alloc(product(model->threads, RUN * (s->widest + LANES)), sizeof *s->tile, what, err);
+    if (s->tile) s->mean = tsar_alloc(groups, sizeof *s->mean, what, err);
+    if (s->mean) s->spread = tsar_alloc(groups, sizeof *s->spread, what, err);
     return s->spread ? TSAR_OK : TSAR_ROOM;
 }
 
@@ -499,21 +461,17 @@ static tsar_status network_open(network *s, const tsar_model *model, const tsar_
 static double dot(const double *a, const double *b, size_t n)
 {
     double sum = 0.0;
-    for (size_t i = 0; i < n; ++i)
-        sum += a[i] * b[i];
+    for (size_t i = 0; i < n; ++i) sum += a[i] * b[i];
     return sum;
 }
 
 /* x = x / max(sqrt(sum of x*x), 1e-12) where the model normalises; else nothing.   x [E] */
 static void unit_length(const tsar_config *config, double *x)
 {
-    if (!config->vq_l2_norm)
-        return;
+    if (!config->vq_l2_norm) return;
     double length = sqrt(dot(x, x, config->vq_embed_dim));
-    if (length < LENGTH_MIN)
-        length = LENGTH_MIN;
-    for (size_t i = 0; i < config->vq_embed_dim; ++i)
-        x[i] = x[i] / length;
+    if (length < LENGTH_MIN) length = LENGTH_MIN;
+    for (size_t i = 0; i < config->vq_embed_dim; ++i) x[i] = x[i] / length;
 }
 
 void tsar_vq_codeword(const tsar_model *model, size_t code, double *out)
@@ -523,20 +481,16 @@ void tsar_vq_codeword(const tsar_model *model, size_t code, double *out)
 }
 
 /* d = (|z|^2 + |e|^2) - 2 z.e, from the two squares and the product (QUIRKS, VQ 6). */
-static double distance(double zz, double ee, double ze)
-{
-    return (zz + ee) - 2.0 * ze;
-}
+static double distance(double zz, double ee, double ze) { return (zz + ee) - 2.0 * ze; }
 
 /* For each of n points: the row of `rows` at the least distance, the first of equals.
  * index [n], points [n][E], rows [R][E], squares [R] = |row|^2 */
-static tsar_status nearest(int64_t *index, const double *points, size_t n, const tsar_matrix *rows, const double *squares,
-                           size_t threads, tsar_error *err)
+static tsar_status nearest(int64_t *index, const double *points, size_t n, const tsar_matrix *rows, const double *squares, size_t threads,
+                           tsar_error *err)
 {
     const size_t R = rows->rows, E = rows->cols, runs = (n + QUERIES - 1) / QUERIES, workers = smaller(threads, runs);
     double *dots = tsar_alloc(product(workers * QUERIES, R), sizeof *dots, "the distances to the codewords", err);
-    if (!dots)
-        return TSAR_ROOM;
+    if (!dots) return TSAR_ROOM;
     TSAR_PARALLEL_FOR(workers)
     for (size_t worker = 0; worker < workers; ++worker)
         for (size_t run = share(runs, worker, workers); run < share(runs, worker + 1, workers); ++run) {
@@ -566,8 +520,7 @@ static tsar_status nearest(int64_t *index, const double *points, size_t n, const
 static void pack_rows(tsar_matrix *rows, double *squares, const double *values)
 {
     tsar_matrix_set_rows(rows, 0, rows->rows, values);
-    for (size_t r = 0; r < rows->rows; ++r)
-        squares[r] = dot(values + r * rows->cols, values + r * rows->cols, rows->cols);
+    for (size_t r = 0; r < rows->rows; ++r) squares[r] = dot(values + r * rows->cols, values + r * rows->cols, rows->cols);
 }
 
 /* All codewords as the model takes them.   words [K][E], the caller's to tsar_free; NULL without memory */
@@ -575,8 +528,7 @@ static double *codewords(const tsar_model *model, tsar_error *err)
 {
     const size_t K = model->vq.codebook.rows, E = model->vq.codebook.cols;
     double *words = tsar_alloc(product(K, E), sizeof *words, "the codewords", err);
-    for (size_t code = 0; words && code < K; ++code)
-        tsar_vq_codeword(model, code, words + code * E);
+    for (size_t code = 0; words && code < K; ++code) tsar_vq_codeword(model, code, words + code * E);
     return words;
 }
 
@@ -592,8 +544,7 @@ static tsar_status quantize(const tsar_model *model, const double *latent, size_
     if (!status) {
         pack_rows(&rows, squares, words);
         positions(points, latent, E, P, 0, P);
-        for (size_t p = 0; p < P; ++p)
-            unit_length(&model->config, points + p * E);
+        for (size_t p = 0; p < P; ++p) unit_length(&model->config, points + p * E);
         status = nearest(codes, points, P, &rows, squares, model->threads, err);
     }
     tsar_matrix_close(&rows);
@@ -605,31 +556,26 @@ static tsar_status quantize(const tsar_model *model, const double *latent, size_
 
 static tsar_status check_tokenizer(const tsar_model *model, tsar_error *err)
 {
-    if (model->config.has_vq)
-        return TSAR_OK;
+    if (model->config.has_vq) return TSAR_OK;
     return tsar_fail(err, TSAR_INPUT, "this model has no image tokenizer (keys vq_ch and following); use a model file that holds vq.* tensors");
 }
 
 static tsar_status check_code(const tsar_model *model, int64_t code, size_t index, tsar_error *err)
 {
     const size_t K = model->vq.codebook.rows;
-    if (code >= 0 && (uint64_t)code < K)
-        return TSAR_OK;
-    return tsar_fail(err, TSAR_INPUT, "code %lld at index %zu is not in the codebook of %zu; codes go from 0 to %zu", (long long)code, index,
-                     K, K - 1);
+    if (code >= 0 && (uint64_t)code < K) return TSAR_OK;
+    return tsar_fail(err, TSAR_INPUT, "code %lld at index %zu is not in the codebook of %zu; codes go from 0 to %zu", (long long)code, index, K,
+                     K - 1);
 }
 
 tsar_status tsar_vq_distances(const tsar_model *model, const double *latent, const int64_t *codes, size_t n, double *distances, tsar_error *err)
 {
     tsar_status status = check_tokenizer(model, err);
-    for (size_t i = 0; i < n && !status; ++i)
-        status = check_code(model, codes[i], i, err);
-    if (status)
-        return status;
+    for (size_t i = 0; i < n && !status; ++i) status = check_code(model, codes[i], i, err);
+    if (status) return status;
     const size_t E = model->config.vq_embed_dim;
     double *z = tsar_alloc(product(E, 2), sizeof *z, "a latent vector", err);
-    if (!z)
-        return TSAR_ROOM;
+    if (!z) return TSAR_ROOM;
     double *e = z + E;
     memcpy(z, latent, E * sizeof *z);
     unit_length(&model->config, z);
@@ -651,18 +597,14 @@ static tsar_status encode(network *s, const uint8_t *rgb, size_t H, size_t W, in
     /* bytes to [-1, 1] */
     s->C = 3, s->H = H, s->W = W;
     for (size_t c = 0; c < 3; ++c)
-        for (size_t p = 0; p < P; ++p)
-            s->x[c * P + p] = rgb[3 * p + c] / 127.5 - 1.0;
+        for (size_t p = 0; p < P; ++p) s->x[c * P + p] = rgb[3 * p + c] / 127.5 - 1.0;
     tsar_status status = encoder(s, &vq->encoder);
-    if (status)
-        return status;
+    if (status) return status;
     conv_layer(s, &vq->quant_conv, PLAIN);
     const size_t latent_shape[3] = { s->C, s->H, s->W }, *codes_shape = latent_shape + 1;
     status = tsar_emit(s->sink, s->err, TSAR_F64, s->x, 3, latent_shape, "vq.latent");
-    if (!status)
-        status = quantize(s->model, s->x, s->H * s->W, codes, s->err);
-    if (!status)
-        status = tsar_emit(s->sink, s->err, TSAR_I64, codes, 2, codes_shape, "vq.codes");
+    if (!status) status = quantize(s->model, s->x, s->H * s->W, codes, s->err);
+    if (!status) status = tsar_emit(s->sink, s->err, TSAR_I64, codes, 2, codes_shape, "vq.codes");
     return status;
 }
 
@@ -671,14 +613,13 @@ tsar_status tsar_vq_encode(const tsar_model *model, const uint8_t *rgb, size_t H
     const size_t f = model->config.vq_factor;
     network s;
     tsar_status status = check_tokenizer(model, err);
-    if (status)
-        return status;
+    if (status) return status;
     if (H == 0 || W == 0 || H % f != 0 || W % f != 0)
-        return tsar_fail(err, TSAR_INPUT, "a picture of %zu x %zu pixels (height x width) cannot be encoded: both must be multiples of %zu; crop or resize it",
-                         H, W, f);
+        return tsar_fail(err, TSAR_INPUT,
+                         "a picture of %zu x %zu pixels (height x width) cannot be encoded: both must be multiples of %zu; crop or resize it", H, W,
+                         f);
     status = network_open(&s, model, &model->vq.encoder, &model->vq.quant_conv, "encoder", H, W, H / f, W / f, sink, err);
-    if (!status)
-        status = encode(&s, rgb, H, W, codes);
+    if (!status) status = encode(&s, rgb, H, W, codes);
     network_close(&s);
     return status;
 }
@@ -699,23 +640,18 @@ static tsar_status decode(network *s, const int64_t *codes, size_t h, size_t w, 
     for (size_t p = 0; p < h * w; ++p) {
         double *word = s->tile; /* [E] */
         tsar_vq_codeword(s->model, (size_t)codes[p], word);
-        for (size_t e = 0; e < E; ++e)
-            s->x[e * h * w + p] = word[e];
+        for (size_t e = 0; e < E; ++e) s->x[e * h * w + p] = word[e];
     }
     const size_t shape[3] = { E, h, w };
     tsar_status status = tsar_emit(s->sink, s->err, TSAR_F64, s->x, 3, shape, "vq.quantized");
-    if (status)
-        return status;
+    if (status) return status;
     conv_layer(s, &vq->post_quant_conv, PLAIN);
     status = trace(s, "post_quant");
-    if (!status)
-        status = decoder(s, &vq->decoder);
-    if (status || rgb == NULL)
-        return status;
+    if (!status) status = decoder(s, &vq->decoder);
+    if (status || rgb == NULL) return status;
     const size_t P = s->H * s->W;
     for (size_t c = 0; c < 3; ++c)
-        for (size_t p = 0; p < P; ++p)
-            rgb[3 * p + c] = to_byte(s->x[c * P + p]);
+        for (size_t p = 0; p < P; ++p) rgb[3 * p + c] = to_byte(s->x[c * P + p]);
     return TSAR_OK;
 }
 
@@ -723,19 +659,14 @@ tsar_status tsar_vq_decode(const tsar_model *model, const int64_t *codes, size_t
 {
     network s;
     tsar_status status = check_tokenizer(model, err);
-    if (status)
-        return status;
-    if (h == 0 || w == 0)
-        return tsar_fail(err, TSAR_INPUT, "%zu x %zu codes make no picture; give at least one row and one column", h, w);
+    if (status) return status;
+    if (h == 0 || w == 0) return tsar_fail(err, TSAR_INPUT, "%zu x %zu codes make no picture; give at least one row and one column", h, w);
     if (product(product(h, w), sizeof *codes) == SIZE_MAX)
         return tsar_fail(err, TSAR_INPUT, "%zu x %zu codes are more than this machine can address; decode a smaller picture", h, w);
-    for (size_t p = 0; p < h * w && !status; ++p)
-        status = check_code(model, codes[p], p, err);
-    if (status)
-        return status;
+    for (size_t p = 0; p < h * w && !status; ++p) status = check_code(model, codes[p], p, err);
+    if (status) return status;
     status = network_open(&s, model, &model->vq.decoder, &model->vq.post_quant_conv, "decoder", h, w, h, w, sink, err);
-    if (!status)
-        status = decode(&s, codes, h, w, rgb);
+    if (!status) status = decode(&s, codes, h, w, rgb);
     network_close(&s);
     return status;
 }
@@ -770,12 +701,10 @@ static double gap(const double *a, const double *b, size_t E)
  * running sum exceeds u * total, u = tsar_uniform(seed, image 0, row j, column 0, slot 0, TSAR_KMEANS, attempt 0). */
 static tsar_status start_centres(clusters *s, uint64_t seed, tsar_error *err)
 {
-    for (size_t i = 0; i < s->K; ++i)
-        s->weight[i] = 1.0;
+    for (size_t i = 0; i < s->K; ++i) s->weight[i] = 1.0;
     for (size_t j = 0; j < s->k; ++j) {
         double total = 0.0, sum = 0.0;
-        for (size_t i = 0; i < s->K; ++i)
-            total += s->weight[i];
+        for (size_t i = 0; i < s->K; ++i) total += s->weight[i];
         if (total == 0.0)
             return tsar_fail(err, TSAR_INPUT, "%zu clusters were asked for, but the codebook has only %zu different codewords; ask for at most %zu",
                              s->k, j, j);
@@ -790,8 +719,7 @@ static tsar_status start_centres(clusters *s, uint64_t seed, tsar_error *err)
         memcpy(centre, s->points + chosen * s->E, s->E * sizeof *centre);
         for (size_t i = 0; i < s->K; ++i) {
             double d = gap(s->points + i * s->E, centre, s->E);
-            if (j == 0 || d < s->weight[i])
-                s->weight[i] = d;
+            if (j == 0 || d < s->weight[i]) s->weight[i] = d;
         }
     }
     return TSAR_OK;
@@ -801,19 +729,16 @@ static tsar_status start_centres(clusters *s, uint64_t seed, tsar_error *err)
  * another one. Since K >= k there always is one, so that no cluster is empty afterwards. */
 static void fill_empty(clusters *s)
 {
-    for (size_t j = 0; j < s->k; ++j)
-        s->members[j] = 0;
+    for (size_t j = 0; j < s->k; ++j) s->members[j] = 0;
     for (size_t i = 0; i < s->K; ++i) {
         s->members[s->label[i]] += 1;
         s->weight[i] = gap(s->points + i * s->E, s->centres + (size_t)s->label[i] * s->E, s->E);
     }
     for (size_t j = 0; j < s->k; ++j) {
         size_t farthest = s->K;
-        if (s->members[j] > 0)
-            continue;
+        if (s->members[j] > 0) continue;
         for (size_t i = 0; i < s->K; ++i)
-            if (s->members[s->label[i]] > 1 && (farthest == s->K || s->weight[i] > s->weight[farthest]))
-                farthest = i;
+            if (s->members[s->label[i]] > 1 && (farthest == s->K || s->weight[i] > s->weight[farthest])) farthest = i;
         s->members[s->label[farthest]] -= 1;
         s->members[j] = 1;
         s->label[farthest] = (int64_t)j;
@@ -825,11 +750,9 @@ static void move_centres(clusters *s)
 {
     memset(s->centres, 0, s->k * s->E * sizeof *s->centres);
     for (size_t i = 0; i < s->K; ++i)
-        for (size_t e = 0; e < s->E; ++e)
-            s->centres[(size_t)s->label[i] * s->E + e] += s->points[i * s->E + e];
+        for (size_t e = 0; e < s->E; ++e) s->centres[(size_t)s->label[i] * s->E + e] += s->points[i * s->E + e];
     for (size_t j = 0; j < s->k; ++j)
-        for (size_t e = 0; e < s->E; ++e)
-            s->centres[j * s->E + e] /= (double)s->members[j];
+        for (size_t e = 0; e < s->E; ++e) s->centres[j * s->E + e] /= (double)s->members[j];
 }
 
 /* Lloyd's iterations; then labels in the order in which the clusters first appear among the codewords. previous [K] scratch */
@@ -838,20 +761,16 @@ static tsar_status iterate(clusters *s, int64_t *previous, tsar_error *err)
     for (int round = 0; round < 100; ++round) {
         pack_rows(&s->rows, s->squares, s->centres);
         tsar_status status = nearest(s->label, s->points, s->K, &s->rows, s->squares, s->threads, err);
-        if (status)
-            return status;
+        if (status) return status;
         fill_empty(s);
-        if (round > 0 && memcmp(s->label, previous, s->K * sizeof *previous) == 0)
-            break;
+        if (round > 0 && memcmp(s->label, previous, s->K * sizeof *previous) == 0) break;
         memcpy(previous, s->label, s->K * sizeof *previous);
         move_centres(s);
     }
     int64_t *renamed = previous, next = 0; /* [k], k <= K */
-    for (size_t j = 0; j < s->k; ++j)
-        renamed[j] = -1;
+    for (size_t j = 0; j < s->k; ++j) renamed[j] = -1;
     for (size_t i = 0; i < s->K; ++i) {
-        if (renamed[s->label[i]] < 0)
-            renamed[s->label[i]] = next++;
+        if (renamed[s->label[i]] < 0) renamed[s->label[i]] = next++;
         s->label[i] = renamed[s->label[i]];
     }
     return TSAR_OK;
@@ -861,11 +780,9 @@ tsar_status tsar_cluster(const tsar_model *model, size_t k, uint64_t seed, int64
 {
     static const char *const what = "the clusters of codewords";
     tsar_status status = check_tokenizer(model, err);
-    if (status)
-        return status;
+    if (status) return status;
     clusters s = { .K = model->vq.codebook.rows, .k = k, .E = model->vq.codebook.cols, .threads = model->threads, .label = cluster_of };
-    if (k == 0 || k > s.K)
-        return tsar_fail(err, TSAR_USAGE, "%zu clusters of %zu codewords cannot be made; ask for 1 to %zu", k, s.K, s.K);
+    if (k == 0 || k > s.K) return tsar_fail(err, TSAR_USAGE, "%zu clusters of %zu codewords cannot be made; ask for 1 to %zu", k, s.K, s.K);
     double *points = codewords(model, err);
     int64_t *previous = points ? tsar_alloc(s.K, sizeof *previous, what, err) : NULL;
     s.points = points;
@@ -874,10 +791,8 @@ tsar_status tsar_cluster(const tsar_model *model, size_t k, uint64_t seed, int64
     s.weight = s.squares ? tsar_alloc(s.K, sizeof *s.weight, what, err) : NULL;
     s.members = s.weight ? tsar_alloc(k, sizeof *s.members, what, err) : NULL;
     status = s.members ? tsar_matrix_open(&s.rows, k, s.E, TSAR_F64, what, err) : TSAR_ROOM;
-    if (!status)
-        status = start_centres(&s, seed, err);
-    if (!status)
-        status = iterate(&s, previous, err);
+    if (!status) status = start_centres(&s, seed, err);
+    if (!status) status = iterate(&s, previous, err);
     tsar_matrix_close(&s.rows);
     tsar_free(points);
     tsar_free(previous);

@@ -11,11 +11,18 @@
 
 static const char *const model_path = "test_vq.tmp.safetensors";
 
-typedef struct { size_t C, H, W; double *x; } tensor; /* [C][H][W] */
+typedef struct {
+    size_t C, H, W;
+    double *x;
+} tensor; /* [C][H][W] */
 
 /* What the library traced, and every array of the loops: released together. */
 enum { MOST = 4096 };
-static struct { char name[64]; size_t count; void *data; } traced[64];
+static struct {
+    char name[64];
+    size_t count;
+    void *data;
+} traced[64];
 static size_t n_traced, n_owned;
 static void *owned[MOST];
 
@@ -31,8 +38,7 @@ static void *keep(size_t bytes)
 
 static void release(void)
 {
-    while (n_owned > 0)
-        free(owned[--n_owned]);
+    while (n_owned > 0) free(owned[--n_owned]);
     n_traced = 0;
 }
 
@@ -42,8 +48,7 @@ static tsar_status put(void *context, const char *name, tsar_dtype dtype, size_t
     (void)context;
     (void)err;
     (void)dtype;
-    for (size_t i = 0; i < rank; ++i)
-        count *= shape[i];
+    for (size_t i = 0; i < rank; ++i) count *= shape[i];
     snprintf(traced[n_traced].name, sizeof traced[n_traced].name, "%s", name);
     traced[n_traced].count = count;
     traced[n_traced].data = keep(count * 8);
@@ -79,28 +84,29 @@ static tensor make(size_t C, size_t H, size_t W)
     return t;
 }
 
-/* Weight [r][k] of a packed matrix. */
-static double weight(const tsar_matrix *w, size_t r, size_t k)
+/* The weights of a packed matrix, [rows][cols]: its products with unit vectors, which are exact. */
+static double *weights(const tsar_matrix *w)
 {
-    const size_t i = (r / TSAR_PANEL * w->cols + k) * TSAR_PANEL + r % TSAR_PANEL;
-    switch (w->dtype) {
-    case TSAR_F64: return ((const double *)w->panels)[i];
-    case TSAR_F32: return ((const float *)w->panels)[i];
-    case TSAR_F16: return tsar_widen_f16(((const uint16_t *)w->panels)[i]);
-    default: return tsar_widen_bf16(((const uint16_t *)w->panels)[i]);
+    double *unit = keep(w->cols * sizeof *unit), *column = keep(w->rows * sizeof *column), *values = keep(w->rows * w->cols * sizeof *values);
+    for (size_t k = 0; k < w->cols; ++k) {
+        unit[k] = 1;
+        tsar_matmul(column, unit, w, NULL, 1, 1);
+        unit[k] = 0;
+        for (size_t r = 0; r < w->rows; ++r) values[r * w->cols + k] = column[r];
     }
+    return values;
 }
 
 static double pixel(tensor in, size_t c, long y, long x)
 {
-    if (y < 0 || x < 0 || y >= (long)in.H || x >= (long)in.W)
-        return 0.0;
+    if (y < 0 || x < 0 || y >= (long)in.H || x >= (long)in.W) return 0.0;
     return in.x[(c * in.H + (size_t)y) * in.W + (size_t)x];
 }
 
 static tensor conv(tensor in, const tsar_conv *w, long stride, long pad)
 {
     const size_t s = w->size;
+    const double *weight = weights(&w->weight);
     tensor out = make(w->out, in.H / (size_t)stride, in.W / (size_t)stride);
     for (size_t r = 0; r < out.C; ++r)
         for (size_t y = 0; y < out.H; ++y)
@@ -109,30 +115,23 @@ static tensor conv(tensor in, const tsar_conv *w, long stride, long pad)
                 for (size_t c = 0; c < in.C; ++c)
                     for (size_t i = 0; i < s; ++i)
                         for (size_t j = 0; j < s; ++j)
-                            sum += weight(&w->weight, r, (c * s + i) * s + j)
-                                 * pixel(in, c, (long)y * stride + (long)i - pad, (long)x * stride + (long)j - pad);
+                            sum += weight[((r * in.C + c) * s + i) * s + j] *
+                                   pixel(in, c, (long)y * stride + (long)i - pad, (long)x * stride + (long)j - pad);
                 out.x[(r * out.H + y) * out.W + x] = sum;
             }
     return out;
 }
 
-static tensor conv3(tensor in, const tsar_conv *w)
-{
-    return conv(in, w, 1, 1);
-}
+static tensor conv3(tensor in, const tsar_conv *w) { return conv(in, w, 1, 1); }
 
-static tensor conv1(tensor in, const tsar_conv *w)
-{
-    return conv(in, w, 1, 0);
-}
+static tensor conv1(tensor in, const tsar_conv *w) { return conv(in, w, 1, 0); }
 
 static tensor doubled(tensor in)
 {
     tensor out = make(in.C, 2 * in.H, 2 * in.W);
     for (size_t c = 0; c < in.C; ++c)
         for (size_t y = 0; y < out.H; ++y)
-            for (size_t x = 0; x < out.W; ++x)
-                out.x[(c * out.H + y) * out.W + x] = in.x[(c * in.H + y / 2) * in.W + x / 2];
+            for (size_t x = 0; x < out.W; ++x) out.x[(c * out.H + y) * out.W + x] = in.x[(c * in.H + y / 2) * in.W + x / 2];
     return out;
 }
 
@@ -142,12 +141,10 @@ static tensor norm(tensor in, const tsar_norm *w, size_t groups, int swish)
     tensor out = make(in.C, in.H, in.W);
     for (size_t g = 0; g < groups; ++g) {
         double sum = 0, mean, spread;
-        for (size_t i = 0; i < n; ++i)
-            sum += in.x[g * n + i];
+        for (size_t i = 0; i < n; ++i) sum += in.x[g * n + i];
         mean = sum / (double)n;
         sum = 0;
-        for (size_t i = 0; i < n; ++i)
-            sum += (in.x[g * n + i] - mean) * (in.x[g * n + i] - mean);
+        for (size_t i = 0; i < n; ++i) sum += (in.x[g * n + i] - mean) * (in.x[g * n + i] - mean);
         spread = sqrt(sum / (double)n + 1e-6);
         for (size_t i = g * n; i < (g + 1) * n; ++i) {
             double y = (in.x[i] - mean) / spread * w->gain[i / P] + w->bias[i / P];
@@ -160,8 +157,7 @@ static tensor norm(tensor in, const tsar_norm *w, size_t groups, int swish)
 static tensor plus(tensor a, tensor b)
 {
     tensor out = make(a.C, a.H, a.W);
-    for (size_t i = 0; i < a.C * a.H * a.W; ++i)
-        out.x[i] = a.x[i] + b.x[i];
+    for (size_t i = 0; i < a.C * a.H * a.W; ++i) out.x[i] = a.x[i] + b.x[i];
     return out;
 }
 
@@ -181,8 +177,7 @@ static tensor attention(tensor x, const tsar_attnblock *b, size_t groups)
         double top = -INFINITY, total = 0;
         for (size_t j = 0; j < P; ++j) {
             double sum = 0;
-            for (size_t c = 0; c < C; ++c)
-                sum += q.x[c * P + i] * k.x[c * P + j];
+            for (size_t c = 0; c < C; ++c) sum += q.x[c * P + i] * k.x[c * P + j];
             p[j] = sum * (1.0 / sqrt((double)C));
             top = p[j] > top ? p[j] : top;
         }
@@ -192,8 +187,7 @@ static tensor attention(tensor x, const tsar_attnblock *b, size_t groups)
         }
         for (size_t c = 0; c < C; ++c) {
             double sum = 0;
-            for (size_t j = 0; j < P; ++j)
-                sum += p[j] / total * v.x[c * P + j];
+            for (size_t j = 0; j < P; ++j) sum += p[j] / total * v.x[c * P + j];
             out.x[c * P + i] = sum;
         }
     }
@@ -216,11 +210,9 @@ static tensor level(tensor x, const tsar_model *model, size_t i, int up)
     char name[32];
     for (size_t j = 0; j < res; ++j) {
         x = resnet(x, &w->res[j], model->config.vq_groups);
-        if (up ? i == 0 : i == levels - 1)
-            x = attention(x, &w->attn[j], model->config.vq_groups);
+        if (up ? i == 0 : i == levels - 1) x = attention(x, &w->attn[j], model->config.vq_groups);
     }
-    if (i < levels - 1)
-        x = up ? conv3(doubled(x), &w->resample) : conv(x, &w->resample, 2, 0);
+    if (i < levels - 1) x = up ? conv3(doubled(x), &w->resample) : conv(x, &w->resample, 2, 0);
     snprintf(name, sizeof name, "block.%u", (unsigned)i);
     expect_tensor(up ? "decoder." : "encoder.", name, x);
     return x;
@@ -230,11 +222,9 @@ static void codeword(const tsar_model *model, const double *from, double *out)
 {
     const size_t E = model->config.vq_embed_dim;
     double sum = 0, length;
-    for (size_t e = 0; e < E; ++e)
-        sum += from[e] * from[e];
+    for (size_t e = 0; e < E; ++e) sum += from[e] * from[e];
     length = sqrt(sum);
-    for (size_t e = 0; e < E; ++e)
-        out[e] = model->config.vq_l2_norm ? from[e] / (length > 1e-12 ? length : 1e-12) : from[e];
+    for (size_t e = 0; e < E; ++e) out[e] = model->config.vq_l2_norm ? from[e] / (length > 1e-12 ? length : 1e-12) : from[e];
 }
 
 /* The loops' codes of a picture, every tensor on the way compared. */
@@ -244,11 +234,9 @@ static void check_encoder(const tsar_model *model, const uint8_t *rgb, size_t H,
     const tsar_coder *w = &model->vq.encoder;
     tensor x = make(3, H, W);
     double *z = keep(E * sizeof *z), *e = keep(E * sizeof *e), *raw = keep(E * sizeof *raw), *d = keep(K * sizeof *d);
-    for (size_t i = 0; i < 3 * H * W; ++i)
-        x.x[i % 3 * H * W + i / 3] = rgb[i] / 127.5 - 1;
+    for (size_t i = 0; i < 3 * H * W; ++i) x.x[i % 3 * H * W + i / 3] = rgb[i] / 127.5 - 1;
     expect_tensor("encoder.", "conv_in", x = conv3(x, &w->conv_in));
-    for (size_t i = 0; i < model->config.vq_levels; ++i)
-        x = level(x, model, i, 0);
+    for (size_t i = 0; i < model->config.vq_levels; ++i) x = level(x, model, i, 0);
     x = middle(x, w, groups, "encoder.");
     expect_tensor("encoder.", "conv_out", x = conv3(norm(x, &w->norm_out, groups, 1), &w->conv_out));
     expect_tensor("", "latent", x = conv1(x, &model->vq.quant_conv));
@@ -256,8 +244,7 @@ static void check_encoder(const tsar_model *model, const uint8_t *rgb, size_t H,
     for (size_t p = 0; p < x.H * x.W; ++p) {
         size_t best = 0;
         int64_t *all = keep(K * sizeof *all);
-        for (size_t i = 0; i < E; ++i)
-            raw[i] = x.x[i * x.H * x.W + p];
+        for (size_t i = 0; i < E; ++i) raw[i] = x.x[i * x.H * x.W + p];
         codeword(model, raw, z);
         for (size_t k = 0; k < K; ++k) {
             double zz = 0, ee = 0, ze = 0;
@@ -270,8 +257,7 @@ static void check_encoder(const tsar_model *model, const uint8_t *rgb, size_t H,
                 ze += e[i] * z[i];
             }
             d[k] = zz + ee - 2 * ze;
-            if (d[k] < d[best])
-                best = k;
+            if (d[k] < d[best]) best = k;
         }
         CHECK(codes[p] == (int64_t)best, "position %d has code %d, the loops find %d", (int)p, (int)codes[p], (int)best);
         double *theirs = keep(K * sizeof *theirs);
@@ -290,15 +276,13 @@ static void check_decoder(const tsar_model *model, const int64_t *codes, size_t 
         codeword(model, e, e);
         tsar_vq_codeword(model, (size_t)codes[p], library);
         CHECK(memcmp(e, library, E * sizeof *e) == 0, "codeword %d differs", (int)codes[p]);
-        for (size_t i = 0; i < E; ++i)
-            x.x[i * h * w + p] = e[i];
+        for (size_t i = 0; i < E; ++i) x.x[i * h * w + p] = e[i];
     }
     expect_tensor("", "quantized", x);
     expect_tensor("decoder.", "post_quant", x = conv1(x, &model->vq.post_quant_conv));
     expect_tensor("decoder.", "conv_in", x = conv3(x, &c->conv_in));
     x = middle(x, c, groups, "decoder.");
-    for (size_t i = 0; i < model->config.vq_levels; ++i)
-        x = level(x, model, i, 1);
+    for (size_t i = 0; i < model->config.vq_levels; ++i) x = level(x, model, i, 1);
     expect_tensor("decoder.", "conv_out", x = conv3(norm(x, &c->norm_out, groups, 1), &c->conv_out));
     size_t wrong = 0, P = x.H * x.W;
     for (size_t i = 0; i < 3 * P; ++i) {
@@ -310,11 +294,11 @@ static void check_decoder(const tsar_model *model, const int64_t *codes, size_t 
 
 /* ------------------------------------------------------------------------------------------------------------- models */
 
-static tsar_model *open_model(const char *ch, const char *ch_mult, const char *res, const char *z, const char *embed, const char *l2, const char *groups,
-                              const char *K, tsar_dtype dtype)
+static tsar_model *open_model(const char *ch, const char *ch_mult, const char *res, const char *z, const char *embed, const char *l2,
+                              const char *groups, const char *K, tsar_dtype dtype)
 {
-    static const char *const keys[] = { "vq_ch", "vq_ch_mult", "vq_res_blocks", "vq_z_channels", "vq_embed_dim", "vq_l2_norm", "vq_groups",
-                                        "codebook_size", "seed" };
+    static const char *const keys[] = { "vq_ch",      "vq_ch_mult", "vq_res_blocks", "vq_z_channels", "vq_embed_dim",
+                                        "vq_l2_norm", "vq_groups",  "codebook_size", "seed" };
     const char *values[] = { ch, ch_mult, res, z, embed, l2, groups, K, "11" };
     tsar_error err = { "" };
     tsar_model *model = NULL;
@@ -334,8 +318,7 @@ static void round_trip(tsar_model *model, size_t h, size_t w)
         uint8_t *rgb = keep(3 * H * W), *back = keep(3 * H * W);
         int64_t *codes = keep(h * w * sizeof *codes);
         tsar_error err = { "" };
-        for (size_t i = 0; i < 3 * H * W; ++i)
-            rgb[i] = (uint8_t)(tsar_mix(i + 1000 * h) >> 56);
+        for (size_t i = 0; i < 3 * H * W; ++i) rgb[i] = (uint8_t)(tsar_mix(i + 1000 * h) >> 56);
         CHECK(tsar_vq_encode(model, rgb, H, W, codes, &sink, &err) == TSAR_OK, "encode: %s", err.text);
         check_encoder(model, rgb, H, W, codes);
         CHECK(tsar_vq_decode(model, codes, h, w, back, &sink, &err) == TSAR_OK, "decode: %s", err.text);
@@ -347,14 +330,19 @@ static void round_trip(tsar_model *model, size_t h, size_t w)
 
 static void test_loops(void)
 {
-    static const struct { const char *ch, *ch_mult, *res, *z, *embed, *l2, *groups, *K; tsar_dtype dtype; size_t h, w; } cases[] = {
-        { "8", "1,2", "1", "6", "3", "1", "4", "20", TSAR_F32, 3, 5 },     /* nin_shortcut, down, up; not square */
-        { "40", "1,2", "1", "7", "5", "0", "5", "33", TSAR_BF16, 1, 3 },   /* more channels than are gathered at a time, one row */
-        { "17", "1", "2", "4", "2", "1", "17", "9", TSAR_F16, 9, 13 },     /* no change of resolution; several runs, rows cut; one channel a group */
-        { "6", "2,1,3", "1", "3", "4", "1", "3", "50", TSAR_F32, 2, 1 },   /* three levels, one column */
-        { "9", "1", "1", "300", "2", "1", "9", "2", TSAR_F32, 1, 1 },      /* one pixel; more channels than a 1x1 gathers at a time */
-        { "10", "1,1", "1", "5", "1", "0", "10", "1", TSAR_F32, 7, 11 },   /* one codeword; two batches of groups */
-        { "4", "3,1", "1", "4", "8", "1", "1", "18", TSAR_F32, 5, 14 },    /* one group; attention over more positions than a run */
+    static const struct {
+        const char *ch, *ch_mult, *res, *z, *embed, *l2, *groups, *K;
+        tsar_dtype dtype;
+        size_t h, w;
+    } cases[] = {
+        { "8", "1,2", "1", "6", "3", "1", "4", "20", TSAR_F32, 3, 5 },   /* nin_shortcut, down, up; not square */
+        { "40", "1,2", "1", "7", "5", "0", "5", "33", TSAR_BF16, 1, 3 }, /* more channels than are gathered at a time, one row */
+        { "17", "1", "2", "4", "2", "1", "17", "9", TSAR_F16, 9, 13 },   /* no change of resolution; several runs, rows cut; one channel a group */
+        { "6", "2,1,3", "1", "3", "4", "1", "3", "50", TSAR_F32, 2, 1 }, /* three levels, one column */
+        { "9", "1", "1", "300", "2", "1", "9", "2", TSAR_F32, 1, 1 },    /* one pixel; more channels than a 1x1 gathers at a time */
+        { "10", "1,1", "1", "5", "1", "0", "10", "1", TSAR_F32, 7, 11 }, /* one codeword; two batches of groups */
+        { "4", "3,1", "1", "4", "8", "1", "1", "18", TSAR_F32, 5, 14 },  /* one group; attention over 70 positions */
+        { "3", "1", "1", "2", "2", "1", "3", "5", TSAR_F32, 17, 23 }, /* attention over more positions than a run, and than terms taken at a time */
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) {
         tsar_model *model = open_model(cases[i].ch, cases[i].ch_mult, cases[i].res, cases[i].z, cases[i].embed, cases[i].l2, cases[i].groups,
@@ -401,7 +389,7 @@ static void test_errors(void)
 /* NaN and infinity in the last bias become bytes, and nothing traps. */
 static void test_bytes(void)
 {
-    static const double values[] = { NAN, INFINITY, -INFINITY, 1e300, -1e300 };
+    const double values[] = { NAN, INFINITY, -INFINITY, 1e300, -1e300 };
     static const int bytes[] = { 0, 255, 0, 255, 0 };
     tsar_model *model = open_model("4", "1", "1", "4", "2", "1", "2", "7", TSAR_F32);
     int64_t code = 3;
@@ -427,15 +415,15 @@ static void test_sink(void)
     uint8_t rgb[3 * 2 * 2] = { 1, 2, 3 };
     int64_t code = 5;
     tsar_error err = { "" };
-    for (int n = 0; n < 9; ++n) {
+    for (int n = 0; n <= 9; ++n) {
         int left = n;
         const tsar_sink failing = { full, &left };
         CHECK(tsar_vq_encode(model, rgb, 2, 2, &code, &failing, &err) == (n < 9 ? TSAR_ROOM : TSAR_OK), "encode with %d traced", n);
     }
-    for (int n = 0; n < 9; ++n) {
+    for (int n = 0; n <= 9; ++n) {
         int left = n;
         const tsar_sink failing = { full, &left };
-        CHECK(tsar_vq_decode(model, &code, 1, 1, NULL, &failing, &err) == TSAR_ROOM, "decode with %d traced", n);
+        CHECK(tsar_vq_decode(model, &code, 1, 1, NULL, &failing, &err) == (n < 9 ? TSAR_ROOM : TSAR_OK), "decode with %d traced", n);
     }
     tsar_model_close(model);
 }
@@ -450,17 +438,14 @@ static void check_clusters(const tsar_model *model, const int64_t *labels, size_
     int64_t next = 0;
     size_t misplaced = 0;
     for (size_t i = 0; i < K; ++i) {
-        if (!CHECK(labels[i] >= 0 && labels[i] <= next && labels[i] < (int64_t)k, "label %d of codeword %d", (int)labels[i], (int)i))
-            return;
+        if (!CHECK(labels[i] >= 0 && labels[i] <= next && labels[i] < (int64_t)k, "label %d of codeword %d", (int)labels[i], (int)i)) return;
         next += labels[i] == next;
         tsar_vq_codeword(model, i, word);
         n[labels[i]] += 1;
-        for (size_t e = 0; e < E; ++e)
-            mean[(size_t)labels[i] * E + e] += word[e];
+        for (size_t e = 0; e < E; ++e) mean[(size_t)labels[i] * E + e] += word[e];
     }
     CHECK(next == (int64_t)k, "%d of %d clusters have members", (int)next, (int)k);
-    for (size_t j = 0; j < k * E; ++j)
-        mean[j] /= n[j / E];
+    for (size_t j = 0; j < k * E; ++j) mean[j] /= n[j / E];
     for (size_t i = 0; i < K; ++i) {
         double own = 0, least = INFINITY;
         tsar_vq_codeword(model, i, word);
@@ -509,8 +494,7 @@ static void test_cluster(void)
     for (uint64_t seed = 0; seed < 20; ++seed) {
         size_t wrong = 0;
         CHECK(tsar_cluster(model, 4, seed, labels, &err) == TSAR_OK, "%s", err.text);
-        for (size_t i = 0; i < K; ++i)
-            wrong += labels[i] != (int64_t)(i % 4);
+        for (size_t i = 0; i < K; ++i) wrong += labels[i] != (int64_t)(i % 4);
         CHECK(wrong == 0, "%d codewords in a wrong cluster with seed %d", (int)wrong, (int)seed);
         CHECK(tsar_cluster(model, 3, seed, labels, &err) == TSAR_OK, "%s", err.text);
         refused(tsar_cluster(model, 5, seed, labels, &err), TSAR_INPUT, &err, "only 4 different codewords");
