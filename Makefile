@@ -35,7 +35,7 @@ ALL_CFLAGS = $(TUNING) $(CFLAGS) $(NUMBERS) $(WARNINGS) $(OPENMP) -D_FILE_OFFSET
 # ---- what is built ----------------------------------------------------------------------------------------------------
 
 LIBRARY := tsar.c vq.c sampler.c weights/safetensors.c weights/model.c weights/text.c weights/image.c \
-           weights/import.c weights/checkpoint.c weights/zip.c weights/pickle.c weights/npy.c \
+           weights/import.c weights/zip.c weights/pickle.c weights/npy.c \
            weights/cluster.c weights/info.c tests/verify.c tests/selfcheck.c tests/bench.c
 OBJECTS := $(LIBRARY:%.c=$(BUILD)/%.o)
 TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))

@@ -620,13 +620,13 @@ static tsar_status check_outputs(const generation *g, tsar_error *err)
     const option_value *at = g->a->at;
     for (int i = 0; i < 2; i++) {
         const char *path = at[pictures[i]].text, *dot = path ? strrchr(path, '.') : NULL;
-        if (path && (!dot || (strcmp(dot, PICTURE_ENDING) != 0 && strcmp(dot, ".ppm") != 0)))
+        if (path && strncmp(path, "/dev/", 5) != 0 && (!dot || (strcmp(dot, PICTURE_ENDING) != 0 && strcmp(dot, ".ppm") != 0)))
             return tsar_fail(err, TSAR_USAGE, "--%s %s: the name must end in %s", options[pictures[i]].name, path,
                              strcmp(PICTURE_ENDING, ".ppm") ? ".png or .ppm" : ".ppm (this tsar was built with NO_PNG=1)");
     }
     if (g->model->config.has_vq) return TSAR_OK;
     if (at[O_OUTPUT].text || at[O_FRAMES].text || at[O_SHOW].text || (!at[O_CODES].text && !at[O_ORDER_MAP].text))
-        return tsar_fail(err, TSAR_USAGE, "the model has no image tokenizer (vq.*), so there is no picture: write its codes with --codes FILE, "
+        return tsar_fail(err, TSAR_INPUT, "the model has no image tokenizer (vq.*), so there is no picture: write its codes with --codes FILE, "
                          "or import the tokenizer into the same model file");
     return TSAR_OK;
 }
@@ -694,6 +694,8 @@ static tsar_status read_codes(const tsar_model *model, const char *path, int64_t
         status = tsar_fail(err, TSAR_INPUT, "%s: has no tensor codes; tsar encode and tsar generate --codes write it", path);
     else if (t->rank != 2 || t->count == 0 || t->dtype < TSAR_I64)
         status = tsar_fail(err, TSAR_INPUT, "%s: tensor codes must be integers of shape [h, w]", path);
+    else if (t->count > SIZE_MAX / sizeof **codes)
+        status = tsar_fail(err, TSAR_ROOM, "%s: tensor codes is too large for this machine", path);
     else if (!(*codes = tsar_alloc((size_t)t->count, sizeof **codes, "codes", err)))
         status = TSAR_ROOM;
     if (status == TSAR_OK) status = tsar_file_read_i64(file, t, 0, t->count, *codes, err);

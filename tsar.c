@@ -12,7 +12,8 @@
 
 /* ---------------------------------------------------------------------------------------------- errors and memory */
 
-tsar_status tsar_fail(tsar_error *err, tsar_status status, const char *format, ...) {
+tsar_status tsar_fail(tsar_error *err, tsar_status status, const char *format, ...)
+{
     if (err != NULL) {
         va_list arguments;
         va_start(arguments, format);
@@ -24,7 +25,8 @@ tsar_status tsar_fail(tsar_error *err, tsar_status status, const char *format, .
 
 /* The block of calloc stays untouched but for the pointer to its start, which stands in front of the aligned bytes:
  * pages that nobody writes to cost nothing. */
-void *tsar_alloc(size_t count, size_t size, const char *what, tsar_error *err) {
+void *tsar_alloc(size_t count, size_t size, const char *what, tsar_error *err)
+{
     const size_t extra = 64 + sizeof(void *);
     char *block = NULL;
     if (size == 0 || count <= (SIZE_MAX - extra) / size) {
@@ -40,7 +42,8 @@ void *tsar_alloc(size_t count, size_t size, const char *what, tsar_error *err) {
     return memory;
 }
 
-void tsar_free(void *memory) {
+void tsar_free(void *memory)
+{
     if (memory != NULL) {
         void *block;
         memcpy(&block, (char *)memory - sizeof(void *), sizeof(void *));
@@ -49,7 +52,8 @@ void tsar_free(void *memory) {
 }
 
 tsar_status tsar_emit(const tsar_sink *sink, tsar_error *err, tsar_dtype dtype, const void *data, size_t rank, const size_t *shape,
-                      const char *format, ...) {
+                      const char *format, ...)
+{
     if (sink == NULL) {
         return TSAR_OK;
     }
@@ -63,23 +67,27 @@ tsar_status tsar_emit(const tsar_sink *sink, tsar_error *err, tsar_dtype dtype, 
 
 /* --------------------------------------------------------------------------------------------- numbers and dtypes */
 
-size_t tsar_dtype_size(tsar_dtype dtype) {
-    static const size_t sizes[TSAR_DTYPES] = {8, 4, 2, 2, 8, 4, 2, 1, 8, 4, 2, 1, 1};
+size_t tsar_dtype_size(tsar_dtype dtype)
+{
+    static const size_t sizes[TSAR_DTYPES] = { 8, 4, 2, 2, 8, 4, 2, 1, 8, 4, 2, 1, 1 };
     return sizes[dtype];
 }
 
-const char *tsar_dtype_name(tsar_dtype dtype) {
-    static const char *const names[TSAR_DTYPES] = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"};
+const char *tsar_dtype_name(tsar_dtype dtype)
+{
+    static const char *const names[TSAR_DTYPES] = { "F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL" };
     return names[dtype];
 }
 
-static float float_of_bits(uint32_t bits) {
+static float float_of_bits(uint32_t bits)
+{
     float x;
     memcpy(&x, &bits, sizeof x);
     return x;
 }
 
-static uint32_t bits_of_float(float x) {
+static uint32_t bits_of_float(float x)
+{
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     return bits;
@@ -87,7 +95,8 @@ static uint32_t bits_of_float(float x) {
 
 /* F16 is 1 sign, 5 exponent (bias 15) and 10 fraction bits. Moved to where F32 keeps them they are the same number with
  * an exponent smaller by 127 - 15 = 112, subnormals included; exponent 31 is infinity or NaN. */
-double tsar_widen_f16(uint16_t bits) {
+double tsar_widen_f16(uint16_t bits)
+{
     const uint32_t sign = (uint32_t)(bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
     if (magnitude >= 0x7c00u) {
         return float_of_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
@@ -96,17 +105,14 @@ double tsar_widen_f16(uint16_t bits) {
 }
 
 /* BF16 is the upper half of F32. */
-double tsar_widen_bf16(uint16_t bits) {
-    return float_of_bits((uint32_t)bits << 16);
-}
+double tsar_widen_bf16(uint16_t bits) { return float_of_bits((uint32_t)bits << 16); }
 
 /* Adding just under half of the last place that is kept, and its own bit, rounds to nearest even; a carry moves into
  * the exponent, as it should. */
-static uint32_t round_shift(uint32_t x, unsigned shift) {
-    return (x + ((1u << (shift - 1)) - 1) + (x >> shift & 1u)) >> shift;
-}
+static uint32_t round_shift(uint32_t x, unsigned shift) { return (x + ((1u << (shift - 1)) - 1) + (x >> shift & 1u)) >> shift; }
 
-uint16_t tsar_round_f16(float x) {
+uint16_t tsar_round_f16(float x)
+{
     const uint32_t bits = bits_of_float(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
     if (magnitude > 0x7f800000u) {
         return (uint16_t)(sign | 0x7e00u);
@@ -125,7 +131,8 @@ uint16_t tsar_round_f16(float x) {
     return (uint16_t)(sign | round_shift((magnitude & 0x7fffffu) | 0x800000u, 126u - exponent));
 }
 
-uint16_t tsar_round_bf16(float x) {
+uint16_t tsar_round_bf16(float x)
+{
     const uint32_t bits = bits_of_float(x);
     if ((bits & 0x7fffffffu) > 0x7f800000u) {
         return (uint16_t)(bits >> 16 | 0x40u);
@@ -133,28 +140,39 @@ uint16_t tsar_round_bf16(float x) {
     return (uint16_t)round_shift(bits, 16);
 }
 
-void tsar_table_row(double *out, const tsar_table *table, size_t row) {
+void tsar_table_row(double *out, const tsar_table *table, size_t row)
+{
     const size_t cols = table->cols, first = row * cols;
     for (size_t k = 0; k < cols; k++) {
         switch (table->dtype) {
-        case TSAR_F64: out[k] = ((const double *)table->values)[first + k]; break;
-        case TSAR_F32: out[k] = ((const float *)table->values)[first + k]; break;
-        case TSAR_F16: out[k] = tsar_widen_f16(((const uint16_t *)table->values)[first + k]); break;
-        default: out[k] = tsar_widen_bf16(((const uint16_t *)table->values)[first + k]); break;
+        case TSAR_F64:
+            out[k] = ((const double *)table->values)[first + k];
+            break;
+        case TSAR_F32:
+            out[k] = ((const float *)table->values)[first + k];
+            break;
+        case TSAR_F16:
+            out[k] = tsar_widen_f16(((const uint16_t *)table->values)[first + k]);
+            break;
+        default:
+            out[k] = tsar_widen_bf16(((const uint16_t *)table->values)[first + k]);
+            break;
         }
     }
 }
 
 /* The splitmix64 finaliser (SPEC 7). */
-uint64_t tsar_mix(uint64_t z) {
+uint64_t tsar_mix(uint64_t z)
+{
     z = (z ^ z >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
     z = (z ^ z >> 27) * UINT64_C(0x94D049BB133111EB);
     return z ^ z >> 31;
 }
 
 /* h = seed; h = mix(h + G (v + 1)) for each coordinate v; u = (h >> 11) 2^-53 (SPEC 1.5, ours). */
-double tsar_uniform(uint64_t seed, uint64_t image, uint64_t row, uint64_t column, uint64_t slot, uint64_t purpose, uint64_t attempt) {
-    const uint64_t place[6] = {image, row, column, slot, purpose, attempt};
+double tsar_uniform(uint64_t seed, uint64_t image, uint64_t row, uint64_t column, uint64_t slot, uint64_t purpose, uint64_t attempt)
+{
+    const uint64_t place[6] = { image, row, column, slot, purpose, attempt };
     uint64_t h = seed;
     for (size_t i = 0; i < 6; i++) {
         h = tsar_mix(h + UINT64_C(0x9E3779B97F4A7C15) * (place[i] + 1));
@@ -165,7 +183,8 @@ double tsar_uniform(uint64_t seed, uint64_t image, uint64_t row, uint64_t column
 /* ------------------------------------------------------------------------------------------------ norm and softmax */
 
 /* RMSNorm (LlamaGen): y = x / sqrt(mean(x^2) + eps) * g. */
-void tsar_rmsnorm(double *y, const double *x, const double *g, size_t d, double eps) {
+void tsar_rmsnorm(double *y, const double *x, const double *g, size_t d, double eps)
+{
     double sum = 0;
     for (size_t i = 0; i < d; i++) {
         sum += x[i] * x[i];
@@ -177,7 +196,8 @@ void tsar_rmsnorm(double *y, const double *x, const double *g, size_t d, double 
 }
 
 /* softmax(x)_i = e^(x_i - m) / sum_j e^(x_j - m), m = max x. e^(-infinity) is 0. */
-void tsar_softmax(double *x, size_t n) {
+void tsar_softmax(double *x, size_t n)
+{
     double m = x[0], total = 0;
     for (size_t i = 1; i < n; i++) {
         m = x[i] > m ? x[i] : m;
@@ -196,13 +216,32 @@ void tsar_softmax(double *x, size_t n) {
 
 /* ----------------------------------------------------------------------------------------------------- the matrix */
 
-tsar_status tsar_matrix_open(tsar_matrix *w, size_t rows, size_t cols, tsar_dtype dtype, const char *name, tsar_error *err) {
-    const size_t panels = rows / TSAR_PANEL + (rows % TSAR_PANEL != 0), column = TSAR_PANEL * tsar_dtype_size(dtype);
+/* Sizes of the kernel; tests/SPEED.md has the measurements. A panel is TSAR_PANEL rows: long enough that compilers turn a
+ * loop over it into vectors instead of taking it apart. Up to TILE vectors share each pass over the weights in memory. More
+ * vectors share weights that are widened to double once, CHUNK columns at a time (32 kB, in L1), MANY vectors at once:
+ * MANY x TSAR_PANEL accumulators are half of the 32 registers of AVX-512, or half of 16 registers of AVX.
+ * AHEAD bytes in front of the multiplication, memory is asked for weights. */
+#if defined(__AVX512F__)
+enum { PANEL = TSAR_PANEL, TILE = 4, MANY = 4, CHUNK = 128, AHEAD = 4096 };
+#else
+enum { PANEL = TSAR_PANEL, TILE = 4, MANY = 1, CHUNK = 128, AHEAD = 4096 };
+#endif
+
+/* Bytes of n columns of a panel. F16 and BF16 are kept as 32-bit words that hold a row's weights of two neighbouring
+ * columns, the even one in the low half: a mask and a shift take them apart, where single halves need an unpacking. */
+TSAR_INLINE size_t columns_size(tsar_dtype dtype, size_t n)
+{
+    return dtype == TSAR_F64 ? n * PANEL * 8 : dtype == TSAR_F32 ? n * PANEL * 4 : (n + 1) / 2 * PANEL * 4;
+}
+
+tsar_status tsar_matrix_open(tsar_matrix *w, size_t rows, size_t cols, tsar_dtype dtype, const char *name, tsar_error *err)
+{
+    const size_t panels = rows / PANEL + (rows % PANEL != 0);
     memset(w, 0, sizeof *w);
-    if (cols > SIZE_MAX / column) {
-        return tsar_fail(err, TSAR_ROOM, "out of memory for %s: %zu columns are more than this machine can address", name, cols);
+    if (cols > SIZE_MAX / (PANEL * 8) - 1) {
+        return tsar_fail(err, TSAR_ROOM, "out of memory for %s (%.0f columns)", name, (double)cols);
     }
-    w->panels = tsar_alloc(panels, cols * column, name, err);
+    w->panels = tsar_alloc(panels, columns_size(dtype, cols), name, err);
     if (w->panels == NULL) {
         return TSAR_ROOM;
     }
@@ -212,54 +251,203 @@ tsar_status tsar_matrix_open(tsar_matrix *w, size_t rows, size_t cols, tsar_dtyp
     return TSAR_OK;
 }
 
-void tsar_matrix_close(tsar_matrix *w) {
+void tsar_matrix_close(tsar_matrix *w)
+{
     tsar_free(w->panels);
     memset(w, 0, sizeof *w);
 }
 
-void tsar_matrix_set_rows(tsar_matrix *w, size_t first, size_t count, const void *values) {
-    const size_t size = tsar_dtype_size(w->dtype);
+/* Row r of the panel at `panel` from row[cols]. */
+static void set_row(const tsar_matrix *w, char *panel, size_t r, const char *row)
+{
+    const size_t cols = w->cols;
+    if (w->dtype == TSAR_F64) {
+        for (size_t k = 0; k < cols; k++) {
+            memcpy(panel + (k * PANEL + r) * 8, row + k * 8, 8);
+        }
+    } else if (w->dtype == TSAR_F32) {
+        for (size_t k = 0; k < cols; k++) {
+            memcpy(panel + (k * PANEL + r) * 4, row + k * 4, 4);
+        }
+    } else {
+        for (size_t k = 0; k < cols; k += 2) {
+            uint16_t even, odd = 0;
+            memcpy(&even, row + k * 2, 2);
+            if (k + 1 < cols) {
+                memcpy(&odd, row + k * 2 + 2, 2);
+            }
+            ((uint32_t *)panel)[k / 2 * PANEL + r] = even | (uint32_t)odd << 16;
+        }
+    }
+}
+
+void tsar_matrix_set_rows(tsar_matrix *w, size_t first, size_t count, const void *values)
+{
+    const size_t row_size = w->cols * tsar_dtype_size(w->dtype), panel_size = columns_size(w->dtype, w->cols);
     for (size_t i = 0; i < count; i++) {
         const size_t r = first + i;
-        char *panel = (char *)w->panels + (r / TSAR_PANEL * w->cols * TSAR_PANEL + r % TSAR_PANEL) * size;
-        const char *row = (const char *)values + i * w->cols * size;
-        for (size_t k = 0; k < w->cols; k++) {
-            memcpy(panel + k * TSAR_PANEL * size, row + k * size, size);
+        set_row(w, (char *)w->panels + r / PANEL * panel_size, r % PANEL, (const char *)values + i * row_size);
+    }
+}
+
+/* Weight r of a column that starts at `column`, widened; for words of two columns, of the even or the odd one.
+ * F16: see tsar_widen_f16; weights are finite. */
+TSAR_INLINE double weight(tsar_dtype dtype, const void *column, int odd, size_t r)
+{
+    if (dtype == TSAR_F64) {
+        return ((const double *)column)[r];
+    }
+    if (dtype == TSAR_F32) {
+        return ((const float *)column)[r];
+    }
+    const uint32_t word = ((const uint32_t *)column)[r];
+    if (dtype == TSAR_BF16) {
+        return float_of_bits(odd ? word & 0xffff0000u : word << 16);
+    }
+    return float_of_bits(odd ? (word & 0x80000000u) | (word & 0x7fff0000u) >> 3 : (word & 0x8000u) << 16 | (word & 0x7fffu) << 13) * 0x1p112f;
+}
+
+/* The inner kernel: y[b][r] += w[r][k] * x[b][k], k ascending, for the PANEL rows of one panel and B vectors; dtype and B
+ * are constants wherever it is inlined. w is the panel's first column of kn (an even number for words of two columns).
+ * All accumulators live in registers; each weight is widened once and used B times. */
+TSAR_INLINE void block(tsar_dtype dtype, size_t B, double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn)
+{
+    const size_t step = dtype == TSAR_F64 || dtype == TSAR_F32 ? 1 : 2, step_size = columns_size(dtype, step);
+    double acc[TILE][PANEL];
+    for (size_t b = 0; b < B; b++) {
+        for (size_t r = 0; r < PANEL; r++) {
+            acc[b][r] = y[b * ldy + r];
         }
     }
-}
-
-static double weight(const tsar_matrix *w, size_t i) {
-    switch (w->dtype) {
-    case TSAR_F64: return ((const double *)w->panels)[i];
-    case TSAR_F32: return ((const float *)w->panels)[i];
-    case TSAR_F16: return tsar_widen_f16(((const uint16_t *)w->panels)[i]);
-    default: return tsar_widen_bf16(((const uint16_t *)w->panels)[i]);
-    }
-}
-
-void tsar_accumulate(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w,
-                     size_t k0, size_t kn, size_t T, size_t p0, size_t p1) {
-    const size_t end = p1 * TSAR_PANEL < w->rows ? p1 * TSAR_PANEL : w->rows;
-    for (size_t t = 0; t < T; t++) {
-        for (size_t r = p0 * TSAR_PANEL; r < end; r++) {
-            double sum = y[t * ldy + r];
-            for (size_t k = k0; k < k0 + kn; k++) {
-                sum += weight(w, (r / TSAR_PANEL * w->cols + k) * TSAR_PANEL + r % TSAR_PANEL) * x[t * ldx + k - k0];
+    for (size_t k = 0; k < kn; k += step, w += step_size) {
+        for (size_t line = 0; line < step_size; line += 64) {
+            TSAR_PREFETCH((const void *)((uintptr_t)w + AHEAD + line));
+        }
+        for (size_t b = 0; b < B; b++) {
+            for (size_t j = 0; j < step; j++) {
+                const double x_bk = x[b * ldx + k + j];
+                for (size_t r = 0; r < PANEL; r++) {
+                    acc[b][r] += weight(dtype, w, j == 1, r) * x_bk;
+                }
             }
-            y[t * ldy + r] = sum;
+        }
+    }
+    for (size_t b = 0; b < B; b++) {
+        for (size_t r = 0; r < PANEL; r++) {
+            y[b * ldy + r] = acc[b][r];
         }
     }
 }
 
-void tsar_matmul(double *y, const double *x, const tsar_matrix *w, const double *bias, size_t T, size_t threads) {
-    (void)threads;
-    for (size_t t = 0; t < T; t++) {
-        for (size_t r = 0; r < w->rows; r++) {
-            y[t * w->rows + r] = bias != NULL ? bias[r] : 0.0;
+#define KERNEL(dtype, B)                                                                                                                             \
+    static void kernel_##dtype##_##B(double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn)                                   \
+    {                                                                                                                                                \
+        block(TSAR_##dtype, B, y, ldy, x, ldx, w, kn);                                                                                               \
+    }
+#define KERNELS(dtype) KERNEL(dtype, 1) KERNEL(dtype, 2) KERNEL(dtype, 3) KERNEL(dtype, 4)
+KERNELS(F64)
+KERNELS(F32) KERNELS(F16) KERNELS(BF16)
+#define NAMES(dtype)                                                                                                                                 \
+    {                                                                                                                                                \
+        kernel_##dtype##_1, kernel_##dtype##_2, kernel_##dtype##_3, kernel_##dtype##_4                                                               \
+    }
+    typedef void (*kernel)(double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn);
+static const kernel kernels[4][TILE] = { NAMES(F64), NAMES(F32), NAMES(F16), NAMES(BF16) }; /* by tsar_dtype and B - 1 */
+
+/* block for any number of vectors, and for the last panel's rows < PANEL, which are computed aside. */
+static void tiles(tsar_dtype dtype, double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn, size_t T, size_t rows)
+{
+    const size_t most = T <= TILE ? TILE : MANY;
+    for (size_t t = 0; t < T; t += most) {
+        const size_t B = T - t < most ? T - t : most;
+        double *y_t = y + t * ldy;
+        if (rows == PANEL) {
+            kernels[dtype][B - 1](y_t, ldy, x + t * ldx, ldx, w, kn);
+            continue;
+        }
+        double whole[TILE][PANEL] = { { 0 } };
+        for (size_t b = 0; b < B; b++) {
+            memcpy(whole[b], y_t + b * ldy, rows * sizeof(double));
+        }
+        kernels[dtype][B - 1](whole[0], PANEL, x + t * ldx, ldx, w, kn);
+        for (size_t b = 0; b < B; b++) {
+            memcpy(y_t + b * ldy, whole[b], rows * sizeof(double));
         }
     }
-    tsar_accumulate(y, w->rows, x, w->cols, w, 0, w->cols, T, 0, (w->rows + TSAR_PANEL - 1) / TSAR_PANEL);
+}
+
+/* wide [n][PANEL] = columns k ... k+n-1 of a panel as doubles: widen does it for any dtype but F64. */
+static void widen_f32(double *restrict wide, const float *restrict panel, size_t k, size_t n)
+{
+    for (size_t i = 0; i < n * PANEL; i++) {
+        wide[i] = panel[k * PANEL + i];
+    }
+}
+
+TSAR_INLINE void widen_words(tsar_dtype dtype, double *restrict wide, const uint32_t *restrict panel, size_t k, size_t n)
+{
+    for (size_t i = k; i < k + n; i++, wide += PANEL) {
+        const uint32_t *column = panel + i / 2 * PANEL;
+        for (size_t r = 0; r < PANEL; r++) {
+            wide[r] = i % 2 == 1 ? weight(dtype, column, 1, r) : weight(dtype, column, 0, r);
+        }
+    }
+}
+
+static void widen(const tsar_matrix *w, double *wide, const void *panel, size_t k, size_t n)
+{
+    if (w->dtype == TSAR_F32) {
+        widen_f32(wide, panel, k, n);
+    } else if (w->dtype == TSAR_F16) {
+        widen_words(TSAR_F16, wide, panel, k, n);
+    } else {
+        widen_words(TSAR_BF16, wide, panel, k, n);
+    }
+}
+
+/* Few vectors: weights go from memory to the registers once, and are widened there. Many: a chunk of columns is widened
+ * once and used for all of them; the accumulators pass through y, which changes no bit. A lone column of a word of two
+ * is widened too. */
+void tsar_accumulate(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, size_t k0, size_t kn, size_t T, size_t p0, size_t p1)
+{
+    const int words = w->dtype == TSAR_F16 || w->dtype == TSAR_BF16;
+    double wide[CHUNK * PANEL];
+    for (size_t p = p0; p < p1; p++) {
+        const char *panel = (const char *)w->panels + p * columns_size(w->dtype, w->cols);
+        const size_t rows = w->rows - p * PANEL < PANEL ? w->rows - p * PANEL : PANEL;
+        for (size_t k = 0, n; k < kn; k += n) {
+            const int lone = words && ((k0 + k) % 2 == 1 || kn - k == 1);
+            n = T > TILE && kn - k > CHUNK ? CHUNK : kn - k;
+            if (w->dtype == TSAR_F64 || (T <= TILE && !lone)) {
+                n -= words ? n % 2 : 0;
+                tiles(w->dtype, y + p * PANEL, ldy, x + k, ldx, panel + columns_size(w->dtype, k0 + k), n, T, rows);
+                continue;
+            }
+            n = T <= TILE ? 1 : n;
+            widen(w, wide, panel, k0 + k, n);
+            tiles(TSAR_F64, y + p * PANEL, ldy, x + k, ldx, (const char *)wide, n, T, rows);
+        }
+    }
+}
+
+/* Threads share the panels, so that each weight is read once; where there are few panels and many vectors, the vectors. */
+void tsar_matmul(double *y, const double *x, const tsar_matrix *w, const double *bias, size_t T, size_t threads)
+{
+    const size_t rows = w->rows, cols = w->cols, panels = rows / PANEL + (rows % PANEL != 0);
+    const size_t crew = (double)rows * (double)cols * (double)T < 1e5 || threads == 0 ? 1 : threads;
+    const int by_panel = panels >= 8 * crew || T < 8 * crew;
+    TSAR_PARALLEL_FOR(crew)
+    for (size_t i = 0; i < crew; i++) {
+        const size_t p0 = by_panel ? panels * i / crew : 0, p1 = by_panel ? panels * (i + 1) / crew : panels;
+        const size_t t0 = by_panel ? 0 : T * i / crew, t1 = by_panel ? T : T * (i + 1) / crew;
+        const size_t r1 = p1 * PANEL < rows ? p1 * PANEL : rows;
+        for (size_t t = t0; t < t1; t++) {
+            for (size_t r = p0 * PANEL; r < r1; r++) {
+                y[t * rows + r] = bias != NULL ? bias[r] : 0.0;
+            }
+        }
+        tsar_accumulate(y + t0 * rows, rows, x + t0 * cols, cols, w, 0, cols, t1 - t0, p0, p1);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------------ bits of a double */
@@ -268,7 +456,10 @@ void tsar_matmul(double *y, const double *x, const tsar_matrix *w, const double 
 #define INFINITY_BITS 0x7FF0000000000000u
 #define ROUNDER 0x1.8p52 /* t + ROUNDER, |t| < 2^51: the nearest integer to t, in two's complement in the low bits */
 
-typedef union { double value; uint64_t bits; } double_bits;
+typedef union {
+    double value;
+    uint64_t bits;
+} double_bits;
 
 TSAR_INLINE uint64_t bits_of_double(double x)
 {
@@ -285,16 +476,28 @@ TSAR_INLINE double double_of_bits(uint64_t bits)
 }
 
 /* All ones where a > b, else 0, for a, b < 2^63: a mask, because compilers do not vectorise a choice of integers as well. */
-TSAR_INLINE uint64_t mask_above(uint64_t a, uint64_t b)
-{
-    return (uint64_t)0 - ((b - a) >> 63);
-}
+TSAR_INLINE uint64_t mask_above(uint64_t a, uint64_t b) { return (uint64_t)0 - ((b - a) >> 63); }
 
 /* F[n] = 1/n!, nearest doubles: the Taylor coefficients of e^r, sin r and cos r. */
 static const double F[18] = {
-    1.0, 1.0, 0x1p-1, 0x1.5555555555555p-3, 0x1.5555555555555p-5, 0x1.1111111111111p-7, 0x1.6c16c16c16c17p-10, 0x1.a01a01a01a01ap-13,
-    0x1.a01a01a01a01ap-16, 0x1.71de3a556c734p-19, 0x1.27e4fb7789f5cp-22, 0x1.ae64567f544e4p-26, 0x1.1eed8eff8d898p-29,
-    0x1.6124613a86d09p-33, 0x1.93974a8c07c9dp-37, 0x1.ae7f3e733b81fp-41, 0x1.ae7f3e733b81fp-45, 0x1.952c77030ad4ap-49,
+    1.0,
+    1.0,
+    0x1p-1,
+    0x1.5555555555555p-3,
+    0x1.5555555555555p-5,
+    0x1.1111111111111p-7,
+    0x1.6c16c16c16c17p-10,
+    0x1.a01a01a01a01ap-13,
+    0x1.a01a01a01a01ap-16,
+    0x1.71de3a556c734p-19,
+    0x1.27e4fb7789f5cp-22,
+    0x1.ae64567f544e4p-26,
+    0x1.1eed8eff8d898p-29,
+    0x1.6124613a86d09p-33,
+    0x1.93974a8c07c9dp-37,
+    0x1.ae7f3e733b81fp-41,
+    0x1.ae7f3e733b81fp-45,
+    0x1.952c77030ad4ap-49,
 };
 
 /* ln 2 = LN2_HI + LN2_LO to 2^-98: LN2_HI has 42 bits, so that k LN2_HI is exact for every exponent |k| < 2^11. */
@@ -333,22 +536,17 @@ TSAR_INLINE double exp_of_sum(double x, double tail)
     return y * double_of_bits(first << 52) * double_of_bits(second << 52);
 }
 
-double tsar_exp(double x)
-{
-    return exp_of_sum(x, 0.0);
-}
+double tsar_exp(double x) { return exp_of_sum(x, 0.0); }
 
 void tsar_exp_n(double *x, size_t n)
 {
-    for (size_t i = 0; i < n; i++)
-        x[i] = exp_of_sum(x[i], 0.0);
+    for (size_t i = 0; i < n; i++) x[i] = exp_of_sum(x[i], 0.0);
 }
 
 /* silu(x) = x / (1 + exp(-x)). exp(-x) = +inf far below 0 gives -0; -inf gives NaN. */
 void tsar_silu_n(double *x, size_t n)
 {
-    for (size_t i = 0; i < n; i++)
-        x[i] = x[i] / (1.0 + exp_of_sum(-x[i], 0.0));
+    for (size_t i = 0; i < n; i++) x[i] = x[i] / (1.0 + exp_of_sum(-x[i], 0.0));
 }
 
 /* gelu(x) = x / (1 + exp(-2 z)),  z = G (x + ((0.044715 x) x) x),  G = sqrt(2 / pi). -2 z is exact, so that it does not matter
@@ -375,12 +573,14 @@ static double split_binary(double x, double *m)
 }
 
 /* a + b = hi + lo exactly, hi the rounded sum (Knuth). */
-typedef struct { double hi, lo; } double_pair;
+typedef struct {
+    double hi, lo;
+} double_pair;
 
 TSAR_INLINE double_pair sum_exactly(double a, double b)
 {
     double hi = a + b, b_part = hi - a;
-    double_pair p = {hi, (a - (hi - b_part)) + (b - b_part)};
+    double_pair p = { hi, (a - (hi - b_part)) + (b - b_part) };
     return p;
 }
 
@@ -390,15 +590,20 @@ TSAR_INLINE double_pair sum_exactly(double a, double b)
  * sqrt(1/2), where k ln 2 and f cancel to a half. */
 double tsar_log(double x)
 {
-    if (!(x > 0.0))
-        return x == 0.0 ? -INFINITY : NAN;
-    if (x > DBL_MAX)
-        return x;
+    if (!(x > 0.0)) return x == 0.0 ? -INFINITY : NAN;
+    if (x > DBL_MAX) return x;
     double m, k = split_binary(x, &m);
     double f = m - 1.0, s = f / (2.0 + f), z = s * s, h = 0.5 * f * f;
-    double R = z * (0x1.5555555555555p-1 + z * (0x1.999999999999ap-2 + z * (0x1.2492492492492p-2 + z * (0x1.c71c71c71c71cp-3 +
-               z * (0x1.745d1745d1746p-3 + z * (0x1.3b13b13b13b14p-3 + z * (0x1.1111111111111p-3 + z * (0x1.e1e1e1e1e1e1ep-4 +
-               z * (0x1.af286bca1af28p-4 + z * (0x1.8618618618618p-4 + z * 0x1.642c8590b2164p-4)))))))))); /* 2/3, 2/5, ... 2/23 */
+    double R = z * (0x1.5555555555555p-1 +
+                    z * (0x1.999999999999ap-2 +
+                         z * (0x1.2492492492492p-2 +
+                              z * (0x1.c71c71c71c71cp-3 +
+                                   z * (0x1.745d1745d1746p-3 +
+                                        z * (0x1.3b13b13b13b14p-3 +
+                                             z * (0x1.1111111111111p-3 +
+                                                  z * (0x1.e1e1e1e1e1e1ep-4 +
+                                                       z * (0x1.af286bca1af28p-4 +
+                                                            z * (0x1.8618618618618p-4 + z * 0x1.642c8590b2164p-4)))))))))); /* 2/3, 2/5, ... 2/23 */
     double_pair sum = sum_exactly(k * LN2_HI, f);
     return sum.hi + (sum.lo + (k * LN2_LO - (h - s * (h + R))));
 }
@@ -410,7 +615,7 @@ static double_pair product_exactly(double a, double b)
     double a_hi = a_big - (a_big - a), a_lo = a - a_hi;
     double b_hi = b_big - (b_big - b), b_lo = b - b_hi;
     double hi = a * b;
-    double_pair p = {hi, ((a_hi * b_hi - hi) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo};
+    double_pair p = { hi, ((a_hi * b_hi - hi) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo };
     return p;
 }
 
@@ -436,15 +641,15 @@ static double_pair pair_divide(double_pair a, double_pair b)
 /* ln x = k ln 2 + 2 s (1 + s^2/3 + s^4/5 + ... + s^40/41),  s = (m - 1) / (m + 1), in pairs: to about 2^-100. */
 static double_pair log_pair(double x)
 {
-    const double_pair ln2 = {0x1.62e42fefa39efp-1, 0x1.abc9e3b39803fp-56};
+    const double_pair ln2 = { 0x1.62e42fefa39efp-1, 0x1.abc9e3b39803fp-56 };
     double m, k = split_binary(x, &m);
-    double_pair f = {m - 1.0, 0.0}, k_pair = {k, 0.0}, series = {0.0, 0.0};
+    double_pair f = { m - 1.0, 0.0 }, k_pair = { k, 0.0 }, series = { 0.0, 0.0 };
     double_pair s = pair_divide(f, sum_exactly(m, 1.0)), z = pair_multiply(s, s);
     for (int n = 41; n >= 1; n -= 2) {
-        double_pair one = {1.0, 0.0}, odd = {n, 0.0};
+        double_pair one = { 1.0, 0.0 }, odd = { n, 0.0 };
         series = pair_add(pair_divide(one, odd), pair_multiply(z, series));
     }
-    double_pair twice = {2.0 * s.hi, 2.0 * s.lo};
+    double_pair twice = { 2.0 * s.hi, 2.0 * s.lo };
     return pair_add(pair_multiply(k_pair, ln2), pair_multiply(twice, series));
 }
 
@@ -453,7 +658,7 @@ double tsar_pow(double base, double y)
     double estimate = y * tsar_log(base);
     if (!(fabs(estimate) <= 800.0) || estimate == 0.0) /* overflow, underflow, NaN; base = 1, where y may be too large to split */
         return tsar_exp(estimate);
-    double_pair y_pair = {y, 0.0}, exponent = pair_multiply(y_pair, log_pair(base));
+    double_pair y_pair = { y, 0.0 }, exponent = pair_multiply(y_pair, log_pair(base));
     return exp_of_sum(exponent.hi, exponent.lo);
 }
 
@@ -488,25 +693,19 @@ static double sin_from(double x, uint64_t quadrant)
     return double_of_bits((bits ^ ((quadrant & 2) << 62)) | (outside & 0x7FF8000000000000u));
 }
 
-double tsar_sin(double x)
-{
-    return double_of_bits(bits_of_double(sin_from(x, 0)) ^ (bits_of_double(x) & SIGN_BIT));
-}
+double tsar_sin(double x) { return double_of_bits(bits_of_double(sin_from(x, 0)) ^ (bits_of_double(x) & SIGN_BIT)); }
 
-double tsar_cos(double x)
-{
-    return sin_from(x, 1);
-}
+double tsar_cos(double x) { return sin_from(x, 1); }
 
 /* ---------------------------------------------------------------------------------------------- 7. the transformer */
 
 /* Where one row of a pass stands. */
 typedef struct {
     size_t sequence, position;
-    int image;     /* 1: an image token, of raster index `token`; 0: a position of the prefix */
+    int image; /* 1: an image token, of raster index `token`; 0: a position of the prefix */
     size_t token;
-    int visible;   /* 0: padding, to which nobody else may attend (QUIRKS, GPT 4) */
-    int keep;      /* 0: keys and values are forgotten after the pass */
+    int visible; /* 0: padding, to which nobody else may attend (QUIRKS, GPT 4) */
+    int keep;    /* 0: keys and values are forgotten after the pass */
 } row_place;
 
 /* Keys and values of one sequence. Keys are laid out so that the scores of 16 positions, values so that 16 dimensions
@@ -521,26 +720,26 @@ typedef struct {
 struct tsar_state {
     const tsar_model *model;
     const tsar_stack *stack;
-    int causal;            /* 0: every row attends to every position (CTF stage two) */
-    size_t grid_columns;   /* columns of the grid of image tokens, for 2d rotary positions */
+    int causal;          /* 0: every row attends to every position (CTF stage two) */
+    size_t grid_columns; /* columns of the grid of image tokens, for 2d rotary positions */
     size_t sequences;
-    kv_cache *cache;       /* [sequences] */
-    double *frequency;     /* [hd/2] for 1d, [hd/4] for 2d rotary positions */
+    kv_cache *cache;   /* [sequences] */
+    double *frequency; /* [hd/2] for 1d, [hd/4] for 2d rotary positions */
 
-    size_t rows;           /* rows that the following have room for */
-    row_place *place;      /* [rows] */
-    double *x;             /* [rows][d]  the residual stream */
-    double *normed;        /* [rows][d] */
-    double *qkv;           /* [rows][(n_head + 2 n_kv_head) hd] */
-    double *mixed;         /* [rows][d]  attention's output */
-    double *delta;         /* [rows][d]  what a branch adds to the stream */
-    double *gate, *up;     /* [rows][ffn] */
-    double *rotation;      /* [rows][hd/2][3]  cos, sin, -sin */
-    double *hidden;        /* [rows][shuffle_hidden] */
-    double *code;          /* [rows][s*s][d]  one vector for every code */
+    size_t rows;       /* rows that the following have room for */
+    row_place *place;  /* [rows] */
+    double *x;         /* [rows][d]  the residual stream */
+    double *normed;    /* [rows][d] */
+    double *qkv;       /* [rows][(n_head + 2 n_kv_head) hd] */
+    double *mixed;     /* [rows][d]  attention's output */
+    double *delta;     /* [rows][d]  what a branch adds to the stream */
+    double *gate, *up; /* [rows][ffn] */
+    double *rotation;  /* [rows][hd/2][3]  cos, sin, -sin */
+    double *hidden;    /* [rows][shuffle_hidden] */
+    double *code;      /* [rows][s*s][d]  one vector for every code */
 
-    size_t logit_rows;     /* rows that this one has room for */
-    double *logits;        /* [logit_rows][s*s][V] */
+    size_t logit_rows; /* rows that this one has room for */
+    double *logits;    /* [logit_rows][s*s][V] */
 
     size_t attend_positions; /* positions that this one has room for */
     double *attend;          /* [threads] of q [QUERIES][hd], scores [QUERIES][positions], out [QUERIES][hd] */
@@ -557,8 +756,7 @@ static tsar_status rope_frequencies(tsar_state *state, tsar_error *err)
     size_t width = stack->rope_2d ? stack->head_dim / 2 : stack->head_dim;
     state->frequency = tsar_alloc(width / 2 + 1, sizeof(double), "rotary frequencies", err);
     if (!state->frequency) return TSAR_ROOM;
-    for (size_t k = 0; k < width / 2; k++)
-        state->frequency[k] = tsar_pow(stack->rope_base, -(double)(2 * k) / (double)width);
+    for (size_t k = 0; k < width / 2; k++) state->frequency[k] = tsar_pow(stack->rope_base, -(double)(2 * k) / (double)width);
     return TSAR_OK;
 }
 
@@ -603,11 +801,12 @@ static void rope_rotate(double *x, const double *rotation, size_t heads, size_t 
 static void set_value(tsar_matrix *values, size_t position, const double *v)
 {
     double *panels = values->panels;
-    for (size_t r = 0; r < values->rows; r++)
-        panels[(r / TSAR_PANEL * values->cols + position) * TSAR_PANEL + r % TSAR_PANEL] = v[r];
+    for (size_t r = 0; r < values->rows; r++) panels[(r / TSAR_PANEL * values->cols + position) * TSAR_PANEL + r % TSAR_PANEL] = v[r];
 }
 
-typedef struct { size_t row, head; } query;
+typedef struct {
+    size_t row, head;
+} query;
 
 /* Attention of up to QUERIES queries over the keys and values of one head:
  * score_j = (q . k_j) * (1 / sqrt(hd)) where allowed(i, j), p = softmax(score), out = sum over j ascending of p_j v_j. */
@@ -689,8 +888,7 @@ static void attention(tsar_state *state, size_t layer, size_t rows)
     const size_t scratch = QUERIES * (2 * hd + state->attend_positions);
     TSAR_PARALLEL_FOR(workers)
     for (size_t w = 0; w < workers; w++)
-        for (size_t task = w; task < tasks; task += workers)
-            attend_head(state, layer, task / n_kv, task % n_kv, rows, state->attend + w * scratch);
+        for (size_t task = w; task < tasks; task += workers) attend_head(state, layer, task / n_kv, task % n_kv, rows, state->attend + w * scratch);
 }
 
 static void rmsnorm_rows(double *y, const double *x, const double *g, size_t rows, size_t d, double eps, size_t threads)
@@ -786,7 +984,8 @@ static tsar_status cache_open(tsar_state *state, size_t sequence, size_t prefix,
     const size_t matrices = stack->n_layer * stack->n_kv_head, hd = stack->head_dim;
     kv_cache *cache = &state->cache[sequence];
     cache_close(cache, stack);
-    if (prefix > SIZE_MAX / 2 - tokens) return tsar_fail(err, TSAR_ROOM, "a sequence of %zu + %zu positions is too long for this machine", prefix, tokens);
+    if (prefix > SIZE_MAX / 2 - tokens)
+        return tsar_fail(err, TSAR_ROOM, "a sequence of %zu + %zu positions is too long for this machine", prefix, tokens);
     cache->prefix = prefix;
     cache->positions = prefix + tokens;
     cache->keys = tsar_alloc(matrices, sizeof *cache->keys, "the KV cache", err);
@@ -801,8 +1000,10 @@ static tsar_status cache_open(tsar_state *state, size_t sequence, size_t prefix,
         tsar_free(state->attend);
         state->attend_positions = 0;
         state->attend = tsar_alloc(cache->positions + 2 * hd, state->model->threads * QUERIES * sizeof(double), "attention scores", err);
-        if (!state->attend) status = TSAR_ROOM;
-        else state->attend_positions = cache->positions;
+        if (!state->attend)
+            status = TSAR_ROOM;
+        else
+            state->attend_positions = cache->positions;
     }
     if (status != TSAR_OK) cache_close(cache, stack);
     return status;
@@ -816,7 +1017,11 @@ static tsar_status reserve_rows(tsar_state *state, size_t rows, tsar_error *err)
     const tsar_config *c = &state->model->config;
     const size_t d = stack->dim, hd = stack->head_dim;
     const int shuffled = stack == &state->model->gpt && c->shuffle > 1;
-    const struct { double **buffer; size_t width; const char *what; } table[] = {
+    const struct {
+        double **buffer;
+        size_t width;
+        const char *what;
+    } table[] = {
         { &state->x, d, "the residual stream" },
         { &state->normed, d, "normalised rows" },
         { &state->qkv, (stack->n_head + 2 * stack->n_kv_head) * hd, "queries, keys and values" },
@@ -884,8 +1089,8 @@ void tsar_state_close(tsar_state *state)
 {
     if (!state) return;
     for (size_t s = 0; state->cache && s < state->sequences; s++) cache_close(&state->cache[s], state->stack);
-    void *owned[] = { state->cache, state->frequency, state->place, state->x, state->normed, state->qkv, state->mixed, state->delta,
-                      state->gate, state->up, state->rotation, state->hidden, state->code, state->logits, state->attend };
+    void *owned[] = { state->cache, state->frequency, state->place,    state->x,      state->normed, state->qkv,    state->mixed, state->delta,
+                      state->gate,  state->up,        state->rotation, state->hidden, state->code,   state->logits, state->attend };
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) tsar_free(owned[i]);
     tsar_free(state);
 }
@@ -998,7 +1203,8 @@ tsar_status tsar_prompt_check(const tsar_model *model, const tsar_prompt *prompt
         return TSAR_OK;
     case TSAR_LLAMAGEN_C2I:
         if (prompt->class_id > c->num_classes)
-            return tsar_fail(err, TSAR_INPUT, "class %zu is outside 0 ... %zu (class %zu is the unconditional one)", prompt->class_id, c->num_classes, c->num_classes);
+            return tsar_fail(err, TSAR_INPUT, "class %zu is outside 0 ... %zu (class %zu is the unconditional one)", prompt->class_id, c->num_classes,
+                             c->num_classes);
         return TSAR_OK;
     case TSAR_LLAMAGEN_T2I:
         if (!prompt->caption || !prompt->caption_mask) return tsar_fail(err, TSAR_INPUT, "the model needs caption features and their mask");
@@ -1021,7 +1227,8 @@ static tsar_status embed_caption(tsar_state *state, const tsar_prompt *prompt, s
     for (size_t r = 0; r < rows; r++) {
         double *f = features + r * width;
         const size_t position = first + r;
-        if (prompt->unconditional) tsar_table_row(f, &m->uncond_embedding, position);
+        if (prompt->unconditional)
+            tsar_table_row(f, &m->uncond_embedding, position);
         else
             for (size_t i = 0; i < width; i++) f[i] = prompt->caption[position * width + i] * prompt->caption_mask[position];
     }
@@ -1090,7 +1297,8 @@ tsar_status tsar_forward(tsar_state *state, const tsar_feed *feed, size_t rows, 
         if (feed[r].sequence >= state->sequences || !state->cache[feed[r].sequence].fed || feed[r].token >= c->tokens)
             status = tsar_fail(err, TSAR_USAGE, "row %zu of a pass feeds token %zu of sequence %zu, which has no prompt or no such token", r,
                                feed[r].token, feed[r].sequence);
-        else status = check_codes(c, feed[r].codes, slots, err);
+        else
+            status = check_codes(c, feed[r].codes, slots, err);
         if (status != TSAR_OK) break;
         const row_place place = { feed[r].sequence, state->cache[feed[r].sequence].prefix + feed[r].token, 1, feed[r].token, 1, feed[r].keep };
         state->place[r] = place;
@@ -1154,8 +1362,10 @@ tsar_status tsar_gpt_trace(const tsar_model *model, const tsar_prompt *prompt, c
     if (status == TSAR_OK) status = embed_all(state, prompt, codes, sink, err);
     if (status == TSAR_OK) status = stack_forward(state, prefix + c->tokens, "gpt", sink, err);
     /* Token-Shuffle: the n outputs from <soi> on; LlamaGen: all T, as the official forward returns (QUIRKS, GPT 1). */
-    if (status == TSAR_OK && c->arch == TSAR_TOKEN_SHUFFLE) status = predict(state, state->x + (prefix - 1) * c->dim, c->tokens, sink, err);
-    else if (status == TSAR_OK) status = predict(state, state->x, prefix + c->tokens, sink, err);
+    if (status == TSAR_OK && c->arch == TSAR_TOKEN_SHUFFLE)
+        status = predict(state, state->x + (prefix - 1) * c->dim, c->tokens, sink, err);
+    else if (status == TSAR_OK)
+        status = predict(state, state->x, prefix + c->tokens, sink, err);
     tsar_state_close(state);
     return status;
 }

@@ -119,9 +119,10 @@ uint16_t tsar_round_f16(float x);
 uint16_t tsar_round_bf16(float x);
 
 /* A weight matrix [rows][cols] repacked for the kernel: panels of TSAR_PANEL rows, column-major inside a panel,
- * panels[rows/TSAR_PANEL][cols][TSAR_PANEL], the last panel filled up with zero rows; in the dtype of its file. */
+ * panels[rows/TSAR_PANEL][cols][TSAR_PANEL], the last panel filled up with zero rows; in the dtype of its file. F16 and
+ * BF16 as 32-bit words [rows/TSAR_PANEL][(cols+1)/2][TSAR_PANEL] of two columns, the even one in the low half. */
 #ifndef TSAR_PANEL
-#define TSAR_PANEL 16
+#define TSAR_PANEL 32
 #endif
 typedef struct {
     size_t rows, cols;
@@ -538,6 +539,10 @@ typedef tsar_status (*tsar_comparison_fn)(void *context, const tsar_comparison *
 tsar_status tsar_verify(const tsar_model *model, const char *path, double rtol, tsar_comparison_fn report, void *context,
                         size_t *compared, size_t *ignored, tsar_error *err);
 
+/* A comparison as a line of text (shape, errors, verdict) and as the members of a JSON object; both without the name, cut to size. */
+void tsar_comparison_text(char *text, size_t size, const tsar_comparison *comparison);
+void tsar_comparison_json(char *text, size_t size, const tsar_comparison *comparison);
+
 /* ------------------------------------------------------------------------------------------------ 11. import (weights/import.c) */
 
 /* Called with a line about each thing skipped or assumed. */
@@ -556,7 +561,7 @@ tsar_status tsar_caption_read(const tsar_model *model, const char *path, double 
 
 /* Binary PPM (P6, maxval 255), "-" is stdin. *rgb [H][W][3] is the caller's to tsar_free. */
 tsar_status tsar_image_read(const char *path, uint8_t **rgb, size_t *H, size_t *W, tsar_error *err);
-/* PNG or PPM by the ending of path (.png, .ppm); keys/values, n of them, become the PNG's text or the PPM's comments. Atomic. */
+/* PNG or PPM by the ending of path (.png, .ppm; PPM below /dev/); keys/values, n of them, become the PNG's text or the PPM's comments. Atomic. */
 tsar_status tsar_image_write(const char *path, const uint8_t *rgb, size_t H, size_t W, const char *const *keys, const char *const *values, size_t n, tsar_error *err);
 
 /* The decode order as a picture: a cell for each fused token of step_of [rows][columns], coloured by its pass, and the scale below. */
@@ -576,31 +581,11 @@ typedef tsar_status (*tsar_measurement_fn)(void *context, const tsar_measurement
  * model NULL: synthetic ones, at most about 2 GB. */
 tsar_status tsar_bench(const tsar_model *model, size_t threads, tsar_measurement_fn report, void *context, tsar_error *err);
 
-/* ----------------------------------------------------------------------------------------------------- 14. costs (weights/cost.c) */
+/* ------------------------------------------------------------------------------------------- 14. what a model costs (weights/info.c) */
 
-/* What a model file holds of one part: gpt.*, fine.*, vq.*, and the rest. */
-typedef struct {
-    const char *name;
-    size_t tensors, missing;           /* in the configuration; of these not in the file, or of another size */
-    uint64_t parameters, bytes;
-    int dtypes[TSAR_DTYPES];           /* which occur */
-} tsar_part;
-/* Counts the four parts from the header of an open file. */
-tsar_status tsar_part_counts(const tsar_config *config, const tsar_file *file, tsar_part parts[4], tsar_error *err);
-
-/* Multiply-adds of one fused token at window side s, and bytes of its keys and values. */
-typedef struct {
-    double layers;    /* the blocks' matrices */
-    double attention; /* scores and sums, for each position that it attends to */
-    double shuffle;   /* both shuffle modules; 0 for s = 1 */
-    double head;      /* the logits of its s*s codes */
-    double kv_bytes;
-} tsar_token_cost;
-tsar_token_cost tsar_cost_of_token(const tsar_config *config, size_t s);
-/* Multiply-adds of n tokens after one another, without a prompt. */
-double tsar_cost_of_image(const tsar_token_cost *cost, size_t n);
-/* Multiply-adds of the tokenizer on h x w codes. */
-tsar_status tsar_cost_of_vq(const tsar_config *config, size_t h, size_t w, double *encoder, double *decoder, tsar_error *err);
+/* Describes a model file line by line from its configuration and header alone: shapes, parameters and bytes of each part, multiply-adds of a
+ * token and an image, passes in each decode order, memory of keys and values. */
+tsar_status tsar_info(const char *path, tsar_note_fn print, void *context, tsar_error *err);
 
 /* ------------------------------------------------------------------------------------------- 15. coarse labels (weights/cluster.c) */
 

@@ -59,13 +59,10 @@ static const char *broken_build(void)
     /* 2^100 swallows what is added to it, until it is taken away: the order of the terms decides how many are left. */
     volatile double unit = 1.0, huge = 0x1p100;
     double terms[64], total = 0.0, one = unit, big = huge;
-    for (size_t i = 0; i < 64; i++)
-        terms[i] = i == 0 ? huge : i == 16 ? -huge : unit;
-    for (size_t i = 0; i < 64; i++)
-        total += terms[i];
+    for (size_t i = 0; i < 64; i++) terms[i] = i == 0 ? huge : i == 16 ? -huge : unit;
+    for (size_t i = 0; i < 64; i++) total += terms[i];
     volatile double sum = total, left = (big + one) - big;
-    if (sum != 47.0 || left != 0.0)
-        return "this build reorders sums: remove -fassociative-math, -funsafe-math-optimizations and -ffast-math";
+    if (sum != 47.0 || left != 0.0) return "this build reorders sums: remove -fassociative-math, -funsafe-math-optimizations and -ffast-math";
 
     volatile double minute = 0x1p-60, above_tie = 0x1.0000008p-53; /* below and a little above half an ULP of 1 */
     double tiny = minute;
@@ -77,8 +74,7 @@ static const char *broken_build(void)
     volatile double factor = 0x1.0000002p+0, rounded_square = 0x1.0000004p+0; /* 1 + 2^-27, whose square is 2^-54 more */
     double a = factor, b = rounded_square;
     volatile double fused = a * a - b;
-    if (fused != 0.0)
-        return "this build fuses multiply and add: add -ffp-contract=off";
+    if (fused != 0.0) return "this build fuses multiply and add: add -ffp-contract=off";
 
     volatile double forty_nine = 49.0; /* 49 (1 / 49) is not 1; the reciprocal is made only where several quotients share it */
     double n = forty_nine, n1 = forty_nine, n3 = 3.0 * forty_nine, n5 = 5.0 * forty_nine, n6 = 6.0 * forty_nine;
@@ -95,28 +91,28 @@ static const char *wrong_function(void)
 {
     volatile double x = 0x1.6666666666666p-1, far = -708.25, large = 123456.75, base = 10000.0;
     volatile uint64_t seed = 42;
-    struct { const char *name; double got, expected; } known[] = {
-        {"tsar_exp", tsar_exp(x), 0x1.01c2a61268987p+1},
-        {"tsar_exp", tsar_exp(far), 0x1.285dc1b5961f1p-1022},
-        {"tsar_log", tsar_log(x), -0x1.6d3c324e13f5p-2},
-        {"tsar_sin", tsar_sin(large), -0x1.fff56feed772bp-1},
-        {"tsar_cos", tsar_cos(large), 0x1.9fff2c9c4e6e3p-7},
-        {"tsar_pow", tsar_pow(base, -x), 0x1.9f7861b7937a3p-10},
-        {"sqrt", sqrt(x), 0x1.ac5eb3f7ab2f8p-1},
-        {"tsar_uniform", tsar_uniform(seed, 0, 0, 0, 0, 0, 0), 0x1.3d423d4fba4bbp-1}, /* SPEC 1.5 */
-        {"tsar_uniform", tsar_uniform(seed, 1, 2, 3, 1, 0, 0), 0x1.ab171e9ea399cp-1},
+    struct {
+        const char *name;
+        double got, expected;
+    } known[] = {
+        { "tsar_exp", tsar_exp(x), 0x1.01c2a61268987p+1 },
+        { "tsar_exp", tsar_exp(far), 0x1.285dc1b5961f1p-1022 },
+        { "tsar_log", tsar_log(x), -0x1.6d3c324e13f5p-2 },
+        { "tsar_sin", tsar_sin(large), -0x1.fff56feed772bp-1 },
+        { "tsar_cos", tsar_cos(large), 0x1.9fff2c9c4e6e3p-7 },
+        { "tsar_pow", tsar_pow(base, -x), 0x1.9f7861b7937a3p-10 },
+        { "sqrt", sqrt(x), 0x1.ac5eb3f7ab2f8p-1 },
+        { "tsar_uniform", tsar_uniform(seed, 0, 0, 0, 0, 0, 0), 0x1.3d423d4fba4bbp-1 }, /* SPEC 1.5 */
+        { "tsar_uniform", tsar_uniform(seed, 1, 2, 3, 1, 0, 0), 0x1.ab171e9ea399cp-1 },
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
-        if (known[i].got != known[i].expected)
-            return known[i].name;
+        if (known[i].got != known[i].expected) return known[i].name;
     double array[19]; /* odd, so that the remainder of a vectorised loop is taken too */
-    for (size_t i = 0; i < 19; i++)
-        array[i] = x * (double)i - 5.0;
+    for (size_t i = 0; i < 19; i++) array[i] = x * (double)i - 5.0;
     tsar_exp_n(array, 19);
     for (size_t i = 0; i < 19; i++) {
         volatile double alone = tsar_exp(x * (double)i - 5.0);
-        if (array[i] != alone)
-            return "tsar_exp_n";
+        if (array[i] != alone) return "tsar_exp_n";
     }
     return NULL;
 }
@@ -129,19 +125,15 @@ static tsar_status check_kernel(tsar_error *err)
     const size_t panels = (ROWS + TSAR_PANEL - 1) / TSAR_PANEL;
     volatile uint64_t seed = 1;
     float weights[ROWS * COLS];
-    double x[T * COLS], y[3][T * ROWS] = {{0.0}};
-    for (size_t i = 0; i < ROWS * COLS; i++)
-        weights[i] = (float)((double)(tsar_mix(seed + i) >> 40) * 0x1p-23 - 1.0);
-    for (size_t i = 0; i < T * COLS; i++)
-        x[i] = (double)(tsar_mix(seed + ROWS * COLS + i) >> 11) * 0x1p-52 - 1.0;
+    double x[T * COLS], y[3][T * ROWS] = { { 0.0 } };
+    for (size_t i = 0; i < ROWS * COLS; i++) weights[i] = (float)((double)(tsar_mix(seed + i) >> 40) * 0x1p-23 - 1.0);
+    for (size_t i = 0; i < T * COLS; i++) x[i] = (double)(tsar_mix(seed + ROWS * COLS + i) >> 11) * 0x1p-52 - 1.0;
     tsar_matrix w;
     tsar_status status = tsar_matrix_open(&w, ROWS, COLS, TSAR_F32, "the self-check", err);
-    if (status != TSAR_OK)
-        return status;
+    if (status != TSAR_OK) return status;
     tsar_matrix_set_rows(&w, 0, ROWS, weights);
     tsar_matmul(y[0], x, &w, NULL, T, 1);
-    for (size_t t = 0; t < T; t++)
-        tsar_matmul(y[1] + t * ROWS, x + t * COLS, &w, NULL, 1, 1);
+    for (size_t t = 0; t < T; t++) tsar_matmul(y[1] + t * ROWS, x + t * COLS, &w, NULL, 1, 1);
     tsar_accumulate(y[2], ROWS, x, COLS, &w, 0, SPLIT, T, 0, panels);
     tsar_accumulate(y[2], ROWS, x + SPLIT, COLS, &w, SPLIT, COLS - SPLIT, T, 0, panels);
     tsar_matrix_close(&w);
@@ -153,9 +145,8 @@ static tsar_status check_kernel(tsar_error *err)
             digest = tsar_mix(digest ^ bits);
         }
         if (digest != 0x9BDA3028017C0E5Eu) {
-            static const char *const ways[3] = {"as a whole", "row by row", "in two pieces"};
-            return tsar_fail(err, TSAR_INPUT, "self-check: a matrix product, taken %s, does not have its known bits" TSAR_REBUILD,
-                             ways[way]);
+            static const char *const ways[3] = { "as a whole", "row by row", "in two pieces" };
+            return tsar_fail(err, TSAR_INPUT, "self-check: a matrix product, taken %s, does not have its known bits" TSAR_REBUILD, ways[way]);
         }
     }
     return TSAR_OK;
@@ -165,12 +156,9 @@ tsar_status tsar_self_check(tsar_error *err)
 {
     fix_precision();
     const char *broken = broken_process();
-    if (broken == NULL)
-        broken = broken_build();
-    if (broken != NULL)
-        return tsar_fail(err, TSAR_INPUT, "self-check: %s", broken);
+    if (broken == NULL) broken = broken_build();
+    if (broken != NULL) return tsar_fail(err, TSAR_INPUT, "self-check: %s", broken);
     const char *wrong = wrong_function();
-    if (wrong != NULL)
-        return tsar_fail(err, TSAR_INPUT, "self-check: %s does not have its known bits" TSAR_REBUILD, wrong);
+    if (wrong != NULL) return tsar_fail(err, TSAR_INPUT, "self-check: %s does not have its known bits" TSAR_REBUILD, wrong);
     return check_kernel(err);
 }

@@ -34,6 +34,7 @@ static tsar_status find_input(const tsar_tensor **tensor, const tsar_file *file,
     if (!t) return TSAR_OK;
     if (!floats && is_float(t->dtype))
         return tsar_fail(err, TSAR_INPUT, "%s: tensor %s is %s, it must be of an integer type", tsar_file_path(file), name, tsar_dtype_name(t->dtype));
+    if (t->count > SIZE_MAX / sizeof(double)) return tsar_fail(err, TSAR_ROOM, "%s: tensor %s is too large for this machine", tsar_file_path(file), name);
     if (t->rank != rank)
         return tsar_fail(err, TSAR_INPUT, "%s: tensor %s has %zu dimensions, it needs %zu", tsar_file_path(file), name, t->rank, rank);
     for (size_t i = 0; i < rank; i++)

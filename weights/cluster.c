@@ -86,7 +86,7 @@ tsar_status tsar_cluster_write(const char *from, const char *to, size_t k, uint6
     if (status == TSAR_OK && !model->config.has_vq)
         status = tsar_fail(err, TSAR_INPUT, "%s: has no image tokenizer (vq.*), so there are no codewords to cluster", from);
     if (status == TSAR_OK && k > model->config.codebook_size)
-        status = tsar_fail(err, TSAR_USAGE, "%zu labels are more than the %zu codes of %s", k, model->config.codebook_size, from);
+        status = tsar_fail(err, TSAR_INPUT, "%zu labels are more than the %zu codes of %s", k, model->config.codebook_size, from);
     if (status == TSAR_OK) {
         c.K = model->config.codebook_size, c.keeps_stacks = model->config.n_coarse == k;
         if (!(cluster_of = tsar_alloc(c.K, sizeof *cluster_of, "ctf.cluster_of", err))) status = TSAR_ROOM;

@@ -81,7 +81,7 @@ static tsar_status read_ppm(FILE *stream, const char *name, uint8_t **rgb, size_
     size_t columns = header_number(stream);
     size_t rows = columns ? header_number(stream) : 0;
     size_t maximum = rows ? header_number(stream) : 0;
-    if (maximum == 0) return tsar_fail(err, TSAR_INPUT, "%s: its header does not give width, height and maximum", name);
+    if (maximum == 0) return tsar_fail(err, TSAR_INPUT, "%s: its header does not give width, height and maximum as positive numbers", name);
     if (maximum != 255)
         return tsar_fail(err, TSAR_INPUT, "%s: its maximum is %lu; only 255 (8 bits a channel) is read", name, (unsigned long)maximum);
     if (columns > (size_t)-1 / 4 / rows)
@@ -270,23 +270,16 @@ static tsar_status put_png(tsar_output *output, const char *path, const uint8_t 
 
 #endif
 
-/* Whether path ends in `ending`, in small or capital letters. */
 static int ends_in(const char *path, const char *ending)
 {
-    size_t n = strlen(path), m = strlen(ending);
-    if (n < m) return 0;
-    for (size_t i = 0; i < m; i++) {
-        char c = path[n - m + i];
-        if (c >= 'A' && c <= 'Z') c = (char)(c - 'A' + 'a');
-        if (c != ending[i]) return 0;
-    }
-    return 1;
+    const size_t n = strlen(path), m = strlen(ending);
+    return n >= m && strcmp(path + n - m, ending) == 0;
 }
 
 tsar_status tsar_image_write(const char *path, const uint8_t *rgb, size_t H, size_t W, const char *const *keys, const char *const *values, size_t n, tsar_error *err)
 {
     int png = ends_in(path, ".png");
-    if (!png && !ends_in(path, ".ppm"))
+    if (!png && !ends_in(path, ".ppm") && strncmp(path, "/dev/", 5) != 0) /* a device takes PPM: -o /dev/stdout */
         return tsar_fail(err, TSAR_USAGE, "%s: the name of a picture must end in .png or .ppm", path);
     if (H == 0 || W == 0) return tsar_fail(err, TSAR_USAGE, "%s: a picture without pixels cannot be written", path);
     tsar_output *output = NULL;
