@@ -1,4 +1,4 @@
-# tsar: see README.md. Targets: all (default), deps, test, test-cpus, bench, fuzz, install, clean, digests.
+# tsar: see README.md. Targets: all (default), deps, demo, test, test-cpus, bench, fuzz, install, clean, digests.
 #
 #   make                  tuned for this machine
 #   make PORTABLE=1       for any CPU of the architecture
@@ -57,6 +57,7 @@ $(BUILD)/%.o: %.c tsar.h $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -DTSAR_DATADIR='"$(DATADIR)"' $(EXTRA_$*) -c $< -o $@
 
+$(BUILD)/weights/import.o $(BUILD)/weights/pickle.o $(BUILD)/weights/zip.o $(BUILD)/weights/npy.o: weights/import.h
 $(BUILD)/weights/image.o: EXTRA_weights/image = $(PNG)
 $(BUILD)/weights/image.o: | png-header
 
@@ -92,6 +93,19 @@ install: all
 	cp tsar.1 $(DESTDIR)$(PREFIX)/share/man/man1/
 	for f in weights/*.safetensors; do if [ -f "$$f" ]; then cp "$$f" $(DESTDIR)$(DATADIR)/; fi; done
 
+# A first result: tsar against the official LlamaGen code's numbers, and a picture. Synthetic weights: an abstract pattern.
+DEMO_MODEL := arch=token-shuffle dim=192 n_layer=4 n_head=6 n_kv_head=6 ffn_hidden=512 norm_eps=1e-5 rope=1d text_vocab=300 \
+              codebook_size=512 grid_h=32 grid_w=32 shuffle=2 shuffle_blocks=2 shuffle_hidden=192 \
+              vq_ch=32 vq_ch_mult=1,2,2,4 vq_res_blocks=1 vq_z_channels=64 vq_embed_dim=8 vq_l2_norm=1 seed=2
+demo: tsar
+	@echo 'tsar against the official LlamaGen code, float64:'
+	./tsar synth --like tests/vectors/c2i.safetensors -o $(BUILD)/c2i.safetensors
+	./tsar verify -m $(BUILD)/c2i.safetensors tests/vectors/c2i.safetensors
+	@echo 'A picture from a Token-Shuffle model with synthetic weights, four rows at once:'
+	./tsar synth $(DEMO_MODEL) -o $(BUILD)/demo.safetensors
+	./tsar generate -m $(BUILD)/demo.safetensors -p 'a first picture' --decode zipar:4 --seed 1 -o demo.$(if $(NO_PNG),ppm,png)
+	@echo 'The picture is demo.$(if $(NO_PNG),ppm,png). README.md shows how to import trained weights and to verify your own implementation.'
+
 # ---- tests ------------------------------------------------------------------------------------------------------------
 
 # The comparison with MPFR is made where the library is installed.
@@ -122,4 +136,4 @@ clean:
 	rm -rf $(BUILD) tsar libtsar.a tsar.1 tsar.pc
 
 FORCE:
-.PHONY: all deps install test test-cpus digests bench fuzz clean png-header FORCE
+.PHONY: all deps demo install test test-cpus digests bench fuzz clean png-header FORCE

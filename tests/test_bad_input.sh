@@ -61,7 +61,7 @@ junk --top-p '' x 0 -0.5 1.5 nan
 junk --decode '' x zipar zipar: zipar:0 zipar:-1 zipar:x zipar:99999999999999999999 zipar:2,last-row zipar:2, zipar-adaptive zipar-adaptive:0 zipar-adaptive:x raster:1
 junk --threads '' x 0 -1 1.5 99999999999999999999
 junk --prompt-ids '' x 0,,1 0,x 0,-1 1,2,
-expect 2 'no command' "$TSAR"
+expect 2 'no command' "$TSAR" --quiet
 expect 2 'unknown command' "$TSAR" paint
 expect 2 'unknown flag' $g -p hi --colour red
 expect 2 'flag without value' $g -p hi --seed

@@ -9,6 +9,7 @@ passed=0
 failed=0
 rm -rf "$dir"
 mkdir -p "$dir"
+cp tests/checkpoints/small.pt "$dir"
 
 sources='main.c tsar.c vq.c sampler.c tests/verify.c tests/bench.c tests/selfcheck.c'
 objects=
@@ -94,6 +95,7 @@ try trace out.safetensors ./tsar trace -m model.safetensors -p hello -o out.safe
 try verify nothing ./tsar verify -m model.safetensors trace.safetensors --quiet
 try synth out.safetensors ./tsar synth $shape -o out.safetensors --quiet
 try cluster out.safetensors ./tsar cluster -m model.safetensors -k 3 -o out.safetensors --quiet
+try import out.safetensors ./tsar import small.pt n_head=4 grid_h=4 grid_w=4 -o out.safetensors --quiet
 try info nothing ./tsar info model.safetensors
 echo "$passed passed, $failed failed"
 [ $failed -eq 0 ]

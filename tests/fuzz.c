@@ -1,0 +1,109 @@
+/* libFuzzer targets, one for each parser of files but the checkpoints' (fuzz_import.c): the bytes become a file, the parser opens it. Built by fuzz.sh with
+ * -DTARGET=1 ... and run for a minute each. */
+#include "../tsar.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { CONTAINER = 1, MODEL, TRACE, PICTURE, FEATURES, PROMPT };
+
+#define INPUT "fuzz.tmp"
+
+int LLVMFuzzerInitialize(int *argc, char ***argv);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static tsar_model *model; /* what TRACE, FEATURES and PROMPT need */
+
+int LLVMFuzzerInitialize(int *argc, char ***argv)
+{
+    static const char *const t2i[] = { "arch=llamagen-t2i", "dim=16", "n_layer=1", "n_head=2", "n_kv_head=2", "ffn_hidden=8", "norm_eps=1e-5", "rope=2d",
+                                       "codebook_size=16", "grid_h=4", "grid_w=4", "cond_tokens=3", "caption_dim=4", "seed=2" };
+    static const char *const text[] = { "arch=token-shuffle", "dim=16", "n_layer=1", "n_head=2", "n_kv_head=2", "ffn_hidden=8", "norm_eps=1e-5", "rope=1d",
+                                        "codebook_size=16", "grid_h=4", "grid_w=4", "shuffle=1", "text_vocab=300", "seed=2" };
+    const char *const *settings = TARGET == FEATURES ? t2i : text;
+    const char *keys[14], *values[14];
+    static char copy[14][32];
+    tsar_error err;
+    (void)argc, (void)argv;
+    for (size_t i = 0; i < 14; i++) {
+        strcpy(copy[i], settings[i]);
+        keys[i] = copy[i];
+        char *equals = strchr(copy[i], '=');
+        *equals = '\0';
+        values[i] = equals + 1;
+    }
+    if (tsar_synth(INPUT, keys, values, 14, TSAR_F32, &err) != TSAR_OK || tsar_model_open(&model, INPUT, 1, &err) != TSAR_OK) abort();
+    return 0;
+}
+
+static void open_container(void)
+{
+    tsar_error err;
+    tsar_file *file;
+    double number;
+    if (tsar_file_open(&file, INPUT, &err) != TSAR_OK) return;
+    for (size_t i = 0; i < tsar_file_count(file); i++) {
+        const tsar_tensor *tensor = tsar_file_at(file, i);
+        if (tsar_file_find(file, tensor->name) != tensor) abort();
+        if (tensor->count > 0) (void)tsar_file_read_f64(file, tensor, tensor->count - 1, 1, &number, &err);
+    }
+    tsar_file_close(file);
+}
+
+static void open_trace(void)
+{
+    tsar_error err;
+    tsar_file *file;
+    tsar_inputs inputs;
+    if (tsar_file_open(&file, INPUT, &err) != TSAR_OK) return;
+    if (tsar_inputs_read(&inputs, model, file, &err) == TSAR_OK) tsar_inputs_close(&inputs);
+    tsar_file_close(file);
+}
+
+static void encode_text(const uint8_t *data, size_t size)
+{
+    tsar_error err;
+    int64_t *ids;
+    size_t n;
+    char *back, *prompt = malloc(size + 1);
+    memcpy(prompt, data, size);
+    prompt[size] = '\0';
+    if (tsar_text_encode(model, prompt, &ids, &n, &err) == TSAR_OK) {
+        if (tsar_text_decode(model, ids, n, &back, &err) != TSAR_OK || strcmp(back, prompt) != 0) abort();
+        tsar_free(back);
+        tsar_free(ids);
+    }
+    free(prompt);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    tsar_error err;
+    FILE *file = fopen(INPUT, "wb");
+    if (!file || fwrite(data, 1, size, file) != size) abort();
+    fclose(file);
+    switch (TARGET) {
+    case CONTAINER: open_container(); break;
+    case TRACE: open_trace(); break;
+    case PROMPT: encode_text(data, size); break;
+    case MODEL: {
+        tsar_model *opened;
+        if (tsar_model_open(&opened, INPUT, 1, &err) == TSAR_OK) tsar_model_close(opened);
+        break;
+    }
+    case PICTURE: {
+        uint8_t *rgb;
+        size_t H, W;
+        if (tsar_image_read(INPUT, &rgb, &H, &W, &err) == TSAR_OK) tsar_free(rgb);
+        break;
+    }
+    case FEATURES: {
+        double *caption, *mask;
+        if (tsar_caption_read(model, INPUT, &caption, &mask, &err) == TSAR_OK) tsar_free(caption), tsar_free(mask);
+        break;
+    }
+    default: abort();
+    }
+    return 0;
+}

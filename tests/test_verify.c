@@ -1,0 +1,314 @@
+/* test_verify.c - trace and verify: the golden vectors, and damage of every kind, each reported under the name of the right tensor. */
+#include "../tsar.h"
+#include "test.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const model_path = "test_verify.model.tmp", *const trace_path = "test_verify.trace.tmp", *const damaged_path = "test_verify.damaged.tmp";
+
+/* ------------------------------------------------------------------------------------------------- what verify reports */
+
+typedef struct {
+    size_t counts[6], compared, ignored; /* by verdict */
+    char first[64], last_bad[64];
+    double worst, margin;                /* largest max_rel; margin of a near-tie */
+    tsar_status status;
+    tsar_error err;
+} outcome;
+
+static tsar_status record(void *context, const tsar_comparison *r, tsar_error *err)
+{
+    outcome *o = context;
+    char text[1024];
+    (void)err;
+    o->counts[r->verdict]++;
+    if (r->max_rel > o->worst) o->worst = r->max_rel;
+    if (r->first) CHECK(o->first[0] == 0, "a second tensor is marked as the first: %s", r->name), snprintf(o->first, sizeof o->first, "%s", r->name);
+    if (r->verdict != TSAR_SAME) snprintf(o->last_bad, sizeof o->last_bad, "%s", r->name);
+    if (r->verdict == TSAR_NEAR_TIE) o->margin = r->margin;
+    tsar_comparison_json(text, sizeof text, r);
+    CHECK(!strstr(text, "inf") && !strstr(text, "nan"), "%s is no JSON: %s", r->name, text);
+    tsar_comparison_text(text, 40, r);
+    CHECK(strlen(text) < 40, "text of %s is cut to its size", r->name);
+    return TSAR_OK;
+}
+
+static outcome verify(const tsar_model *model, const char *path, double rtol)
+{
+    outcome o = { .status = TSAR_OK };
+    o.status = tsar_verify(model, path, rtol, record, &o, &o.compared, &o.ignored, &o.err);
+    return o;
+}
+
+/* ------------------------------------------------------------------------------------------------------- golden vectors */
+
+static tsar_status synth_like(const char *path, tsar_error *err)
+{
+    const char *keys[64], *values[64];
+    tsar_file *file = NULL;
+    size_t n = 0;
+    tsar_status status = tsar_file_open(&file, path, err);
+    if (status != TSAR_OK) return status;
+    for (; n < tsar_file_meta_count(file) && n < 64; n++) tsar_file_meta_at(file, n, &keys[n], &values[n]);
+    status = tsar_synth(model_path, keys, values, n, TSAR_F32, err);
+    tsar_file_close(file);
+    return status;
+}
+
+static void test_vectors(void)
+{
+    static const struct { const char *name; size_t tensors; double rtol; } vectors[] = { /* tensors of the whole trace */
+        { "c2i", 7, 1e-11 }, { "c2i_odd", 8, 1e-11 }, { "t2i", 8, 1e-11 }, { "shuffle_s1", 7, 1e-11 }, { "shuffle_s2", 14, 1e-11 },
+        { "shuffle_s4_gqa", 15, 1e-11 }, { "vq_mini", 19, 1e-11 }, { "vq_f8", 23, 1e-11 }, { "vq_f16", 25, 1e-11 }, { "fine", 7, 1e-11 },
+        { "c2i.float32", 7, -1 }, { "t2i.float32", 8, -1 }, { "vq_mini.float32", 19, -1 } };
+    for (size_t i = 0; i < sizeof vectors / sizeof vectors[0]; i++) {
+        char path[128];
+        tsar_error err = { "" };
+        tsar_model *model = NULL;
+        snprintf(path, sizeof path, "tests/vectors/%s.safetensors", vectors[i].name);
+        tsar_status status = synth_like(path, &err);
+        if (status == TSAR_OK) status = tsar_model_open(&model, model_path, 1, &err);
+        if (!CHECK(status == TSAR_OK, "%s: %s", vectors[i].name, err.text)) continue;
+        outcome o = verify(model, path, vectors[i].rtol);
+        CHECK(o.status == TSAR_OK, "%s: status %d, first %s, %s", vectors[i].name, o.status, o.first, o.err.text);
+        CHECK(o.compared + o.counts[TSAR_MISSING] == vectors[i].tensors && o.counts[TSAR_SAME] == o.compared, "%s: %zu tensors compared, %zu missing",
+              vectors[i].name, o.compared, o.counts[TSAR_MISSING]);
+        tsar_model_close(model);
+    }
+}
+
+/* --------------------------------------------------------------------------------------------------------------- damage */
+
+typedef struct { tsar_values values[64]; char names[64][64]; size_t n; } trace;
+
+static tsar_values *find(trace *t, const char *name)
+{
+    for (size_t i = 0; i < t->n; i++)
+        if (strcmp(t->values[i].name, name) == 0) return &t->values[i];
+    printf("FAILED: the trace has no %s\n", name);
+    exit(1);
+}
+
+static size_t count_of(const tsar_values *v)
+{
+    size_t count = 1;
+    for (size_t i = 0; i < v->rank; i++) count *= v->shape[i];
+    return count;
+}
+
+static double *reals(trace *t, const char *name)
+{
+    return (double *)find(t, name)->data;
+}
+
+static void load(trace *t)
+{
+    tsar_error err = { "" };
+    tsar_file *file = NULL;
+    t->n = 0;
+    if (tsar_file_open(&file, trace_path, &err) != TSAR_OK) exit(1);
+    for (size_t i = 0; i < tsar_file_count(file); i++, t->n++) {
+        const tsar_tensor *tensor = tsar_file_at(file, i);
+        tsar_values *v = &t->values[i];
+        void *data = tsar_alloc((size_t)tensor->count, tsar_dtype_size(tensor->dtype), "a tensor", &err);
+        if (!data || tsar_file_read(file, tensor, 0, tensor->count, data, &err) != TSAR_OK) exit(1);
+        snprintf(t->names[i], sizeof t->names[i], "%s", tensor->name);
+        v->name = t->names[i], v->dtype = tensor->dtype, v->rank = tensor->rank, v->data = data;
+        memcpy(v->shape, tensor->shape, sizeof v->shape);
+    }
+    tsar_file_close(file);
+}
+
+static void add(trace *t, const char *name, size_t length)
+{
+    tsar_values *v = &t->values[t->n];
+    snprintf(t->names[t->n], sizeof t->names[t->n], "%s", name);
+    v->name = t->names[t->n], v->dtype = TSAR_F64, v->rank = 1, v->shape[0] = length;
+    v->data = tsar_alloc(length, sizeof(double), name, NULL);
+    t->n++;
+}
+
+static void drop(trace *t, const char *name)
+{
+    tsar_values *v = find(t, name);
+    tsar_free((void *)v->data);
+    v->data = NULL;
+}
+
+static void to_f32(tsar_values *v)
+{
+    float *narrow = tsar_alloc(count_of(v), sizeof *narrow, "a tensor", NULL);
+    for (size_t i = 0; i < count_of(v); i++) narrow[i] = (float)((const double *)v->data)[i];
+    tsar_free((void *)v->data);
+    v->data = narrow, v->dtype = TSAR_F32;
+}
+
+/* Writes the trace, verifies it, releases it. */
+static outcome judge(trace *t, const tsar_model *model, double rtol)
+{
+    tsar_error err = { "" };
+    tsar_writer *writer = NULL;
+    tsar_status status = tsar_writer_open(&writer, damaged_path, &err);
+    if (status == TSAR_OK) status = tsar_values_write(writer, t->values, t->n, &err);
+    CHECK(status == TSAR_OK, "damaged file: %s", err.text);
+    for (size_t i = 0; i < t->n; i++) tsar_free((void *)t->values[i].data);
+    return verify(model, damaged_path, rtol);
+}
+
+static double rms(const tsar_values *v)
+{
+    double sum = 0;
+    for (size_t i = 0; i < count_of(v); i++) sum += ((const double *)v->data)[i] * ((const double *)v->data)[i];
+    return sqrt(sum / (double)count_of(v));
+}
+
+static tsar_status put_back(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, const void *data, tsar_error *err)
+{
+    tsar_values *v = find(context, name);
+    (void)rank, (void)shape, (void)err;
+    memcpy((void *)v->data, data, count_of(v) * tsar_dtype_size(dtype));
+    return TSAR_OK;
+}
+
+static void test_values(const tsar_model *model)
+{
+    static const char *const names[] = { "gpt.embed", "gpt.shuffle.block.0", "gpt.unshuffle.expand", "gpt.logits", "vq.encoder.mid.1", "vq.latent", "vq.decoder.conv_out" };
+    trace t;
+    outcome o = verify(model, trace_path, -1);
+    CHECK(o.status == TSAR_OK && o.worst == 0 && o.counts[TSAR_MISSING] == 0 && o.ignored == 0, "own trace: status %d, error %g %s", o.status, o.worst, o.err.text);
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        load(&t);
+        tsar_values *v = find(&t, names[i]);
+        reals(&t, names[i])[count_of(v) / 2] += 1e-9 * rms(v);
+        o = judge(&t, model, -1);
+        CHECK(o.status == TSAR_DIFFERENT && o.counts[TSAR_DIFFERS] == 1 && strcmp(o.first, names[i]) == 0, "1e-9 of the RMS in %s: first %s", names[i], o.first);
+        load(&t);
+        reals(&t, names[i])[0] = i % 2 ? NAN : INFINITY;
+        o = judge(&t, model, -1);
+        CHECK(o.status == TSAR_DIFFERENT && strcmp(o.first, names[i]) == 0 && o.worst == INFINITY, "NaN or infinity in %s: first %s", names[i], o.first);
+    }
+    load(&t);
+    reals(&t, "gpt.norm")[3] += 1;
+    reals(&t, "gpt.block.0")[5] += 1;
+    reals(&t, "vq.latent")[7] += 1;
+    o = judge(&t, model, -1);
+    CHECK(o.counts[TSAR_DIFFERS] == 3 && strcmp(o.first, "gpt.block.0") == 0, "three tensors: %zu differ, first %s", o.counts[TSAR_DIFFERS], o.first);
+    load(&t);
+    for (size_t i = 0; i < t.n; i++)
+        if (t.values[i].dtype == TSAR_F64) to_f32(&t.values[i]);
+    o = judge(&t, model, -1);
+    CHECK(o.status == TSAR_OK && o.worst > 0, "the trace in F32: %d, first %s", o.status, o.first);
+    load(&t);
+    to_f32(find(&t, "gpt.logits"));
+    o = judge(&t, model, 1e-12);
+    CHECK(o.status == TSAR_DIFFERENT && strcmp(o.first, "gpt.logits") == 0, "rtol holds for F32, too: %s", o.first);
+}
+
+static void test_structure(const tsar_model *model)
+{
+    trace t;
+    outcome o;
+    load(&t);
+    drop(&t, "gpt.block.0");
+    o = judge(&t, model, -1);
+    CHECK(o.status == TSAR_OK && o.counts[TSAR_MISSING] == 1 && strcmp(o.last_bad, "gpt.block.0") == 0, "missing: %s", o.last_bad);
+    load(&t);
+    add(&t, "gpt.extra", 5);
+    add(&t, "greedy.codes", 5);
+    o = judge(&t, model, -1);
+    CHECK(o.status == TSAR_DIFFERENT && o.counts[TSAR_UNKNOWN] == 1 && o.ignored == 1 && !*o.first, "unknown: %s, %zu ignored", o.last_bad, o.ignored);
+    load(&t);
+    find(&t, "gpt.norm")->shape[0] /= 2, find(&t, "gpt.norm")->shape[1] *= 2;
+    o = judge(&t, model, -1);
+    CHECK(o.status == TSAR_DIFFERENT && o.counts[TSAR_MISSHAPEN] == 1 && strcmp(o.first, "gpt.norm") == 0, "misshapen: %s", o.first);
+    load(&t);
+    find(&t, "gpt.logits")->dtype = TSAR_I64;
+    o = judge(&t, model, -1);
+    CHECK(o.status == TSAR_DIFFERENT && o.counts[TSAR_MISSHAPEN] == 1 && strcmp(o.first, "gpt.logits") == 0, "integers: %s", o.first);
+    static const char *const inputs[] = { "input.text", "input.codes" };
+    for (size_t i = 0; i < 2; i++) {
+        load(&t);
+        drop(&t, inputs[i]);
+        o = judge(&t, model, -1);
+        CHECK(o.status == TSAR_INPUT && strstr(o.err.text, inputs[i]), "without %s: %s", inputs[i], o.err.text);
+        load(&t);
+        ((int64_t *)find(&t, inputs[i])->data)[1] = 1000000;
+        o = judge(&t, model, -1);
+        CHECK(o.status == TSAR_INPUT && strstr(o.err.text, "1000000"), "%s out of range: %s", inputs[i], o.err.text);
+        load(&t);
+        find(&t, inputs[i])->dtype = TSAR_F64;
+        o = judge(&t, model, -1);
+        CHECK(o.status == TSAR_INPUT && strstr(o.err.text, inputs[i]), "%s in F64: %s", inputs[i], o.err.text);
+    }
+    load(&t);
+    for (size_t i = 0; i < t.n; i++)
+        if (strncmp(t.values[i].name, "input.", 6) != 0) drop(&t, t.values[i].name);
+    o = judge(&t, model, -1);
+    CHECK(o.status == TSAR_INPUT, "inputs alone: %d %s", o.status, o.err.text);
+}
+
+/* One code of an image exchanged, and the decoder's tensors made from the new codes: an error at the usual tolerance, and a near-tie
+ * where the tolerance on the latent is so wide that it decides nothing. Then everything behind it agrees. */
+static void test_codes(const tsar_model *model)
+{
+    trace t;
+    outcome o;
+    load(&t);
+    int64_t *codes = (int64_t *)find(&t, "vq.codes")->data, swap = codes[0];
+    size_t other = 1;
+    while (codes[other] == codes[0]) other++;
+    codes[0] = codes[other], codes[other] = swap;
+    o = judge(&t, model, -1);
+    CHECK(o.status == TSAR_DIFFERENT && o.counts[TSAR_DIFFERS] == 1 && strcmp(o.first, "vq.codes") == 0, "swapped codes: first %s", o.first);
+    for (int wide = 0; wide < 2; wide++) {
+        load(&t);
+        codes = (int64_t *)find(&t, "vq.codes")->data;
+        codes[2] = (codes[2] + 1) % (int64_t)model->config.codebook_size;
+        const tsar_sink sink = { put_back, &t };
+        tsar_error err = { "" };
+        tsar_status status = tsar_vq_decode(model, codes, find(&t, "vq.codes")->shape[0], find(&t, "vq.codes")->shape[1], NULL, &sink, &err);
+        CHECK(status == TSAR_OK, "decode: %s", err.text);
+        o = judge(&t, model, wide ? 0.9 : -1);
+        CHECK(o.status == TSAR_DIFFERENT && strcmp(o.first, "vq.codes") == 0, "another code: first %s", o.first);
+        if (wide) CHECK(o.counts[TSAR_NEAR_TIE] == 1 && o.counts[TSAR_DIFFERS] == 0 && o.margin <= 1, "a near-tie: %zu, margin %g", o.counts[TSAR_NEAR_TIE], o.margin);
+        else CHECK(o.counts[TSAR_NEAR_TIE] == 0 && o.counts[TSAR_DIFFERS] > 1, "no near-tie: %zu", o.counts[TSAR_NEAR_TIE]);
+    }
+    load(&t);
+    ((int64_t *)find(&t, "vq.codes")->data)[0] = -7;
+    o = judge(&t, model, 0.9);
+    CHECK(o.status == TSAR_DIFFERENT && o.counts[TSAR_DIFFERS] == 1, "a code that does not exist is no near-tie");
+}
+
+static void test_damage(void)
+{
+    static const char *const keys[] = { "arch", "dim", "n_layer", "n_head", "n_kv_head", "ffn_hidden", "norm_eps", "rope", "text_vocab", "codebook_size", "grid_h",
+        "grid_w", "shuffle", "shuffle_blocks", "shuffle_hidden", "vq_ch", "vq_ch_mult", "vq_res_blocks", "vq_z_channels", "vq_embed_dim", "vq_l2_norm", "vq_groups" };
+    static const char *const values[] = { "token-shuffle", "16", "1", "2", "1", "24", "1e-5", "1d", "20", "32", "4", "4", "2", "1", "8", "8", "1,2", "1", "8", "4", "1", "4" };
+    tsar_error err = { "" };
+    tsar_model *model = NULL;
+    int64_t text[] = { 0, 7, 9, 1 }, codes[16];
+    uint8_t image[8 * 8 * 3];
+    for (size_t i = 0; i < sizeof image; i++) image[i] = (uint8_t)(tsar_synth_word(1, i) >> 56);
+    tsar_inputs inputs = { .text = text, .n_text = 4, .codes = codes, .h = 4, .w = 4, .image = image, .H = 8, .W = 8 };
+    tsar_status status = tsar_synth(model_path, keys, values, sizeof keys / sizeof keys[0], TSAR_F32, &err);
+    if (status == TSAR_OK) status = tsar_model_open(&model, model_path, 1, &err);
+    if (status == TSAR_OK) status = tsar_vq_encode(model, image, 8, 8, codes, NULL, &err);
+    if (status == TSAR_OK) status = tsar_trace_write(model, &inputs, trace_path, &err);
+    if (!CHECK(status == TSAR_OK, "trace: %s", err.text)) return;
+    test_values(model);
+    test_structure(model);
+    test_codes(model);
+    tsar_model_close(model);
+}
+
+int main(void)
+{
+    test_vectors();
+    test_damage();
+    remove(model_path);
+    remove(trace_path);
+    remove(damaged_path);
+    return test_end();
+}
