@@ -36,7 +36,7 @@ ALL_CFLAGS = $(TUNING) $(CFLAGS) $(NUMBERS) $(WARNINGS) $(OPENMP) -D_FILE_OFFSET
 
 LIBRARY := tsar.c vq.c sampler.c weights/safetensors.c weights/model.c weights/text.c weights/image.c \
            weights/import.c weights/zip.c weights/pickle.c weights/npy.c \
-           weights/cluster.c weights/info.c tests/verify.c tests/selfcheck.c tests/bench.c
+           weights/dtype.c weights/cluster.c weights/info.c tests/verify.c tests/selfcheck.c tests/bench.c
 OBJECTS := $(LIBRARY:%.c=$(BUILD)/%.o)
 TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 

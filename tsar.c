@@ -1,6 +1,7 @@
 /* tsar.c - arithmetic, transformer, token-shuffle (SPEC 1, 3, 6).
  *
- * Calls go one way: main -> sampler -> tsar.c and vq.c. What a function computes, and in which order, is said in tsar.h. */
+ * Calls go one way: main -> sampler -> tsar.c and vq.c. What a function computes, and in which order, is said in tsar.h.
+ * The file is longer than the others because it is the whole of the model: from the product of two numbers up to logits. */
 #include "tsar.h"
 
 #include <float.h>
@@ -19,6 +20,8 @@ tsar_status tsar_fail(tsar_error *err, tsar_status status, const char *format, .
         va_start(arguments, format);
         (void)vsnprintf(err->text, sizeof err->text, format, arguments);
         va_end(arguments);
+        for (char *c = err->text; *c; c++)
+            if ((unsigned char)*c < 0x20 || *c == 0x7F) *c = '?'; /* a hostile name must not break the one line */
     }
     return status;
 }
@@ -29,9 +32,7 @@ void *tsar_alloc(size_t count, size_t size, const char *what, tsar_error *err)
 {
     const size_t extra = 64 + sizeof(void *);
     char *block = NULL;
-    if (size == 0 || count <= (SIZE_MAX - extra) / size) {
-        block = calloc(1, count * size + extra);
-    }
+    if (size == 0 || count <= (SIZE_MAX - extra) / size) block = calloc(1, count * size + extra);
     if (block == NULL) {
         (void)tsar_fail(err, TSAR_ROOM, "out of memory for %s (%.0f MB)", what, (double)count * (double)size / 1e6);
         return NULL;
@@ -54,9 +55,7 @@ void tsar_free(void *memory)
 tsar_status tsar_emit(const tsar_sink *sink, tsar_error *err, tsar_dtype dtype, const void *data, size_t rank, const size_t *shape,
                       const char *format, ...)
 {
-    if (sink == NULL) {
-        return TSAR_OK;
-    }
+    if (sink == NULL) return TSAR_OK;
     char name[128];
     va_list arguments;
     va_start(arguments, format);
@@ -65,101 +64,7 @@ tsar_status tsar_emit(const tsar_sink *sink, tsar_error *err, tsar_dtype dtype, 
     return sink->put(sink->context, name, dtype, rank, shape, data, err);
 }
 
-/* --------------------------------------------------------------------------------------------- numbers and dtypes */
-
-size_t tsar_dtype_size(tsar_dtype dtype)
-{
-    static const size_t sizes[TSAR_DTYPES] = { 8, 4, 2, 2, 8, 4, 2, 1, 8, 4, 2, 1, 1 };
-    return sizes[dtype];
-}
-
-const char *tsar_dtype_name(tsar_dtype dtype)
-{
-    static const char *const names[TSAR_DTYPES] = { "F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL" };
-    return names[dtype];
-}
-
-static float float_of_bits(uint32_t bits)
-{
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-static uint32_t bits_of_float(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-/* F16 is 1 sign, 5 exponent (bias 15) and 10 fraction bits. Moved to where F32 keeps them they are the same number with
- * an exponent smaller by 127 - 15 = 112, subnormals included; exponent 31 is infinity or NaN. */
-double tsar_widen_f16(uint16_t bits)
-{
-    const uint32_t sign = (uint32_t)(bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
-    if (magnitude >= 0x7c00u) {
-        return float_of_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
-    }
-    return float_of_bits(sign | magnitude << 13) * 0x1p112f;
-}
-
-/* BF16 is the upper half of F32. */
-double tsar_widen_bf16(uint16_t bits) { return float_of_bits((uint32_t)bits << 16); }
-
-/* Adding just under half of the last place that is kept, and its own bit, rounds to nearest even; a carry moves into
- * the exponent, as it should. */
-static uint32_t round_shift(uint32_t x, unsigned shift) { return (x + ((1u << (shift - 1)) - 1) + (x >> shift & 1u)) >> shift; }
-
-uint16_t tsar_round_f16(float x)
-{
-    const uint32_t bits = bits_of_float(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
-    if (magnitude > 0x7f800000u) {
-        return (uint16_t)(sign | 0x7e00u);
-    }
-    if (magnitude >= 0x47800000u) { /* 65536 and more */
-        return (uint16_t)(sign | 0x7c00u);
-    }
-    if (magnitude >= 0x38800000u) { /* 2^-14, the least normal F16; rounding up may give infinity */
-        return (uint16_t)(sign | round_shift(magnitude - (112u << 23), 13));
-    }
-    if (magnitude < 0x33000000u) { /* below 2^-25 */
-        return (uint16_t)sign;
-    }
-    /* Subnormal: count units of 2^-24. */
-    const unsigned exponent = magnitude >> 23;
-    return (uint16_t)(sign | round_shift((magnitude & 0x7fffffu) | 0x800000u, 126u - exponent));
-}
-
-uint16_t tsar_round_bf16(float x)
-{
-    const uint32_t bits = bits_of_float(x);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) {
-        return (uint16_t)(bits >> 16 | 0x40u);
-    }
-    return (uint16_t)round_shift(bits, 16);
-}
-
-void tsar_table_row(double *out, const tsar_table *table, size_t row)
-{
-    const size_t cols = table->cols, first = row * cols;
-    for (size_t k = 0; k < cols; k++) {
-        switch (table->dtype) {
-        case TSAR_F64:
-            out[k] = ((const double *)table->values)[first + k];
-            break;
-        case TSAR_F32:
-            out[k] = ((const float *)table->values)[first + k];
-            break;
-        case TSAR_F16:
-            out[k] = tsar_widen_f16(((const uint16_t *)table->values)[first + k]);
-            break;
-        default:
-            out[k] = tsar_widen_bf16(((const uint16_t *)table->values)[first + k]);
-            break;
-        }
-    }
-}
+/* -------------------------------------------------------------------------------------------------- random numbers */
 
 /* The splitmix64 finaliser (SPEC 7). */
 uint64_t tsar_mix(uint64_t z)
@@ -174,9 +79,7 @@ double tsar_uniform(uint64_t seed, uint64_t image, uint64_t row, uint64_t column
 {
     const uint64_t place[6] = { image, row, column, slot, purpose, attempt };
     uint64_t h = seed;
-    for (size_t i = 0; i < 6; i++) {
-        h = tsar_mix(h + UINT64_C(0x9E3779B97F4A7C15) * (place[i] + 1));
-    }
+    for (size_t i = 0; i < 6; i++) h = tsar_mix(h + UINT64_C(0x9E3779B97F4A7C15) * (place[i] + 1));
     return (double)(h >> 11) * 0x1p-53;
 }
 
@@ -186,46 +89,42 @@ double tsar_uniform(uint64_t seed, uint64_t image, uint64_t row, uint64_t column
 void tsar_rmsnorm(double *y, const double *x, const double *g, size_t d, double eps)
 {
     double sum = 0;
-    for (size_t i = 0; i < d; i++) {
-        sum += x[i] * x[i];
-    }
+    for (size_t i = 0; i < d; i++) sum += x[i] * x[i];
     const double root = sqrt(sum / (double)d + eps);
-    for (size_t i = 0; i < d; i++) {
-        y[i] = x[i] / root * g[i];
-    }
+    for (size_t i = 0; i < d; i++) y[i] = x[i] / root * g[i];
 }
 
 /* softmax(x)_i = e^(x_i - m) / sum_j e^(x_j - m), m = max x. e^(-infinity) is 0. */
 void tsar_softmax(double *x, size_t n)
 {
     double m = x[0], total = 0;
-    for (size_t i = 1; i < n; i++) {
-        m = x[i] > m ? x[i] : m;
-    }
-    for (size_t i = 0; i < n; i++) {
-        x[i] -= m;
-    }
+    for (size_t i = 1; i < n; i++) m = x[i] > m ? x[i] : m;
+    for (size_t i = 0; i < n; i++) x[i] -= m;
     tsar_exp_n(x, n);
-    for (size_t i = 0; i < n; i++) {
-        total += x[i];
-    }
-    for (size_t i = 0; i < n; i++) {
-        x[i] /= total;
-    }
+    for (size_t i = 0; i < n; i++) total += x[i];
+    for (size_t i = 0; i < n; i++) x[i] /= total;
 }
 
 /* ----------------------------------------------------------------------------------------------------- the matrix */
 
 /* Sizes of the kernel; tests/SPEED.md has the measurements. A panel is TSAR_PANEL rows: long enough that compilers turn a
- * loop over it into vectors instead of taking it apart. Up to TILE vectors share each pass over the weights in memory. More
- * vectors share weights that are widened to double once, CHUNK columns at a time (32 kB, in L1), MANY vectors at once:
- * MANY x TSAR_PANEL accumulators are half of the 32 registers of AVX-512, or half of 16 registers of AVX.
- * AHEAD bytes in front of the multiplication, memory is asked for weights. */
+ * loop over it into vectors instead of taking it apart. Up to TILE vectors share each pass over the weights in memory; AHEAD
+ * bytes in front of the multiplication, memory is asked for weights. More vectors share weights that are widened to double once,
+ * CHUNK columns at a time, and are multiplied MANY at once, GROUP of them for each widening. MANY x TSAR_PANEL accumulators
+ * are 20 of the 32 registers of AVX-512; there x is kept LANES times over, because loading a whole register is cheaper than
+ * filling it with one number. */
 #if defined(__AVX512F__)
-enum { PANEL = TSAR_PANEL, TILE = 4, MANY = 4, CHUNK = 128, AHEAD = 4096 };
+enum { PANEL = TSAR_PANEL, TILE = 4, AHEAD = 4096, CHUNK = 64, MANY = 5, LANES = 8, GROUP = 13 * MANY };
 #else
-enum { PANEL = TSAR_PANEL, TILE = 4, MANY = 1, CHUNK = 128, AHEAD = 4096 };
+enum { PANEL = TSAR_PANEL, TILE = 4, AHEAD = 4096, CHUNK = 128, MANY = 1, LANES = 1, GROUP = 64 };
 #endif
+
+static float float_of_bits(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
 
 /* Bytes of n columns of a panel. F16 and BF16 are kept as 32-bit words that hold a row's weights of two neighbouring
  * columns, the even one in the low half: a mask and a shift take them apart, where single halves need an unpacking. */
@@ -238,13 +137,9 @@ tsar_status tsar_matrix_open(tsar_matrix *w, size_t rows, size_t cols, tsar_dtyp
 {
     const size_t panels = rows / PANEL + (rows % PANEL != 0);
     memset(w, 0, sizeof *w);
-    if (cols > SIZE_MAX / (PANEL * 8) - 1) {
-        return tsar_fail(err, TSAR_ROOM, "out of memory for %s (%.0f columns)", name, (double)cols);
-    }
+    if (cols > SIZE_MAX / (PANEL * 8) - 1) return tsar_fail(err, TSAR_ROOM, "out of memory for %s (%.0f columns)", name, (double)cols);
     w->panels = tsar_alloc(panels, columns_size(dtype, cols), name, err);
-    if (w->panels == NULL) {
-        return TSAR_ROOM;
-    }
+    if (w->panels == NULL) return TSAR_ROOM;
     w->rows = rows;
     w->cols = cols;
     w->dtype = dtype;
@@ -257,36 +152,41 @@ void tsar_matrix_close(tsar_matrix *w)
     memset(w, 0, sizeof *w);
 }
 
-/* Row r of the panel at `panel` from row[cols]. */
-static void set_row(const tsar_matrix *w, char *panel, size_t r, const char *row)
-{
-    const size_t cols = w->cols;
-    if (w->dtype == TSAR_F64) {
-        for (size_t k = 0; k < cols; k++) {
-            memcpy(panel + (k * PANEL + r) * 8, row + k * 8, 8);
-        }
-    } else if (w->dtype == TSAR_F32) {
-        for (size_t k = 0; k < cols; k++) {
-            memcpy(panel + (k * PANEL + r) * 4, row + k * 4, 4);
-        }
-    } else {
-        for (size_t k = 0; k < cols; k += 2) {
-            uint16_t even, odd = 0;
-            memcpy(&even, row + k * 2, 2);
-            if (k + 1 < cols) {
-                memcpy(&odd, row + k * 2 + 2, 2);
-            }
-            ((uint32_t *)panel)[k / 2 * PANEL + r] = even | (uint32_t)odd << 16;
-        }
+/* Rows r0 ... r1-1 of a panel from values [r1-r0][cols], a few columns of all rows at a time, so that both stay in cache. */
+#define PACK(name, element)                                                                                                                          \
+    static void name(element *panel, const element *values, size_t cols, size_t r0, size_t r1)                                                       \
+    {                                                                                                                                                \
+        for (size_t k0 = 0; k0 < cols; k0 += 16)                                                                                                     \
+            for (size_t k = k0; k < cols && k < k0 + 16; k++)                                                                                        \
+                for (size_t r = r0; r < r1; r++) panel[k * PANEL + r] = values[(r - r0) * cols + k];                                                 \
     }
+PACK(pack_f64, double)
+PACK(pack_f32, float)
+
+static void pack_words(uint32_t *panel, const uint16_t *values, size_t cols, size_t r0, size_t r1)
+{
+    for (size_t k0 = 0; k0 < cols; k0 += 16)
+        for (size_t k = k0; k < cols && k < k0 + 16; k += 2)
+            for (size_t r = r0; r < r1; r++) {
+                const uint16_t *pair = values + (r - r0) * cols + k;
+                panel[k / 2 * PANEL + r] = pair[0] | (k + 1 < cols ? (uint32_t)pair[1] << 16 : 0);
+            }
 }
 
 void tsar_matrix_set_rows(tsar_matrix *w, size_t first, size_t count, const void *values)
 {
-    const size_t row_size = w->cols * tsar_dtype_size(w->dtype), panel_size = columns_size(w->dtype, w->cols);
-    for (size_t i = 0; i < count; i++) {
-        const size_t r = first + i;
-        set_row(w, (char *)w->panels + r / PANEL * panel_size, r % PANEL, (const char *)values + i * row_size);
+    const size_t cols = w->cols, row_size = cols * tsar_dtype_size(w->dtype), panel_size = columns_size(w->dtype, cols);
+    for (size_t i = 0, rows; i < count; i += rows) {
+        const size_t p = (first + i) / PANEL, r0 = (first + i) % PANEL;
+        rows = count - i < PANEL - r0 ? count - i : PANEL - r0;
+        void *panel = (char *)w->panels + p * panel_size;
+        const void *from = (const char *)values + i * row_size;
+        if (w->dtype == TSAR_F64)
+            pack_f64(panel, from, cols, r0, r0 + rows);
+        else if (w->dtype == TSAR_F32)
+            pack_f32(panel, from, cols, r0, r0 + rows);
+        else
+            pack_words(panel, from, cols, r0, r0 + rows);
     }
 }
 
@@ -294,16 +194,10 @@ void tsar_matrix_set_rows(tsar_matrix *w, size_t first, size_t count, const void
  * F16: see tsar_widen_f16; weights are finite. */
 TSAR_INLINE double weight(tsar_dtype dtype, const void *column, int odd, size_t r)
 {
-    if (dtype == TSAR_F64) {
-        return ((const double *)column)[r];
-    }
-    if (dtype == TSAR_F32) {
-        return ((const float *)column)[r];
-    }
+    if (dtype == TSAR_F64) return ((const double *)column)[r];
+    if (dtype == TSAR_F32) return ((const float *)column)[r];
     const uint32_t word = ((const uint32_t *)column)[r];
-    if (dtype == TSAR_BF16) {
-        return float_of_bits(odd ? word & 0xffff0000u : word << 16);
-    }
+    if (dtype == TSAR_BF16) return float_of_bits(odd ? word & 0xffff0000u : word << 16);
     return float_of_bits(odd ? (word & 0x80000000u) | (word & 0x7fff0000u) >> 3 : (word & 0x8000u) << 16 | (word & 0x7fffu) << 13) * 0x1p112f;
 }
 
@@ -314,29 +208,19 @@ TSAR_INLINE void block(tsar_dtype dtype, size_t B, double *y, size_t ldy, const 
 {
     const size_t step = dtype == TSAR_F64 || dtype == TSAR_F32 ? 1 : 2, step_size = columns_size(dtype, step);
     double acc[TILE][PANEL];
-    for (size_t b = 0; b < B; b++) {
-        for (size_t r = 0; r < PANEL; r++) {
-            acc[b][r] = y[b * ldy + r];
-        }
-    }
+    for (size_t b = 0; b < B; b++)
+        for (size_t r = 0; r < PANEL; r++) acc[b][r] = y[b * ldy + r];
     for (size_t k = 0; k < kn; k += step, w += step_size) {
-        for (size_t line = 0; line < step_size; line += 64) {
-            TSAR_PREFETCH((const void *)((uintptr_t)w + AHEAD + line));
-        }
+        for (size_t line = 0; line < step_size; line += 64) TSAR_PREFETCH((const void *)((uintptr_t)w + AHEAD + line));
         for (size_t b = 0; b < B; b++) {
             for (size_t j = 0; j < step; j++) {
                 const double x_bk = x[b * ldx + k + j];
-                for (size_t r = 0; r < PANEL; r++) {
-                    acc[b][r] += weight(dtype, w, j == 1, r) * x_bk;
-                }
+                for (size_t r = 0; r < PANEL; r++) acc[b][r] += weight(dtype, w, j == 1, r) * x_bk;
             }
         }
     }
-    for (size_t b = 0; b < B; b++) {
-        for (size_t r = 0; r < PANEL; r++) {
-            y[b * ldy + r] = acc[b][r];
-        }
-    }
+    for (size_t b = 0; b < B; b++)
+        for (size_t r = 0; r < PANEL; r++) y[b * ldy + r] = acc[b][r];
 }
 
 #define KERNEL(dtype, B)                                                                                                                             \
@@ -346,7 +230,8 @@ TSAR_INLINE void block(tsar_dtype dtype, size_t B, double *y, size_t ldy, const 
     }
 #define KERNELS(dtype) KERNEL(dtype, 1) KERNEL(dtype, 2) KERNEL(dtype, 3) KERNEL(dtype, 4)
 KERNELS(F64)
-KERNELS(F32) KERNELS(F16) KERNELS(BF16)
+KERNELS(F32)
+KERNELS(F16) KERNELS(BF16)
 #define NAMES(dtype)                                                                                                                                 \
     {                                                                                                                                                \
         kernel_##dtype##_1, kernel_##dtype##_2, kernel_##dtype##_3, kernel_##dtype##_4                                                               \
@@ -354,79 +239,150 @@ KERNELS(F32) KERNELS(F16) KERNELS(BF16)
     typedef void (*kernel)(double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn);
 static const kernel kernels[4][TILE] = { NAMES(F64), NAMES(F32), NAMES(F16), NAMES(BF16) }; /* by tsar_dtype and B - 1 */
 
-/* block for any number of vectors, and for the last panel's rows < PANEL, which are computed aside. */
-static void tiles(tsar_dtype dtype, double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn, size_t T, size_t rows)
+/* block for T <= TILE vectors, and for the last panel's rows < PANEL, which are computed aside. */
+static void few(tsar_dtype dtype, double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn, size_t T, size_t rows)
 {
-    const size_t most = T <= TILE ? TILE : MANY;
-    for (size_t t = 0; t < T; t += most) {
-        const size_t B = T - t < most ? T - t : most;
-        double *y_t = y + t * ldy;
-        if (rows == PANEL) {
-            kernels[dtype][B - 1](y_t, ldy, x + t * ldx, ldx, w, kn);
-            continue;
-        }
-        double whole[TILE][PANEL] = { { 0 } };
-        for (size_t b = 0; b < B; b++) {
-            memcpy(whole[b], y_t + b * ldy, rows * sizeof(double));
-        }
-        kernels[dtype][B - 1](whole[0], PANEL, x + t * ldx, ldx, w, kn);
-        for (size_t b = 0; b < B; b++) {
-            memcpy(y_t + b * ldy, whole[b], rows * sizeof(double));
-        }
+    double whole[TILE][PANEL] = { { 0 } };
+    if (rows == PANEL) {
+        kernels[dtype][T - 1](y, ldy, x, ldx, w, kn);
+        return;
     }
+    for (size_t b = 0; b < T; b++) memcpy(whole[b], y + b * ldy, rows * sizeof(double));
+    kernels[dtype][T - 1](whole[0], PANEL, x, ldx, w, kn);
+    for (size_t b = 0; b < T; b++) memcpy(y + b * ldy, whole[b], rows * sizeof(double));
 }
 
 /* wide [n][PANEL] = columns k ... k+n-1 of a panel as doubles: widen does it for any dtype but F64. */
 static void widen_f32(double *restrict wide, const float *restrict panel, size_t k, size_t n)
 {
-    for (size_t i = 0; i < n * PANEL; i++) {
-        wide[i] = panel[k * PANEL + i];
-    }
+    for (size_t i = 0; i < n * PANEL; i++) wide[i] = panel[k * PANEL + i];
 }
 
 TSAR_INLINE void widen_words(tsar_dtype dtype, double *restrict wide, const uint32_t *restrict panel, size_t k, size_t n)
 {
     for (size_t i = k; i < k + n; i++, wide += PANEL) {
         const uint32_t *column = panel + i / 2 * PANEL;
-        for (size_t r = 0; r < PANEL; r++) {
-            wide[r] = i % 2 == 1 ? weight(dtype, column, 1, r) : weight(dtype, column, 0, r);
-        }
+        for (size_t r = 0; r < PANEL; r++) wide[r] = i % 2 == 1 ? weight(dtype, column, 1, r) : weight(dtype, column, 0, r);
     }
 }
 
 static void widen(const tsar_matrix *w, double *wide, const void *panel, size_t k, size_t n)
 {
-    if (w->dtype == TSAR_F32) {
+    if (w->dtype == TSAR_F32)
         widen_f32(wide, panel, k, n);
-    } else if (w->dtype == TSAR_F16) {
+    else if (w->dtype == TSAR_F16)
         widen_words(TSAR_F16, wide, panel, k, n);
-    } else {
+    else
         widen_words(TSAR_BF16, wide, panel, k, n);
+}
+
+/* The inner kernel for many vectors: y[b][r] += w[k][r] * x[k][b], k ascending, for a panel wide [kn][PANEL] and MANY vectors spread
+ * [kn][MANY][LANES]. The order of the two outer loops changes no sum: gcc keeps the accumulators in registers with
+ * one order, clang with the other. */
+static void block_many(double *restrict y, size_t ldy, const double *restrict spread, const double *restrict wide, size_t kn)
+{
+#if defined(__clang__)
+    enum { OUTER = MANY, INNER = PANEL / LANES };
+#define VECTOR outer
+#define PART inner
+#else
+    enum { OUTER = PANEL / LANES, INNER = MANY };
+#define VECTOR inner
+#define PART outer
+#endif
+    double acc[OUTER][INNER][LANES];
+    for (size_t outer = 0; outer < OUTER; outer++)
+        for (size_t inner = 0; inner < INNER; inner++)
+            for (size_t l = 0; l < LANES; l++) acc[outer][inner][l] = y[VECTOR * ldy + PART * LANES + l];
+    for (size_t k = 0; k < kn; k++, spread += MANY * LANES, wide += PANEL)
+        for (size_t outer = 0; outer < OUTER; outer++)
+            for (size_t inner = 0; inner < INNER; inner++)
+                for (size_t l = 0; l < LANES; l++) acc[outer][inner][l] += wide[PART * LANES + l] * spread[VECTOR * LANES + l];
+    for (size_t outer = 0; outer < OUTER; outer++)
+        for (size_t inner = 0; inner < INNER; inner++)
+            for (size_t l = 0; l < LANES; l++) y[VECTOR * ldy + PART * LANES + l] = acc[outer][inner][l];
+#undef VECTOR
+#undef PART
+}
+
+/* spread [n][MANY][LANES] = x[b][k], b < count; zeros for the vectors that are missing. */
+static void spread_vectors(double *restrict spread, const double *restrict x, size_t ldx, size_t n, size_t count)
+{
+    for (size_t k = 0; k < n; k++)
+        for (size_t b = 0; b < MANY; b++, spread += LANES) {
+            const double x_bk = b < count ? x[b * ldx + k] : 0.0;
+            for (size_t l = 0; l < LANES; l++) spread[l] = x_bk;
+        }
+}
+
+/* block_many for the vectors and rows that there are: a tile that is not whole is computed aside. */
+static void tile_many(double *y, size_t ldy, const double *spread, const double *wide, size_t kn, size_t count, size_t rows)
+{
+    double whole[MANY][PANEL] = { { 0 } };
+    if (count == MANY && rows == PANEL) {
+        block_many(y, ldy, spread, wide, kn);
+        return;
+    }
+    for (size_t b = 0; b < count; b++) memcpy(whole[b], y + b * ldy, rows * sizeof(double));
+    block_many(whole[0], PANEL, spread, wide, kn);
+    for (size_t b = 0; b < count; b++) memcpy(y + b * ldy, whole[b], rows * sizeof(double));
+}
+
+static size_t rows_of_panel(const tsar_matrix *w, size_t p) { return w->rows - p * PANEL < PANEL ? w->rows - p * PANEL : PANEL; }
+
+/* Up to GROUP vectors: they are spread once for all panels, a chunk of a panel is widened once for all of them. The
+ * accumulators pass through y from chunk to chunk, which changes no bit. */
+static void accumulate_many(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, size_t k0, size_t kn, size_t T, size_t p0,
+                            size_t p1)
+{
+    double room[(GROUP * LANES + PANEL) * CHUNK + 8]; /* 277 kB with AVX-512, 96 kB without; its first cache line: */
+    double *spread = room + (64 - (uintptr_t)room % 64) % 64 / sizeof(double), *wide = spread + GROUP * LANES * CHUNK;
+    for (size_t k = 0, n; k < kn; k += n) {
+        n = kn - k < CHUNK ? kn - k : CHUNK;
+        for (size_t t = 0; t < T; t += MANY) spread_vectors(spread + t * LANES * n, x + t * ldx + k, ldx, n, T - t);
+        for (size_t p = p0; p < p1; p++) {
+            const char *panel = (const char *)w->panels + p * columns_size(w->dtype, w->cols);
+            const double *columns = wide;
+            if (w->dtype == TSAR_F64)
+                columns = (const double *)(const void *)panel + (k0 + k) * PANEL;
+            else
+                widen(w, wide, panel, k0 + k, n);
+            for (size_t t = 0; t < T; t += MANY)
+                tile_many(y + t * ldy + p * PANEL, ldy, spread + t * LANES * n, columns, n, T - t < MANY ? T - t : MANY, rows_of_panel(w, p));
+        }
     }
 }
 
-/* Few vectors: weights go from memory to the registers once, and are widened there. Many: a chunk of columns is widened
- * once and used for all of them; the accumulators pass through y, which changes no bit. A lone column of a word of two
- * is widened too. */
-void tsar_accumulate(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, size_t k0, size_t kn, size_t T, size_t p0, size_t p1)
+/* Up to TILE vectors: weights go from memory to the registers once, and are widened there. A lone column of a word of two
+ * is widened before. */
+static void accumulate_few(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, size_t k0, size_t kn, size_t T, size_t p0,
+                           size_t p1)
 {
     const int words = w->dtype == TSAR_F16 || w->dtype == TSAR_BF16;
-    double wide[CHUNK * PANEL];
+    double wide[PANEL];
     for (size_t p = p0; p < p1; p++) {
         const char *panel = (const char *)w->panels + p * columns_size(w->dtype, w->cols);
-        const size_t rows = w->rows - p * PANEL < PANEL ? w->rows - p * PANEL : PANEL;
         for (size_t k = 0, n; k < kn; k += n) {
-            const int lone = words && ((k0 + k) % 2 == 1 || kn - k == 1);
-            n = T > TILE && kn - k > CHUNK ? CHUNK : kn - k;
-            if (w->dtype == TSAR_F64 || (T <= TILE && !lone)) {
-                n -= words ? n % 2 : 0;
-                tiles(w->dtype, y + p * PANEL, ldy, x + k, ldx, panel + columns_size(w->dtype, k0 + k), n, T, rows);
-                continue;
+            if (words && ((k0 + k) % 2 == 1 || kn - k == 1)) {
+                n = 1;
+                widen(w, wide, panel, k0 + k, 1);
+                few(TSAR_F64, y + p * PANEL, ldy, x + k, ldx, (const char *)wide, 1, T, rows_of_panel(w, p));
+            } else {
+                n = words ? (kn - k) / 2 * 2 : kn - k;
+                few(w->dtype, y + p * PANEL, ldy, x + k, ldx, panel + columns_size(w->dtype, k0 + k), n, T, rows_of_panel(w, p));
             }
-            n = T <= TILE ? 1 : n;
-            widen(w, wide, panel, k0 + k, n);
-            tiles(TSAR_F64, y + p * PANEL, ldy, x + k, ldx, (const char *)wide, n, T, rows);
         }
+    }
+}
+
+void tsar_accumulate(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, size_t k0, size_t kn, size_t T, size_t p0, size_t p1)
+{
+    for (size_t t = 0; t < T; t += GROUP) {
+        const size_t count = T - t < GROUP ? T - t : GROUP;
+        if (count <= TILE)
+            accumulate_few(y + t * ldy, ldy, x + t * ldx, ldx, w, k0, kn, count, p0, p1);
+        else
+            accumulate_many(y + t * ldy, ldy, x + t * ldx, ldx, w, k0, kn, count, p0, p1);
     }
 }
 
@@ -441,11 +397,8 @@ void tsar_matmul(double *y, const double *x, const tsar_matrix *w, const double 
         const size_t p0 = by_panel ? panels * i / crew : 0, p1 = by_panel ? panels * (i + 1) / crew : panels;
         const size_t t0 = by_panel ? 0 : T * i / crew, t1 = by_panel ? T : T * (i + 1) / crew;
         const size_t r1 = p1 * PANEL < rows ? p1 * PANEL : rows;
-        for (size_t t = t0; t < t1; t++) {
-            for (size_t r = p0 * PANEL; r < r1; r++) {
-                y[t * rows + r] = bias != NULL ? bias[r] : 0.0;
-            }
-        }
+        for (size_t t = t0; t < t1; t++)
+            for (size_t r = p0 * PANEL; r < r1; r++) y[t * rows + r] = bias != NULL ? bias[r] : 0.0;
         tsar_accumulate(y + t0 * rows, rows, x + t0 * cols, cols, w, 0, cols, t1 - t0, p0, p1);
     }
 }

@@ -1,0 +1,89 @@
+/* dtype.c - the number formats of files: exact widening, rounding to nearest even, rows of a table (tsar.h, section 2). */
+#include "../tsar.h"
+
+#include <string.h>
+
+size_t tsar_dtype_size(tsar_dtype dtype)
+{
+    static const size_t sizes[TSAR_DTYPES] = { 8, 4, 2, 2, 8, 4, 2, 1, 8, 4, 2, 1, 1 };
+    return sizes[dtype];
+}
+
+const char *tsar_dtype_name(tsar_dtype dtype)
+{
+    static const char *const names[TSAR_DTYPES] = { "F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL" };
+    return names[dtype];
+}
+
+static float float_of_bits(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static uint32_t bits_of_float(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+/* F16 is 1 sign, 5 exponent (bias 15) and 10 fraction bits. Moved to where F32 keeps them they are the same number with
+ * an exponent smaller by 127 - 15 = 112, subnormals included; exponent 31 is infinity or NaN. */
+double tsar_widen_f16(uint16_t bits)
+{
+    const uint32_t sign = (uint32_t)(bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
+    if (magnitude >= 0x7c00u) return float_of_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+    return float_of_bits(sign | magnitude << 13) * 0x1p112f;
+}
+
+/* BF16 is the upper half of F32. */
+double tsar_widen_bf16(uint16_t bits) { return float_of_bits((uint32_t)bits << 16); }
+
+/* Adding just under half of the last place that is kept, and its own bit, rounds to nearest even; a carry moves into
+ * the exponent, as it should. */
+static uint32_t round_shift(uint32_t x, unsigned shift) { return (x + ((1u << (shift - 1)) - 1) + (x >> shift & 1u)) >> shift; }
+
+uint16_t tsar_round_f16(float x)
+{
+    const uint32_t bits = bits_of_float(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
+    if (magnitude >= 0x47800000u) /* 65536 and more */
+        return (uint16_t)(sign | 0x7c00u);
+    if (magnitude >= 0x38800000u) /* 2^-14, the least normal F16; rounding up may give infinity */
+        return (uint16_t)(sign | round_shift(magnitude - (112u << 23), 13));
+    if (magnitude < 0x33000000u) /* below 2^-25 */
+        return (uint16_t)sign;
+    /* Subnormal: count units of 2^-24. */
+    const unsigned exponent = magnitude >> 23;
+    return (uint16_t)(sign | round_shift((magnitude & 0x7fffffu) | 0x800000u, 126u - exponent));
+}
+
+uint16_t tsar_round_bf16(float x)
+{
+    const uint32_t bits = bits_of_float(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(bits >> 16 | 0x40u);
+    return (uint16_t)round_shift(bits, 16);
+}
+
+void tsar_table_row(double *out, const tsar_table *table, size_t row)
+{
+    const size_t cols = table->cols, first = row * cols;
+    for (size_t k = 0; k < cols; k++) {
+        switch (table->dtype) {
+        case TSAR_F64:
+            out[k] = ((const double *)table->values)[first + k];
+            break;
+        case TSAR_F32:
+            out[k] = ((const float *)table->values)[first + k];
+            break;
+        case TSAR_F16:
+            out[k] = tsar_widen_f16(((const uint16_t *)table->values)[first + k]);
+            break;
+        default:
+            out[k] = tsar_widen_bf16(((const uint16_t *)table->values)[first + k]);
+            break;
+        }
+    }
+}
