@@ -55,16 +55,21 @@ tsar libtsar.a: %: $(BUILD)/% FORCE
 
 $(BUILD)/%.o: %.c tsar.h $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -DTSAR_DATADIR='"$(DATADIR)"' $(EXTRA_$*) -c $< -o $@
+	$(CC) $(ALL_CFLAGS) $(EXTRA_$*) -c $< -o $@
 
 $(BUILD)/weights/import.o $(BUILD)/weights/pickle.o $(BUILD)/weights/zip.o $(BUILD)/weights/npy.o: weights/import.h
 $(BUILD)/weights/image.o: EXTRA_weights/image = $(PNG)
 $(BUILD)/weights/image.o: | png-header
 
-# Everything is built again when the compiler or a flag changes.
-$(BUILD)/flags: FORCE
+$(BUILD)/main.o: EXTRA_main = -DTSAR_DATADIR='"$(DATADIR)"'
+$(BUILD)/main.o tsar.pc: $(BUILD)/prefix
+
+# Everything is built again when the compiler or a flag changes, and what names the prefix when that does.
+$(BUILD)/flags: CONTENT = $(CC) $(ALL_CFLAGS) $(PNG)
+$(BUILD)/prefix: CONTENT = $(PREFIX)
+$(BUILD)/flags $(BUILD)/prefix: FORCE
 	@mkdir -p $(@D)
-	@echo '$(CC) $(ALL_CFLAGS) $(PNG) $(DATADIR)' | cmp -s - $@ || echo '$(CC) $(ALL_CFLAGS) $(PNG) $(DATADIR)' >$@
+	@echo '$(CONTENT)' | cmp -s - $@ || echo '$(CONTENT)' >$@
 
 png-header:
 ifndef NO_PNG
