@@ -31,9 +31,11 @@
 
 enum { GENERATE = 1, ENCODE = 2, DECODE = 4, TRACE = 8, VERIFY = 16, IMPORT = 32, SYNTH = 64, INFO = 128, BENCH = 256, CLUSTER = 512, EVERY = 1023 };
 
-enum { O_MODEL, O_OUTPUT, O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_IMAGES, O_SEED, O_CFG, O_SCHEDULE, O_INTERVAL, O_TEMPERATURE, O_TOP_K, O_TOP_P,
-       O_GREEDY, O_DECODE, O_CODES, O_FRAMES, O_ORDER_MAP, O_SHOW, O_INPUTS, O_IMAGE, O_RTOL, O_JSON, O_LIKE, O_DTYPE, O_LABELS, O_THREADS, O_QUIET,
-       O_HELP, OPTIONS };
+/* clang-format off */
+enum { O_MODEL, O_OUTPUT, O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_IMAGES, O_SEED, O_CFG, O_SCHEDULE, O_INTERVAL, O_TEMPERATURE, O_TOP_K,
+       O_TOP_P, O_GREEDY, O_DECODE, O_CODES, O_FRAMES, O_ORDER_MAP, O_SHOW, O_INPUTS, O_IMAGE, O_RTOL, O_JSON, O_LIKE, O_DTYPE, O_LABELS, O_THREADS,
+       O_QUIET, O_HELP, OPTIONS };
+/* clang-format on */
 
 typedef enum { IS_SWITCH, IS_TEXT, IS_COUNT, IS_INTEGER, IS_REAL } option_kind;
 
@@ -50,11 +52,13 @@ typedef struct {
 #define CONDITIONED (GENERATE | TRACE)
 #define COMPUTES (GENERATE | ENCODE | DECODE | TRACE | VERIFY | BENCH)
 
-static const option options[OPTIONS] = { /* in the order of the enum above */
+static const option options[OPTIONS] = {
+    /* in the order of the enum above */
     { "model", 'm', "MODEL", IS_TEXT, 0, 0, GENERATE | ENCODE | DECODE | TRACE | VERIFY | CLUSTER, VERIFY | CLUSTER,
       "model file; all but verify and cluster take the shipped " SHIPPED_MODEL " without it, from weights/ beside the program or from the data directory" },
     { "output", 'o', "FILE", IS_TEXT, 0, 0, GENERATE | ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER, ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER,
-      "file to write; pictures are PNG or PPM by its ending (generate: out" PICTURE_ENDING "; with -n above 1 image I is out-I" PICTURE_ENDING ")" },
+      "file to write; pictures are PNG or PPM by its ending (generate: out" PICTURE_ENDING
+      ", or with --codes no picture; with -n above 1 image I is out-I" PICTURE_ENDING ")" },
     { "prompt", 'p', "PROMPT", IS_TEXT, 0, 0, CONDITIONED, 0, "text prompt, for token-shuffle models" },
     { "prompt-ids", 0, "IDS", IS_TEXT, 0, 0, CONDITIONED, 0, "the whole prefix as ids, <bos> (0) and <soi> (1) included: 0,7,1" },
     { "class", 0, "N", IS_COUNT, 0, INT64_MAX, CONDITIONED, 0, "class, for llamagen-c2i models" },
@@ -65,18 +69,19 @@ static const option options[OPTIONS] = { /* in the order of the enum above */
     { "cfg", 0, "A", IS_REAL, 0, 0, CONDITIONED, 0, "scale of classifier-free guidance; 1 switches it off (the model's default; token-shuffle: 7.5)" },
     { "cfg-schedule", 0, "NAME", IS_TEXT, 0, 0, CONDITIONED, 0, "constant, linear, half-linear or cosine (the model's default; token-shuffle: half-linear)" },
     { "cfg-interval", 0, "N", IS_INTEGER, 0, 0, CONDITIONED, 0, "guidance ends after token N + 1, as in LlamaGen; -1: never (-1)" },
-    { "temperature", 0, "T", IS_REAL, 0, 0, CONDITIONED, 0, "divides the logits (the model's default)" },
+    { "temperature", 0, "T", IS_REAL, 0, 0, CONDITIONED, 0, "divides the logits; 0 counts as 0.00001 (the model's default)" },
     { "top-k", 0, "K", IS_COUNT, 0, INT32_MAX, CONDITIONED, 0, "draw from the K most probable codes; 0: from all (the model's default)" },
-    { "top-p", 0, "P", IS_REAL, 0, 0, CONDITIONED, 0, "draw from the most probable codes of total mass P; 1: from all (the model's default)" },
+    { "top-p", 0, "P", IS_REAL, 0, 0, CONDITIONED, 0, "draw from the most probable codes of total mass P; 0: keep one; 1: from all (the model's default)" },
     { "greedy", 0, NULL, IS_SWITCH, 0, 0, CONDITIONED, 0, "take the most probable code instead of drawing" },
     { "decode", 0, "ORDER", IS_TEXT, 0, 0, CONDITIONED, 0,
       "raster: one fused token in each pass; zipar:W[,first-row]: several rows at once with window W; zipar-adaptive:W (raster)" },
     { "codes", 0, "FILE", IS_TEXT, 0, 0, GENERATE, 0,
-      "also write codes, logits (after guidance), step_of and, with coarse-to-fine, coarse to a safetensors file; with -n above 1, FILE-I" },
+      "write codes, logits (after guidance), step_of and, with coarse-to-fine, coarse to a safetensors file; with -n above 1, FILE-I" },
     { "frames", 0, "DIR", IS_TEXT, 0, 0, GENERATE, 0,
       "write the picture after every pass, what is not decoded yet in grey, to DIR, which must exist: frame-0000" PICTURE_ENDING
       ", or frame-I-0000" PICTURE_ENDING " with -n above 1" },
-    { "order-map", 0, "FILE", IS_TEXT, 0, 0, GENERATE, 0, "write a heat map of the pass that decoded each fused token, with its scale; with -n above 1, FILE-I" },
+    { "order-map", 0, "FILE", IS_TEXT, 0, 0, GENERATE, 0,
+      "write a heat map of the pass that decoded each fused token, with its scale; with -n above 1, FILE-I" },
     { "show", 0, NULL, IS_SWITCH, 0, 0, GENERATE | DECODE, 0, "show the picture on standard output, in a terminal with 24-bit colour" },
     { "inputs", 0, "FILE", IS_TEXT, 0, 0, TRACE, 0, "take input.* from a safetensors file; codes that it lacks are generated" },
     { "image", 0, "FILE", IS_TEXT, 0, 0, TRACE, 0, "trace the image tokenizer on this picture (binary PPM, - is standard input)" },
@@ -91,7 +96,12 @@ static const option options[OPTIONS] = { /* in the order of the enum above */
     { "help", 'h', NULL, IS_SWITCH, 0, 0, EVERY, 0, "print help: tsar -h in short, tsar --help with all flags, tsar COMMAND --help for one command" },
 };
 
-typedef struct { const char *text; uint64_t count; int64_t integer; double real; } option_value; /* text NULL: not given */
+typedef struct {
+    const char *text;
+    uint64_t count;
+    int64_t integer;
+    double real;
+} option_value; /* text NULL: not given */
 
 typedef struct {
     const char *program; /* argv[0] */
@@ -157,8 +167,7 @@ static tsar_status set_option(arguments *a, int index, const char *text, tsar_er
     case IS_TEXT:
         if (*v->text || index == O_PROMPT) return TSAR_OK;
         return tsar_fail(err, TSAR_USAGE, "--%s: its value is empty; give %s", o->name, o->value);
-    default:
-        return TSAR_OK;
+    default: return TSAR_OK;
     }
 }
 
@@ -170,8 +179,8 @@ static int find_option(const command *c, const char *text, const char **value)
     const size_t length = equals ? (size_t)(equals - name) : strlen(name);
     *value = equals ? equals + 1 : NULL;
     for (int i = 0; i < OPTIONS; i++) {
-        const int fits = is_long ? strlen(options[i].name) == length && strncmp(options[i].name, name, length) == 0
-                                 : length == 1 && options[i].letter == name[0];
+        const int fits =
+            is_long ? strlen(options[i].name) == length && strncmp(options[i].name, name, length) == 0 : length == 1 && options[i].letter == name[0];
         if (fits && (options[i].commands & c->bit)) return i;
     }
     return -1;
@@ -236,10 +245,7 @@ static void note(const arguments *a, const char *text)
     if (!a->at[O_QUIET].text) fprintf(stderr, "tsar: %s\n", text);
 }
 
-static void print_note(void *context, const char *line)
-{
-    note(context, line);
-}
+static void print_note(void *context, const char *line) { note(context, line); }
 
 static size_t thread_count(const arguments *a)
 {
@@ -340,15 +346,15 @@ typedef struct {
     tsar_model *model;
     tsar_settings settings;
     tsar_prompt prompt;
-    int64_t *ids;            /* owned, as are the following */
+    int64_t *ids; /* owned, as are the following */
     double *caption, *mask;
     tsar_result result;
-    uint8_t *rgb;            /* [H][W][3]; NULL without a tokenizer */
-    int64_t *frame;          /* [gh][gw], codes of an unfinished picture */
-    char *command_line;      /* that makes the same bytes again */
+    uint8_t *rgb;       /* [H][W][3]; NULL without a tokenizer */
+    int64_t *frame;     /* [gh][gw], codes of an unfinished picture */
+    char *command_line; /* that makes the same bytes again */
     size_t images, H, W;
-    double start;            /* of the clock */
-    int bar;                 /* progress is drawn on a terminal */
+    double start; /* of the clock */
+    int bar;      /* progress is drawn on a terminal */
 } generation;
 
 static void close_generation(generation *g)
@@ -422,13 +428,16 @@ static const char *const schedule_names[] = { "constant", "linear", "half-linear
 static const char *order_text(char text[64], const tsar_settings *s)
 {
     if (s->order == TSAR_RASTER) return "raster";
-    (void)snprintf(text, 64, "%s:%zu%s", s->order == TSAR_ZIPAR ? "zipar" : "zipar-adaptive", s->window, s->order == TSAR_ZIPAR && s->first_row ? ",first-row" : "");
+    (void)snprintf(text, 64, "%s:%zu%s", s->order == TSAR_ZIPAR ? "zipar" : "zipar-adaptive", s->window,
+                   s->order == TSAR_ZIPAR && s->first_row ? ",first-row" : "");
     return text;
 }
 
-/* text in single quotes for a shell, appended to out; returns the new end. */
+/* text for a shell, in single quotes where it needs them, appended to out; returns the new end. */
 static char *put_quoted(char *out, const char *text)
 {
+    static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-+./,:=@%";
+    if (*text && strspn(text, plain) == strlen(text)) return out + sprintf(out, "%s", text);
     *out++ = '\'';
     for (; *text; text++) {
         if (*text == '\'') memcpy(out, "'\\'", 3), out += 3;
@@ -439,7 +448,7 @@ static char *put_quoted(char *out, const char *text)
     return out;
 }
 
-/* The command that generates the same again with the same model: every setting, given or default. */
+/* The command that generates the same again in the same folder: the model, unless it is the shipped one, and every setting. */
 static tsar_status make_command_line(generation *g, tsar_error *err)
 {
     static const int sources[] = { O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION };
@@ -448,16 +457,18 @@ static tsar_status make_command_line(generation *g, tsar_error *err)
     char cfg[32], temperature[32], top_p[32], order[64];
     int source = 0;
     while (source < 3 && !at[sources[source]].text) source++;
-    const char *condition = at[sources[source]].text;
-    const size_t size = 4 * strlen(condition) + 512;
+    const char *condition = at[sources[source]].text, *model = at[O_MODEL].text;
+    const size_t size = 4 * (strlen(condition) + (model ? strlen(model) : 0)) + 512;
     g->command_line = tsar_alloc(size, 1, "the command line", err);
     if (!g->command_line) return TSAR_ROOM;
-    char *end = g->command_line + sprintf(g->command_line, "tsar generate --%s ", options[sources[source]].name);
+    char *end = g->command_line + sprintf(g->command_line, "tsar generate%s", model ? " -m " : "");
+    if (model) end = put_quoted(end, model);
+    end += sprintf(end, " --%s ", options[sources[source]].name);
     end = put_quoted(end, condition);
     (void)snprintf(end, size - (size_t)(end - g->command_line),
                    " -n %zu --seed %" PRIu64 " --cfg %s --cfg-schedule %s --cfg-interval %" PRId64 " --temperature %s --top-k %zu --top-p %s%s --decode %s",
-                   g->images, s->seed, real_text(cfg, s->cfg), schedule_names[s->schedule], s->cfg_interval, real_text(temperature, s->temperature),
-                   s->top_k, real_text(top_p, s->top_p), s->greedy ? " --greedy" : "", order_text(order, s));
+                   g->images, s->seed, real_text(cfg, s->cfg), schedule_names[s->schedule], s->cfg_interval, real_text(temperature, s->temperature), s->top_k,
+                   real_text(top_p, s->top_p), s->greedy ? " --greedy" : "", order_text(order, s));
     return TSAR_OK;
 }
 
@@ -509,8 +520,8 @@ static void draw_bar(generation *g, const tsar_progress *p)
     const double done = (double)p->first_image * (double)p->tokens + (double)p->images * (double)p->decoded;
     const double seconds = seconds_now() - g->start, rate = seconds > 0 ? done / seconds : 0;
     const int filled = (int)(done / all * WIDTH);
-    fprintf(stderr, "\r[%.*s%*s] %.0f/%.0f tokens, %.1f tokens/s, %.0f s left \033[K", filled, "==============================", WIDTH - filled, "",
-            done, all, rate, rate > 0 ? (all - done) / rate : 0.0);
+    fprintf(stderr, "\r[%.*s%*s] %.0f/%.0f tokens, %.1f tokens/s, %.0f s left \033[K", filled, "==============================", WIDTH - filled, "", done, all,
+            rate, rate > 0 ? (all - done) / rate : 0.0);
     fflush(stderr);
 }
 
@@ -544,12 +555,13 @@ static tsar_status run_generation(generation *g, int with_logits, tsar_error *er
 }
 
 /* The text of a PNG: the prompt, every setting, and the command that makes the same bytes again. */
-typedef struct { const char *keys[16], *values[16]; char buffers[16][64]; size_t n; } picture_text;
+typedef struct {
+    const char *keys[16], *values[16];
+    char buffers[16][64];
+    size_t n;
+} picture_text;
 
-static void add_text(picture_text *t, const char *key, const char *value)
-{
-    t->keys[t->n] = key, t->values[t->n++] = value;
-}
+static void add_text(picture_text *t, const char *key, const char *value) { t->keys[t->n] = key, t->values[t->n++] = value; }
 
 static void describe_picture(picture_text *t, const generation *g, size_t image)
 {
@@ -557,7 +569,7 @@ static void describe_picture(picture_text *t, const generation *g, size_t image)
     const tsar_settings *s = &g->settings;
     t->n = 0;
     add_text(t, "Software", "tsar " TSAR_VERSION);
-    if (at[O_PROMPT].text) add_text(t, "Description", at[O_PROMPT].text);
+    if (at[O_PROMPT].text) add_text(t, "Prompt", at[O_PROMPT].text);
     if (at[O_PROMPT_IDS].text) add_text(t, "Prompt-Ids", at[O_PROMPT_IDS].text);
     if (at[O_CLASS].text) add_text(t, "Class", at[O_CLASS].text);
     if (at[O_CAPTION].text) add_text(t, "Caption", at[O_CAPTION].text);
@@ -586,22 +598,22 @@ static tsar_status save_image(generation *g, size_t image, tsar_error *err)
     const size_t N = c->grid_h * c->grid_w, slots = c->shuffle * c->shuffle;
     const tsar_result *r = &g->result;
     const int64_t *codes = r->codes + image * N, *step_of = r->step_of + image * c->tokens;
+    const char *output = at[O_OUTPUT].text ? at[O_OUTPUT].text : at[O_CODES].text ? NULL : "out" PICTURE_ENDING; /* NULL: only codes are wanted */
     char path[1024];
     tsar_status status = TSAR_OK;
-    if (c->has_vq) {
+    if (c->has_vq && (output || at[O_SHOW].text)) status = tsar_vq_decode(g->model, codes, c->grid_h, c->grid_w, g->rgb, NULL, err);
+    if (c->has_vq && output) {
         picture_text text;
         describe_picture(&text, g, image);
-        status = numbered_path(path, sizeof path, at[O_OUTPUT].text ? at[O_OUTPUT].text : "out" PICTURE_ENDING, image, g->images, err);
-        if (status == TSAR_OK) status = tsar_vq_decode(g->model, codes, c->grid_h, c->grid_w, g->rgb, NULL, err);
+        if (status == TSAR_OK) status = numbered_path(path, sizeof path, output, image, g->images, err);
         if (status == TSAR_OK) status = tsar_image_write(path, g->rgb, g->H, g->W, text.keys, text.values, text.n, err);
         if (status == TSAR_OK && !at[O_QUIET].text) fprintf(stderr, "%s: %zu passes for %zu tokens\n", path, r->passes[image], c->tokens);
     }
     if (status == TSAR_OK && at[O_CODES].text) {
-        const tsar_values tensors[] = {
-            { "codes", TSAR_I64, 2, { c->grid_h, c->grid_w }, codes },
-            { "coarse", TSAR_I64, 2, { c->grid_h, c->grid_w }, r->coarse ? r->coarse + image * N : NULL },
-            { "step_of", TSAR_I64, 2, { c->rows, c->columns }, step_of },
-            { "logits", TSAR_F64, 3, { c->tokens, slots, c->vocab }, r->logits + image * N * c->vocab } };
+        const tsar_values tensors[] = { { "codes", TSAR_I64, 2, { c->grid_h, c->grid_w }, codes },
+                                        { "coarse", TSAR_I64, 2, { c->grid_h, c->grid_w }, r->coarse ? r->coarse + image * N : NULL },
+                                        { "step_of", TSAR_I64, 2, { c->rows, c->columns }, step_of },
+                                        { "logits", TSAR_F64, 3, { c->tokens, slots, c->vocab }, r->logits + image * N * c->vocab } };
         status = numbered_path(path, sizeof path, at[O_CODES].text, image, g->images, err);
         if (status == TSAR_OK) status = write_tensors(path, tensors, 4, g->command_line, err);
     }
@@ -619,14 +631,13 @@ static tsar_status check_outputs(const generation *g, tsar_error *err)
     static const int pictures[] = { O_OUTPUT, O_ORDER_MAP };
     const option_value *at = g->a->at;
     for (int i = 0; i < 2; i++) {
-        const char *path = at[pictures[i]].text, *dot = path ? strrchr(path, '.') : NULL;
-        if (path && strncmp(path, "/dev/", 5) != 0 && (!dot || (strcmp(dot, PICTURE_ENDING) != 0 && strcmp(dot, ".ppm") != 0)))
-            return tsar_fail(err, TSAR_USAGE, "--%s %s: the name must end in %s", options[pictures[i]].name, path,
-                             strcmp(PICTURE_ENDING, ".ppm") ? ".png or .ppm" : ".ppm (this tsar was built with NO_PNG=1)");
+        const tsar_status status = at[pictures[i]].text ? tsar_image_name_check(at[pictures[i]].text, err) : TSAR_OK;
+        if (status != TSAR_OK) return status;
     }
     if (g->model->config.has_vq) return TSAR_OK;
     if (at[O_OUTPUT].text || at[O_FRAMES].text || at[O_SHOW].text || (!at[O_CODES].text && !at[O_ORDER_MAP].text))
-        return tsar_fail(err, TSAR_INPUT, "the model has no image tokenizer (vq.*), so there is no picture: write its codes with --codes FILE, "
+        return tsar_fail(err, TSAR_INPUT,
+                         "the model has no image tokenizer (vq.*), so there is no picture: write its codes with --codes FILE, "
                          "or import the tokenizer into the same model file");
     return TSAR_OK;
 }
@@ -642,7 +653,8 @@ static tsar_status run_generate(const arguments *a, tsar_error *err)
     const double seconds = seconds_now() - g.start;
     for (size_t i = 0; status == TSAR_OK && i < g.images; i++) status = save_image(&g, i, err);
     if (status == TSAR_OK && !a->at[O_QUIET].text && seconds > 0)
-        fprintf(stderr, "%zu tokens in %.2f s, %.1f tokens/s\n", g.images * g.model->config.tokens, seconds, (double)(g.images * g.model->config.tokens) / seconds);
+        fprintf(stderr, "%zu tokens in %.2f s, %.1f tokens/s\n", g.images * g.model->config.tokens, seconds,
+                (double)(g.images * g.model->config.tokens) / seconds);
     close_generation(&g);
     return status;
 }
@@ -701,7 +713,8 @@ static tsar_status read_codes(const tsar_model *model, const char *path, int64_t
     if (status == TSAR_OK) status = tsar_file_read_i64(file, t, 0, t->count, *codes, err);
     for (size_t i = 0; status == TSAR_OK && i < t->count; i++)
         if ((*codes)[i] < 0 || (uint64_t)(*codes)[i] >= model->config.codebook_size)
-            status = tsar_fail(err, TSAR_INPUT, "%s: code %" PRId64 " at index %zu is outside 0 ... %zu", path, (*codes)[i], i, model->config.codebook_size - 1);
+            status =
+                tsar_fail(err, TSAR_INPUT, "%s: code %" PRId64 " at index %zu is outside 0 ... %zu", path, (*codes)[i], i, model->config.codebook_size - 1);
     if (status == TSAR_OK) *h = t->shape[0], *w = t->shape[1];
     tsar_file_close(file);
     return status;
@@ -719,8 +732,10 @@ static tsar_status run_decode(const arguments *a, tsar_error *err)
     if (status == TSAR_OK) status = read_codes(model, a->operands[0], &codes, &h, &w, err);
     if (status == TSAR_OK) {
         factor = model->config.vq_factor;
-        if (w > (size_t)-1 / 3 / factor / factor / h) status = tsar_fail(err, TSAR_ROOM, "%s: %zu x %zu codes make too large a picture", a->operands[0], h, w);
-        else if (!(rgb = tsar_alloc(h * factor, w * factor * 3, "a picture", err))) status = TSAR_ROOM;
+        if (w > (size_t)-1 / 3 / factor / factor / h)
+            status = tsar_fail(err, TSAR_ROOM, "%s: %zu x %zu codes make too large a picture", a->operands[0], h, w);
+        else if (!(rgb = tsar_alloc(h * factor, w * factor * 3, "a picture", err)))
+            status = TSAR_ROOM;
     }
     if (status == TSAR_OK) status = tsar_vq_decode(model, codes, h, w, rgb, NULL, err);
     if (status == TSAR_OK) status = tsar_image_write(a->at[O_OUTPUT].text, rgb, h * factor, w * factor, keys, values, 1, err);
@@ -748,8 +763,10 @@ static tsar_status read_trace_inputs(generation *g, tsar_inputs *inputs, tsar_er
         g->prompt.caption = inputs->caption, g->prompt.caption_mask = inputs->caption_mask;
         return status;
     }
-    if (at[O_IMAGE].text) status = read_picture(g->model, at[O_IMAGE].text, &inputs->image, &inputs->H, &inputs->W, err);
-    else if (!conditioned && !g->model->config.has_gpt) return tsar_fail(err, TSAR_USAGE, "the model has no transformer: trace it with --image FILE or --inputs FILE");
+    if (at[O_IMAGE].text)
+        status = read_picture(g->model, at[O_IMAGE].text, &inputs->image, &inputs->H, &inputs->W, err);
+    else if (!conditioned && !g->model->config.has_gpt)
+        return tsar_fail(err, TSAR_USAGE, "the model has no transformer: trace it with --image FILE or --inputs FILE");
     if (status != TSAR_OK || (at[O_IMAGE].text && !conditioned)) return status;
     status = read_condition(g, err);
     inputs->text = g->ids, inputs->n_text = g->prompt.n_text, inputs->caption = g->caption, inputs->caption_mask = g->mask;
@@ -801,7 +818,7 @@ static tsar_status run_trace(const arguments *a, tsar_error *err)
 typedef struct {
     const arguments *a;
     size_t lines, different, missing;
-    char first[128];      /* name of the first tensor that diverges */
+    char first[128]; /* name of the first tensor that diverges */
     char missing_names[256];
 } verification;
 
@@ -826,11 +843,13 @@ static tsar_status print_comparison(void *context, const tsar_comparison *r, tsa
 static void print_json_string(const char *text)
 {
     putchar('"');
-    for (; *text; text++) {
-        if (*text == '"' || *text == '\\') printf("\\%c", *text);
-        else if ((unsigned char)*text < 32) printf("\\u%04x", (unsigned)*text);
-        else putchar(*text);
-    }
+    for (; *text; text++)
+        if (*text == '"' || *text == '\\')
+            printf("\\%c", *text);
+        else if ((unsigned char)*text < 32)
+            printf("\\u%04x", (unsigned)*text);
+        else
+            putchar(*text);
     putchar('"');
 }
 
@@ -839,8 +858,10 @@ static tsar_status print_json_comparison(void *context, const tsar_comparison *r
     verification *v = context;
     char text[1024];
     (void)err;
-    if (r->verdict == TSAR_MISSING) v->missing++;
-    else if (r->verdict != TSAR_SAME) v->different++;
+    if (r->verdict == TSAR_MISSING)
+        v->missing++;
+    else if (r->verdict != TSAR_SAME)
+        v->different++;
     fputs(v->lines++ ? ",\n{\"name\":" : "{\"tensors\":[\n{\"name\":", stdout);
     print_json_string(r->name);
     tsar_comparison_json(text, sizeof text, r);
@@ -861,8 +882,11 @@ static tsar_status run_verify(const arguments *a, tsar_error *err)
                              &compared, &ignored, err);
     tsar_model_close(model);
     if (json && (v.lines || status <= TSAR_DIFFERENT))
-        printf("%s],\n\"compared\":%zu,\"different\":%zu,\"missing\":%zu,\"ignored\":%zu,\"verdict\":\"%s\"}\n", v.lines ? "" : "{\"tensors\":[",
-               compared, v.different, v.missing, ignored, status == TSAR_OK ? "same" : status == TSAR_DIFFERENT ? "different" : "error");
+        printf("%s],\n\"compared\":%zu,\"different\":%zu,\"missing\":%zu,\"ignored\":%zu,\"verdict\":\"%s\"}\n", v.lines ? "" : "{\"tensors\":[", compared,
+               v.different, v.missing, ignored,
+               status == TSAR_OK          ? "same"
+               : status == TSAR_DIFFERENT ? "different"
+                                          : "error");
     if (json || status > TSAR_DIFFERENT) return status;
     if (v.missing) printf("not in the file, and so not compared: %s%s (%zu in all)\n", v.missing_names, v.missing > 6 ? ", ..." : "", v.missing);
     printf("%zu tensors compared, %zu different%s%s; %zu of other names left alone\n", compared, v.different, *v.first ? ", first " : "", v.first, ignored);
@@ -879,7 +903,11 @@ static int is_setting(const char *text)
 }
 
 /* Keys and values: those of `file`, if any, and the operands key=value, the last one of each key. */
-typedef struct { const char **keys, **values; char *copy; size_t n; } key_list;
+typedef struct {
+    const char **keys, **values;
+    char *copy;
+    size_t n;
+} key_list;
 
 static void put_key(key_list *list, const char *key, const char *value)
 {
@@ -913,7 +941,10 @@ static tsar_status open_keys(key_list *list, const arguments *a, const tsar_file
 
 static tsar_status run_synth(const arguments *a, tsar_error *err)
 {
-    static const struct { const char *name; tsar_dtype dtype; } types[] = { { "f32", TSAR_F32 }, { "bf16", TSAR_BF16 }, { "f16", TSAR_F16 } };
+    static const struct {
+        const char *name;
+        tsar_dtype dtype;
+    } types[] = { { "f32", TSAR_F32 }, { "bf16", TSAR_BF16 }, { "f16", TSAR_F16 } };
     const char *like = a->at[O_LIKE].text, *wanted = a->at[O_DTYPE].text ? a->at[O_DTYPE].text : "f32";
     tsar_file *file = NULL;
     key_list list = { 0 };
@@ -941,8 +972,7 @@ static tsar_status run_import(const arguments *a, tsar_error *err)
         if (!is_setting(a->operands[i])) paths[n++] = a->operands[i];
     tsar_status status = n ? TSAR_OK : tsar_fail(err, TSAR_USAGE, "tsar import needs at least one checkpoint file");
     if (status == TSAR_OK) status = open_keys(&list, a, NULL, err);
-    if (status == TSAR_OK)
-        status = tsar_import(paths, n, a->at[O_OUTPUT].text, list.keys, list.values, list.n, print_note, (void *)a, err);
+    if (status == TSAR_OK) status = tsar_import(paths, n, a->at[O_OUTPUT].text, list.keys, list.values, list.n, print_note, (void *)a, err);
     tsar_free(list.keys);
     tsar_free(paths);
     return status;
@@ -962,10 +992,7 @@ static void print_line(void *context, const char *text)
     puts(text);
 }
 
-static tsar_status run_info(const arguments *a, tsar_error *err)
-{
-    return tsar_info(a->operands[0], print_line, NULL, err);
-}
+static tsar_status run_info(const arguments *a, tsar_error *err) { return tsar_info(a->operands[0], print_line, NULL, err); }
 
 static tsar_status print_measurement(void *context, const tsar_measurement *m, tsar_error *err)
 {
@@ -973,8 +1000,10 @@ static tsar_status print_measurement(void *context, const tsar_measurement *m, t
     (void)err;
     if ((*lines)++ == 0) fputs("| measured | value | unit | limit | ratio |\n| --- | ---: | --- | ---: | ---: |\n", stdout);
     printf("| %s | %.4g | %s |", m->name, m->value, m->unit);
-    if (m->limit > 0) printf(" %.4g | %.2f |\n", m->limit, m->value / m->limit);
-    else fputs(" | |\n", stdout);
+    if (m->limit > 0)
+        printf(" %.4g | %.2f |\n", m->limit, m->value / m->limit);
+    else
+        fputs(" | |\n", stdout);
     fflush(stdout);
     return TSAR_OK;
 }
@@ -997,28 +1026,34 @@ static const command commands[] = {
     { ENCODE, "encode", "IMAGE.ppm", 1, 1, run_encode, "Turns a picture (binary PPM, - is standard input) into codes: a safetensors file with codes [h, w]." },
     { DECODE, "decode", "CODES.safetensors", 1, 1, run_decode, "Turns codes [h, w], as encode and generate --codes write them, into a picture." },
     { TRACE, "trace", "", 0, 0, run_trace,
-      "Writes inputs and every intermediate tensor of one run to a safetensors file. Codes that are not given are generated first, with the same flags as in generate." },
+      "Writes inputs and every intermediate tensor of one run to a safetensors file. Codes that are not given are generated first, with the same "
+      "flags as in generate." },
     { VERIFY, "verify", "THEIRS.safetensors", 1, 1, run_verify,
-      "Recomputes another implementation's trace from its inputs, compares every tensor that it holds in the order of computation, and marks the first that diverges." },
+      "Recomputes another implementation's trace from its inputs, compares every tensor that it holds in the order of computation, and marks the "
+      "first that diverges." },
     { IMPORT, "import", "CHECKPOINT... [KEY=VALUE...]", 1, (size_t)-1, run_import,
       "Turns PyTorch (zip or legacy) and safetensors checkpoints into one model file, bits unchanged. KEY=VALUE gives what shapes cannot tell." },
     { SYNTH, "synth", "[KEY=VALUE...]", 0, (size_t)-1, run_synth, "Makes a model of any shape with synthetic weights, the same on every machine." },
     { INFO, "info", "MODEL", 1, 1, run_info, "Tells shapes, parameters, bytes, multiply-adds, passes per image and memory of a model file." },
     { BENCH, "bench", "[MODEL]", 0, 1, run_bench, "Measures speed against loops that only read memory or only calculate, in the same run; prints a table." },
     { CLUSTER, "cluster", "", 0, 0, run_cluster,
-      "Clusters the codewords of a model into K coarse labels (k-means) and writes its tokenizer and the table of labels to a new model file, for coarse-to-fine generation." },
+      "Clusters the codewords of a model into K coarse labels (k-means) and writes its tokenizer and the table of labels to a new model file, for "
+      "coarse-to-fine generation." },
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
-static const char *const statuses[] = { "success", "verify found a difference", "a wrong flag or argument", "a missing or wrong input", "out of memory or disk" };
+static const char *const statuses[] = { "success", "verify found a difference", "a wrong flag or argument", "a missing or wrong input",
+                                        "out of memory or disk" };
 
 /* Prints text in lines of at most 96 columns, from column `column` on; further lines are indented by `indent`. */
 static void print_wrapped(FILE *out, const char *text, int column, int indent)
 {
     while (*text) {
         int length = (int)strcspn(text, " ");
-        if (column > indent && column + 1 + length > 96) fprintf(out, "\n%*s", indent, ""), column = indent;
-        else if (column > indent) fputc(' ', out), column++;
+        if (column > indent && column + 1 + length > 96)
+            fprintf(out, "\n%*s", indent, ""), column = indent;
+        else if (column > indent)
+            fputc(' ', out), column++;
         fprintf(out, "%.*s", length, text);
         text += length + (text[length] == ' '), column += length;
     }
@@ -1049,13 +1084,15 @@ static void print_usage(FILE *out, const command *c)
 static void print_short_help(FILE *out)
 {
     fputs("tsar " TSAR_VERSION " - token-efficient autoregressive image generation, the reference in portable C99\n\n"
-          "    tsar generate -p \"three yellow stars above a blue ring\" -o mine" PICTURE_ENDING "\n\n", out);
+          "    tsar generate -p \"three yellow stars above a blue ring\" -o mine" PICTURE_ENDING "\n\n",
+          out);
     for (int i = 0; i < COMMANDS; i++) {
         fprintf(out, "  %-10s", commands[i].name);
         print_wrapped(out, commands[i].help, 12, 12);
     }
     fputs("\ntsar COMMAND --help tells the flags of a command, tsar --help those of all;\n"
-          "tsar --version prints the version, tsar --man the manual page (troff).\n", out);
+          "tsar --version prints the version, tsar --man the manual page (troff).\n",
+          out);
 }
 
 static void print_command_help(FILE *out, const command *c)
@@ -1083,11 +1120,13 @@ static void print_long_help(FILE *out)
 /* Text for troff: hyphens and backslashes as themselves. */
 static void print_roff(const char *text)
 {
-    for (; *text; text++) {
-        if (*text == '-') fputs("\\-", stdout);
-        else if (*text == '\\') fputs("\\e", stdout);
-        else fputc(*text, stdout);
-    }
+    for (; *text; text++)
+        if (*text == '-')
+            fputs("\\-", stdout);
+        else if (*text == '\\')
+            fputs("\\e", stdout);
+        else
+            fputc(*text, stdout);
 }
 
 static void print_roff_flags(unsigned which)
@@ -1111,10 +1150,12 @@ static void print_manual(void)
     printf(".TH TSAR 1 \"\" \"tsar %s\" \"User Commands\"\n", TSAR_VERSION);
     fputs(".SH NAME\ntsar \\- token\\-efficient autoregressive image generation, the reference in portable C99\n"
           ".SH SYNOPSIS\n.B tsar\n.I COMMAND\n[flags] [operands]\n.br\n.B tsar\n\\-h | \\-\\-help | \\-\\-version\n"
-          ".SH DESCRIPTION\nGenerates images with Token\\-Shuffle, LlamaGen, coarse\\-to\\-fine and ZipAR models in double precision, the same bits on every\n"
+          ".SH DESCRIPTION\nGenerates images with Token\\-Shuffle, LlamaGen, coarse\\-to\\-fine and ZipAR models in double precision, the same bits "
+          "on every\n"
           "machine, and checks other implementations against its own numbers, tensor by tensor.\n"
           "A flag is written \\-\\-flag VALUE or \\-\\-flag=VALUE; the last one counts; \\-\\- ends the flags. Results go to standard output or\n"
-          "the named file, progress to standard error.\n.SH COMMANDS\n", stdout);
+          "the named file, progress to standard error.\n.SH COMMANDS\n",
+          stdout);
     for (int i = 0; i < COMMANDS; i++) {
         printf(".SS %s\n", commands[i].name);
         fputs(".B tsar ", stdout);
@@ -1131,7 +1172,8 @@ static void print_manual(void)
     fputs(".SH FILES\n.TP\n.I weights/" SHIPPED_MODEL "\nbeside the program, else in the data directory: the model that is used without \\-m\n"
           ".SH EXAMPLES\n.nf\ntsar generate \\-p \"three yellow stars above a blue ring\" \\-o mine" PICTURE_ENDING "\n"
           "tsar synth \\-\\-like theirs.safetensors \\-o model.safetensors\n"
-          "tsar verify \\-m model.safetensors theirs.safetensors\n.fi\n", stdout);
+          "tsar verify \\-m model.safetensors theirs.safetensors\n.fi\n",
+          stdout);
 }
 
 /* ------------------------------------------------------------------------------------------------------------- 10. main */
@@ -1139,11 +1181,16 @@ static void print_manual(void)
 /* "tsar -h", "tsar --help", "tsar --version", "tsar --man"; 0 if it is none of them. */
 static int print_general(const char *text)
 {
-    if (strcmp(text, "-h") == 0) print_short_help(stdout);
-    else if (strcmp(text, "--help") == 0) print_long_help(stdout);
-    else if (strcmp(text, "--version") == 0) puts("tsar " TSAR_VERSION);
-    else if (strcmp(text, "--man") == 0) print_manual();
-    else return 0;
+    if (strcmp(text, "-h") == 0)
+        print_short_help(stdout);
+    else if (strcmp(text, "--help") == 0)
+        print_long_help(stdout);
+    else if (strcmp(text, "--version") == 0)
+        puts("tsar " TSAR_VERSION);
+    else if (strcmp(text, "--man") == 0)
+        print_manual();
+    else
+        return 0;
     return 1;
 }
 
@@ -1154,8 +1201,7 @@ static tsar_status run(int argc, char **argv, tsar_error *err)
         print_short_help(stderr);
         return tsar_fail(err, TSAR_USAGE, "give a command");
     }
-    if (print_general(argv[1]))
-        return argc == 2 ? TSAR_OK : tsar_fail(err, TSAR_USAGE, "%s: tsar %s takes no argument", argv[2], argv[1]);
+    if (print_general(argv[1])) return argc == 2 ? TSAR_OK : tsar_fail(err, TSAR_USAGE, "%s: tsar %s takes no argument", argv[2], argv[1]);
     int i = 0;
     while (i < COMMANDS && strcmp(argv[1], commands[i].name) != 0) i++;
     if (i == COMMANDS) return tsar_fail(err, TSAR_USAGE, "%s: tsar has no such command; tsar -h lists those it has", argv[1]);

@@ -32,8 +32,8 @@ tsar_settings tsar_settings_default(const tsar_model *model)
 
 tsar_status tsar_schedule_parse(tsar_schedule *schedule, const char *text, tsar_error *err)
 {
-    static const char *const names[] = {"constant", "linear", "half-linear", "cosine"};
-    static const tsar_schedule values[] = {TSAR_CONSTANT, TSAR_LINEAR, TSAR_HALF_LINEAR, TSAR_COSINE};
+    static const char *const names[] = { "constant", "linear", "half-linear", "cosine" };
+    static const tsar_schedule values[] = { TSAR_CONSTANT, TSAR_LINEAR, TSAR_HALF_LINEAR, TSAR_COSINE };
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strcmp(text, names[i]) == 0) {
             *schedule = values[i];
@@ -42,17 +42,15 @@ tsar_status tsar_schedule_parse(tsar_schedule *schedule, const char *text, tsar_
     return tsar_fail(err, TSAR_USAGE, "guidance schedule '%.60s' is unknown; use constant, linear, half-linear or cosine", text);
 }
 
-/* Reads a positive decimal integer of at most TSAR_MAX_DIM and returns what follows it, or NULL if there is none. The bound
- * is the widest row that a model can have, so that every machine takes the same numbers. */
+/* Reads a positive decimal integer and returns what follows it, or NULL if there is none. A window wider than the row is the
+ * row, and no row is wider than TSAR_MAX_DIM: larger numbers become it, the same on every machine. */
 static const char *parse_window(const char *text, size_t *window)
 {
     size_t value = 0;
-    if (*text < '0' || *text > '9')
-        return NULL;
+    if (*text < '0' || *text > '9') return NULL;
     for (; *text >= '0' && *text <= '9'; text++) {
         value = value * 10 + (size_t)(*text - '0');
-        if (value > TSAR_MAX_DIM)
-            return NULL;
+        if (value > TSAR_MAX_DIM) value = TSAR_MAX_DIM;
     }
     *window = value;
     return value > 0 ? text : NULL;
@@ -77,17 +75,14 @@ tsar_status tsar_order_parse(tsar_settings *settings, const char *text, tsar_err
         parsed.order = TSAR_ZIPAR_ADAPTIVE;
         rest += sizeof adaptive - 1;
     } else
-        return tsar_fail(err, TSAR_USAGE,
-                         "decode order '%.60s' is unknown; use raster, zipar:W, zipar:W,first-row or zipar-adaptive:W", text);
+        return tsar_fail(err, TSAR_USAGE, "decode order '%.60s' is unknown; use raster, zipar:W, zipar:W,first-row or zipar-adaptive:W", text);
 
     rest = parse_window(rest, &parsed.window);
     if (rest != NULL && parsed.order == TSAR_ZIPAR && strcmp(rest, ",first-row") == 0) {
         parsed.first_row = 1;
         rest += strlen(rest);
     }
-    if (rest == NULL)
-        return tsar_fail(err, TSAR_USAGE, "%.60s: the window must be a positive integer of at most %zu", text,
-                         TSAR_MAX_DIM);
+    if (rest == NULL) return tsar_fail(err, TSAR_USAGE, "%.60s: the window must be a positive integer", text);
     if (*rest != '\0')
         return tsar_fail(err, TSAR_USAGE, "%.60s: '%.60s' after the window is not understood; %s", text, rest,
                          parsed.order == TSAR_ZIPAR ? "only ,first-row may follow" : "nothing may follow");
@@ -106,11 +101,10 @@ tsar_status tsar_settings_check(const tsar_settings *settings, tsar_error *err)
     if (settings->cfg_interval < -1)
         return tsar_fail(err, TSAR_USAGE, "cfg_interval is %ld; it must be -1 (guidance everywhere) or the index of a token",
                          (long)settings->cfg_interval);
-    if (!(temperature > 0 && temperature < INFINITY))
-        return tsar_fail(err, TSAR_USAGE,
-                         "temperature is %g; it must be a finite number above 0 (greedy decoding is a setting of its own)", temperature);
-    if (!(top_p > 0 && top_p <= 1))
-        return tsar_fail(err, TSAR_USAGE, "top_p is %g; it must be above 0 and at most 1 (1 switches it off)", top_p);
+    if (!(temperature >= 0 && temperature < INFINITY))
+        return tsar_fail(err, TSAR_USAGE, "temperature is %g; it must be a finite number of at least 0 (0 counts as 1e-5)", temperature);
+    if (!(top_p >= 0 && top_p <= 1))
+        return tsar_fail(err, TSAR_USAGE, "top_p is %g; it must be from 0 (one code is kept) to 1 (which switches it off)", top_p);
     if (settings->order != TSAR_RASTER && settings->order != TSAR_ZIPAR && settings->order != TSAR_ZIPAR_ADAPTIVE)
         return tsar_fail(err, TSAR_USAGE, "the decode order must be raster, zipar or zipar-adaptive");
     if (settings->order != TSAR_RASTER && settings->window == 0)
@@ -131,8 +125,7 @@ double tsar_cfg_scale(const tsar_settings *settings, size_t t, size_t n)
 {
     const double pi = 3.14159265358979311600;
     const double a = settings->cfg, progress = n > 1 ? (double)t / (double)(n - 1) : 1.0;
-    if (!(a > 1) || (settings->cfg_interval >= 0 && t > 0 && (uint64_t)(t - 1) > (uint64_t)settings->cfg_interval))
-        return 0;
+    if (!(a > 1) || (settings->cfg_interval >= 0 && t > 0 && (uint64_t)(t - 1) > (uint64_t)settings->cfg_interval)) return 0;
     switch (settings->schedule) {
     case TSAR_LINEAR:
         return 1 + (a - 1) * progress;
@@ -150,8 +143,7 @@ double tsar_cfg_scale(const tsar_settings *settings, size_t t, size_t n)
 
 void tsar_guide(double *logits, const double *uncond, size_t V, double scale)
 {
-    for (size_t v = 0; v < V; v++)
-        logits[v] = uncond[v] + (logits[v] - uncond[v]) * scale;
+    for (size_t v = 0; v < V; v++) logits[v] = uncond[v] + (logits[v] - uncond[v]) * scale;
 }
 
 /* The bits of a double as an unsigned integer that orders as the doubles do (-0 just below +0). */
@@ -169,15 +161,12 @@ static uint64_t ordered_bits(double x)
 static double kth_largest(const double *x, size_t V, size_t k, size_t *scratch)
 {
     size_t m = V;
-    for (size_t i = 0; i < V; i++)
-        scratch[i] = i;
+    for (size_t i = 0; i < V; i++) scratch[i] = i;
     for (int shift = 56; shift >= 0 && m > 1; shift -= 8) {
-        size_t count[256] = {0}, kept = 0;
+        size_t count[256] = { 0 }, kept = 0;
         unsigned byte = 255;
-        for (size_t i = 0; i < m; i++)
-            count[(ordered_bits(x[scratch[i]]) >> shift) & 255]++;
-        for (; count[byte] < k; byte--)
-            k -= count[byte];
+        for (size_t i = 0; i < m; i++) count[(ordered_bits(x[scratch[i]]) >> shift) & 255]++;
+        for (; count[byte] < k; byte--) k -= count[byte];
         for (size_t i = 0; i < m; i++) { /* branchless: always written, counted only if it stays */
             const size_t candidate = scratch[i];
             scratch[kept] = candidate;
@@ -189,20 +178,15 @@ static double kth_largest(const double *x, size_t V, size_t k, size_t *scratch)
 }
 
 /* Whether index a comes before index b in the stable descending order of x. */
-static int comes_before(const double *x, size_t a, size_t b)
-{
-    return x[a] > x[b] || (x[a] == x[b] && a < b);
-}
+static int comes_before(const double *x, size_t a, size_t b) { return x[a] > x[b] || (x[a] == x[b] && a < b); }
 
 /* Restores the heap order of heap [m] below `at`: no index comes before the one at half its place. */
 static void sift_down(size_t *heap, size_t m, size_t at, const double *x)
 {
     const size_t moving = heap[at];
     for (size_t child; (child = 2 * at + 1) < m; at = child) {
-        if (child + 1 < m && comes_before(x, heap[child + 1], heap[child]))
-            child++;
-        if (!comes_before(x, heap[child], moving))
-            break;
+        if (child + 1 < m && comes_before(x, heap[child + 1], heap[child])) child++;
+        if (!comes_before(x, heap[child], moving)) break;
         heap[at] = heap[child];
     }
     heap[at] = moving;
@@ -221,16 +205,13 @@ static void keep_top_p(double *x, size_t V, double p, size_t *heap)
             total += tsar_exp(x[v] - max);
             heap[m++] = v;
         }
-    for (size_t at = m / 2; at-- > 0;)
-        sift_down(heap, m, at, x);
+    for (size_t at = m / 2; at-- > 0;) sift_down(heap, m, at, x);
     while (m > 0 && mass <= p) {
         mass += tsar_exp(x[heap[0]] - max) / total;
         heap[0] = heap[--m];
-        if (m > 0)
-            sift_down(heap, m, 0, x);
+        if (m > 0) sift_down(heap, m, 0, x);
     }
-    for (size_t i = 0; i < m; i++)
-        x[heap[i]] = -INFINITY;
+    for (size_t i = 0; i < m; i++) x[heap[i]] = -INFINITY;
 }
 
 /* SPEC 5 in this order, as LlamaGen's sampler does (QUIRKS, GPT 15):
@@ -241,15 +222,12 @@ static void keep_top_p(double *x, size_t V, double p, size_t *heap)
 void tsar_probabilities(double *logits, size_t V, const tsar_settings *settings, size_t *scratch)
 {
     const double temperature = settings->temperature > 1e-5 ? settings->temperature : 1e-5;
-    for (size_t v = 0; v < V; v++)
-        logits[v] = logits[v] / temperature;
+    for (size_t v = 0; v < V; v++) logits[v] = logits[v] / temperature;
     if (settings->top_k > 0 && settings->top_k < V) {
         const double least = kth_largest(logits, V, settings->top_k, scratch);
-        for (size_t v = 0; v < V; v++)
-            logits[v] = logits[v] < least ? -INFINITY : logits[v];
+        for (size_t v = 0; v < V; v++) logits[v] = logits[v] < least ? -INFINITY : logits[v];
     }
-    if (settings->top_p < 1)
-        keep_top_p(logits, V, settings->top_p, scratch);
+    if (settings->top_p < 1) keep_top_p(logits, V, settings->top_p, scratch);
     tsar_softmax(logits, V);
 }
 
@@ -259,15 +237,12 @@ size_t tsar_draw(const double *weights, size_t V, double u)
 {
     double total = 0, running = 0, threshold;
     size_t last = 0;
-    for (size_t v = 0; v < V; v++)
-        total += weights[v];
+    for (size_t v = 0; v < V; v++) total += weights[v];
     threshold = u * total;
     for (size_t v = 0; v < V; v++) {
         running += weights[v];
-        if (running > threshold)
-            return v;
-        if (weights[v] > 0)
-            last = v;
+        if (running > threshold) return v;
+        if (weights[v] > 0) last = v;
     }
     return last;
 }
@@ -276,8 +251,7 @@ size_t tsar_argmax(const double *x, size_t V)
 {
     size_t best = 0;
     for (size_t v = 1; v < V; v++)
-        if (x[v] > x[best])
-            best = v;
+        if (x[v] > x[best]) best = v;
     return best;
 }
 
@@ -290,8 +264,7 @@ size_t tsar_argmax(const double *x, size_t V)
 size_t tsar_adapt(size_t code, const double *p, const double *q, double *residual, size_t V, double accept, double replace)
 {
     double total = 0;
-    if (accept * p[code] < q[code])
-        return code;
+    if (accept * p[code] < q[code]) return code;
     for (size_t v = 0; v < V; v++) {
         residual[v] = q[v] > p[v] ? q[v] - p[v] : 0;
         total += residual[v];
@@ -317,23 +290,20 @@ static size_t order_window(const tsar_settings *settings, size_t columns, size_t
 static size_t order_decoded(const int64_t *step_of, size_t columns, size_t i, int64_t pass)
 {
     size_t j = 0;
-    while (j < columns && step_of[i * columns + j] >= 0 && step_of[i * columns + j] < pass)
-        j++;
+    while (j < columns && step_of[i * columns + j] >= 0 && step_of[i * columns + j] < pass) j++;
     return j;
 }
 
 /* SPEC 6: (i,j) may be decoded when (i,j-1) is, and (i-1, 0 ... min(j+W,C)-1). So a pass decodes at most one token of
  * each row, the first that is missing, and none below a row that has not begun. */
-size_t tsar_order_next(const tsar_settings *settings, size_t rows, size_t columns, const int64_t *step_of, const size_t *lag,
-                       size_t *next)
+size_t tsar_order_next(const tsar_settings *settings, size_t rows, size_t columns, const int64_t *step_of, const size_t *lag, size_t *next)
 {
     size_t count = 0, above = columns; /* nothing holds up the first row */
     for (size_t i = 0; i < rows && above > 0; i++) {
         const size_t j = order_decoded(step_of, columns, i, INT64_MAX);
         const size_t window = order_window(settings, columns, i, lag);
         const size_t needed = window < columns - j ? j + window : columns;
-        if (j < columns && above >= needed)
-            next[count++] = i * columns + j;
+        if (j < columns && above >= needed) next[count++] = i * columns + j;
         above = j;
     }
     return count;
@@ -343,8 +313,7 @@ size_t tsar_order_next(const tsar_settings *settings, size_t rows, size_t column
 size_t tsar_order_passes(const tsar_settings *settings, size_t rows, size_t columns)
 {
     size_t passes = columns;
-    for (size_t i = 1; i < rows; i++)
-        passes += order_window(settings, columns, i, NULL);
+    for (size_t i = 1; i < rows; i++) passes += order_window(settings, columns, i, NULL);
     return passes;
 }
 
@@ -357,11 +326,10 @@ static size_t order_width(const tsar_settings *settings, size_t rows, size_t col
 
 /* Whether token t is only a candidate when pass `pass` predicts it: the first of a row in the adaptive order. Tells its
  * row, how many tokens of the row above the prediction has seen, and whether that row is complete. */
-static int order_tests(const tsar_settings *settings, size_t columns, const int64_t *step_of, int64_t pass, size_t t,
-                       size_t *row, size_t *above, int *complete)
+static int order_tests(const tsar_settings *settings, size_t columns, const int64_t *step_of, int64_t pass, size_t t, size_t *row, size_t *above,
+                       int *complete)
 {
-    if (settings->order != TSAR_ZIPAR_ADAPTIVE || t < columns || t % columns != 0)
-        return 0;
+    if (settings->order != TSAR_ZIPAR_ADAPTIVE || t < columns || t % columns != 0) return 0;
     *row = t / columns;
     *above = order_decoded(step_of, columns, *row - 1, pass);
     *complete = *above == columns;
@@ -379,39 +347,36 @@ static int order_tests(const tsar_settings *settings, size_t columns, const int6
 typedef struct {
     const tsar_model *model;
     const tsar_settings *settings;
-    tsar_prompt prompt[2];      /* conditional, unconditional */
-    size_t branches;            /* 1, or 2 with guidance */
-    size_t batch;               /* B, images decoded side by side */
-    size_t rows, columns, n;    /* the grid of fused tokens */
-    size_t side, slots;         /* s, s*s: codes of a fused token */
-    size_t V, N;                /* predicted vocabulary, codes of an image */
-    size_t width;               /* tokens that a pass decodes of one image, at most */
+    tsar_prompt prompt[2];   /* conditional, unconditional */
+    size_t branches;         /* 1, or 2 with guidance */
+    size_t batch;            /* B, images decoded side by side */
+    size_t rows, columns, n; /* the grid of fused tokens */
+    size_t side, slots;      /* s, s*s: codes of a fused token */
+    size_t V, N;             /* predicted vocabulary, codes of an image */
+    size_t width;            /* tokens that a pass decodes of one image, at most */
     tsar_state *state;
-    int64_t *codes;             /* [B][n][s*s], of decoded tokens and of the candidate */
-    int64_t *picture;           /* [B][gh][gw], the same codes in place; -1 where nothing is decoded */
-    int64_t *step_of;           /* [B][n], -1 before a token is decoded */
-    unsigned char *fed;         /* [B][n], its keys and values are in the cache */
-    size_t *decoded;            /* [B], tokens decoded so far */
-    size_t *next, *n_next;      /* [B][width], [B]: what this pass predicts */
-    tsar_feed *feed;            /* [B * branches * 2 width] */
-    double *logits;             /* [branches][B][width][s*s][V], of this pass */
-    size_t *scratch;            /* [max(V, K)] */
-    size_t *lag;                /* [B][R], adaptive order: SIZE_MAX before a row's first token is final */
-    size_t *evaluations;        /* [B]: predictions that the candidate has seen; 0: none drawn yet */
-    double *before;             /* [B][s*s][V]: the candidate's last distribution; adaptive order, else NULL */
-    double *residual;           /* [V]; the same */
-    size_t *members, *starts;   /* CTF: codes by label [K], where each label's begin [n_coarse + 1] */
-    double *hidden;             /* CTF: [N][fine_dim] */
-    double *fine_logits;        /* CTF: [chunk][K] */
-    size_t chunk;               /* CTF: tokens whose fine logits are held at once */
-    int64_t *fine;              /* CTF: [N] codes of one image */
+    int64_t *codes;           /* [B][n][s*s], of decoded tokens and of the candidate */
+    int64_t *picture;         /* [B][gh][gw], the same codes in place; -1 where nothing is decoded */
+    int64_t *step_of;         /* [B][n], -1 before a token is decoded */
+    unsigned char *fed;       /* [B][n], its keys and values are in the cache */
+    size_t *decoded;          /* [B], tokens decoded so far */
+    size_t *next, *n_next;    /* [B][width], [B]: what this pass predicts */
+    tsar_feed *feed;          /* [B * branches * 2 width] */
+    double *logits;           /* [branches][B][width][s*s][V], of this pass */
+    size_t *scratch;          /* [max(V, K)] */
+    size_t *lag;              /* [B][R], adaptive order: SIZE_MAX before a row's first token is final */
+    size_t *evaluations;      /* [B]: predictions that the candidate has seen; 0: none drawn yet */
+    double *before;           /* [B][s*s][V]: the candidate's last distribution; adaptive order, else NULL */
+    double *residual;         /* [V]; the same */
+    size_t *members, *starts; /* CTF: codes by label [K], where each label's begin [n_coarse + 1] */
+    double *hidden;           /* CTF: [N][fine_dim] */
+    double *fine_logits;      /* CTF: [chunk][K] */
+    size_t chunk;             /* CTF: tokens whose fine logits are held at once */
+    int64_t *fine;            /* CTF: [N] codes of one image */
 } generation;
 
 /* a * b, or SIZE_MAX, which tsar_alloc refuses for elements of more than one byte. */
-static size_t product(size_t a, size_t b)
-{
-    return b > 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b;
-}
+static size_t product(size_t a, size_t b) { return b > 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
 
 /* Images whose keys and values fit into MOST_KV_BYTES, at least 1: a sequence takes
  * 2 * n_layer * positions * n_kv_head * head_dim doubles. */
@@ -421,10 +386,9 @@ static size_t batch_size(const generation *g, size_t images)
     double bytes = 0;
     size_t batch = 1;
     for (size_t branch = 0; branch < g->branches; branch++)
-        bytes += 2.0 * (double)gpt->n_layer * (double)(tsar_prompt_length(g->model, &g->prompt[branch]) + g->n) *
-                 (double)gpt->n_kv_head * (double)gpt->head_dim * (double)sizeof(double);
-    while (batch < MOST_IMAGES && batch < images && (double)(batch + 1) * bytes <= MOST_KV_BYTES)
-        batch++;
+        bytes += 2.0 * (double)gpt->n_layer * (double)(tsar_prompt_length(g->model, &g->prompt[branch]) + g->n) * (double)gpt->n_kv_head *
+                 (double)gpt->head_dim * (double)sizeof(double);
+    while (batch < MOST_IMAGES && batch < images && (double)(batch + 1) * bytes <= MOST_KV_BYTES) batch++;
     return batch;
 }
 
@@ -436,8 +400,8 @@ static tsar_status index_clusters(generation *g, tsar_error *err)
     const size_t K = config->codebook_size, labels = config->n_coarse;
     for (size_t code = 0; code < K; code++) {
         if (cluster_of[code] < 0 || (uint64_t)cluster_of[code] >= labels)
-            return tsar_fail(err, TSAR_INPUT, "ctf.cluster_of gives code %zu the label %ld; labels are 0 ... %zu", code,
-                             (long)cluster_of[code], (labels - 1));
+            return tsar_fail(err, TSAR_INPUT, "ctf.cluster_of gives code %zu the label %ld; labels are 0 ... %zu", code, (long)cluster_of[code],
+                             (labels - 1));
         g->starts[cluster_of[code] + 1]++;
     }
     for (size_t label = 0; label < labels; label++) {
@@ -447,8 +411,7 @@ static tsar_status index_clusters(generation *g, tsar_error *err)
     }
     for (size_t code = K; code-- > 0;) /* downwards, so that members ascend; starts moves from each end to each begin */
         g->members[--g->starts[cluster_of[code] + 1]] = code;
-    for (size_t label = 0; label < labels; label++)
-        g->starts[label] = g->starts[label + 1];
+    for (size_t label = 0; label < labels; label++) g->starts[label] = g->starts[label + 1];
     g->starts[labels] = K;
     return TSAR_OK;
 }
@@ -464,8 +427,7 @@ static tsar_status open_fine(generation *g, tsar_error *err)
                          "add the fine stage to the model file",
                          config->n_coarse, config->has_fine ? "ctf.cluster_of" : "fine.* part");
     g->chunk = FINE_CHUNK / K > 0 ? FINE_CHUNK / K : 1;
-    if (g->chunk > g->N)
-        g->chunk = g->N;
+    if (g->chunk > g->N) g->chunk = g->N;
     if ((g->members = tsar_alloc(K, sizeof *g->members, "the codes of each label", err)) == NULL ||
         (g->starts = tsar_alloc(product(config->n_coarse + 1, 1), sizeof *g->starts, "the codes of each label", err)) == NULL ||
         (g->hidden = tsar_alloc(product(g->N, config->fine_dim), sizeof *g->hidden, "the fine stage", err)) == NULL ||
@@ -475,8 +437,8 @@ static tsar_status open_fine(generation *g, tsar_error *err)
     return index_clusters(g, err);
 }
 
-static tsar_status generation_open(generation *g, const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings,
-                                   size_t images, tsar_error *err)
+static tsar_status generation_open(generation *g, const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, size_t images,
+                                   tsar_error *err)
 {
     const tsar_config *config = &model->config;
     const int adaptive = settings->order == TSAR_ZIPAR_ADAPTIVE;
@@ -514,8 +476,7 @@ static tsar_status generation_open(generation *g, const tsar_model *model, const
         return TSAR_ROOM;
     if (config->n_coarse > 0) {
         const tsar_status status = open_fine(g, err);
-        if (status != TSAR_OK)
-            return status;
+        if (status != TSAR_OK) return status;
     }
     return tsar_state_open(&g->state, model, B * g->branches, err);
 }
@@ -559,8 +520,7 @@ static double uniform_at(const generation *g, size_t image, size_t t, size_t slo
 /* One index from logits [V], which become probabilities unless the choice is greedy. */
 static size_t choose(const generation *g, double *logits, size_t V, double u)
 {
-    if (g->settings->greedy)
-        return tsar_argmax(logits, V);
+    if (g->settings->greedy) return tsar_argmax(logits, V);
     tsar_probabilities(logits, V, g->settings, g->scratch);
     return tsar_draw(logits, V, u);
 }
@@ -580,14 +540,11 @@ static size_t feed_image(const generation *g, size_t b, tsar_feed *feed)
         const int wanted = k < g->n_next[b] && next[k] == t + 1;
         const int keep = step_of[t] >= 0;
         size_t source = t;
-        if (!wanted && !(keep && !fed[t]))
-            continue;
-        while (source > 0 && step_of[source] < 0)
-            source--;
+        if (!wanted && !(keep && !fed[t])) continue;
+        while (source > 0 && step_of[source] < 0) source--;
         for (size_t branch = 0; branch < g->branches; branch++) {
             tsar_feed *row = &feed[count];
-            if (branch == 1 && !(tsar_cfg_scale(g->settings, t + 1, g->n) > 0))
-                continue;
+            if (branch == 1 && !(tsar_cfg_scale(g->settings, t + 1, g->n) > 0)) continue;
             row->sequence = g->branches * b + branch;
             row->token = t;
             row->codes = g->codes + (b * g->n + source) * g->slots;
@@ -595,8 +552,7 @@ static size_t feed_image(const generation *g, size_t b, tsar_feed *feed)
             row->logits = wanted ? logits_of(g, branch, b, k) : NULL;
             count++;
         }
-        if (keep)
-            fed[t] = 1;
+        if (keep) fed[t] = 1;
         k += (size_t)wanted;
     }
     return count;
@@ -607,16 +563,13 @@ static tsar_status run_pass(const generation *g, size_t images, size_t pass, tsa
 {
     size_t rows = 0;
     if (pass > 0) {
-        for (size_t b = 0; b < images; b++)
-            rows += feed_image(g, b, g->feed + rows);
+        for (size_t b = 0; b < images; b++) rows += feed_image(g, b, g->feed + rows);
         return tsar_forward(g->state, g->feed, rows, err);
     }
     for (size_t b = 0; b < images; b++)
         for (size_t branch = 0; branch < g->branches; branch++) {
-            const tsar_status status =
-                tsar_prefill(g->state, g->branches * b + branch, &g->prompt[branch], logits_of(g, branch, b, 0), err);
-            if (status != TSAR_OK)
-                return status;
+            const tsar_status status = tsar_prefill(g->state, g->branches * b + branch, &g->prompt[branch], logits_of(g, branch, b, 0), err);
+            if (status != TSAR_OK) return status;
         }
     return TSAR_OK;
 }
@@ -626,8 +579,7 @@ static void settle(generation *g, size_t b, size_t t, size_t pass)
 {
     const int64_t *codes = g->codes + (b * g->n + t) * g->slots;
     const size_t y = t / g->columns * g->side, x = t % g->columns * g->side, gw = g->columns * g->side;
-    for (size_t slot = 0; slot < g->slots; slot++)
-        g->picture[b * g->N + (y + slot / g->side) * gw + x + slot % g->side] = codes[slot];
+    for (size_t slot = 0; slot < g->slots; slot++) g->picture[b * g->N + (y + slot / g->side) * gw + x + slot % g->side] = codes[slot];
     g->step_of[b * g->n + t] = (int64_t)pass;
     g->decoded[b]++;
 }
@@ -653,8 +605,7 @@ static int evaluate_candidate(generation *g, size_t b, size_t image, size_t t, d
             tsar_probabilities(q, V, g->settings, g->scratch);
             code = tsar_adapt(candidate, p, q, g->residual, V, accept, replace);
         }
-        if (code != candidate)
-            outlived = 0;
+        if (code != candidate) outlived = 0;
         memcpy(p, q, V * sizeof *p);
         codes[slot] = (int64_t)code;
     }
@@ -670,18 +621,14 @@ static tsar_status decide(generation *g, size_t b, size_t image, size_t k, size_
     double *logits = logits_of(g, 0, b, k);
     size_t row, above;
     int complete;
-    if (scale > 0)
-        tsar_guide(logits, logits_of(g, 1, b, k), count, scale);
+    if (scale > 0) tsar_guide(logits, logits_of(g, 1, b, k), count, scale);
     for (size_t i = 0; i < count; i++)
         if (!(fabs(logits[i]) < INFINITY))
-            return tsar_fail(err, TSAR_INPUT, "the logits of fused token %zu are not finite; the model's weights are out of range",
-                             t);
-    if (result->logits != NULL)
-        memcpy(result->logits + (image * g->n + t) * count, logits, count * sizeof *logits);
+            return tsar_fail(err, TSAR_INPUT, "the logits of fused token %zu are not finite; the model's weights are out of range", t);
+    if (result->logits != NULL) memcpy(result->logits + (image * g->n + t) * count, logits, count * sizeof *logits);
 
     if (order_tests(g->settings, g->columns, g->step_of + b * g->n, (int64_t)pass, t, &row, &above, &complete)) {
-        if (!evaluate_candidate(g, b, image, t, logits) && !complete)
-            return TSAR_OK;
+        if (!evaluate_candidate(g, b, image, t, logits) && !complete) return TSAR_OK;
         g->lag[b * g->rows + row] = above;
         g->evaluations[b] = 0;
     } else
@@ -692,19 +639,17 @@ static tsar_status decide(generation *g, size_t b, size_t image, size_t k, size_
 }
 
 /* Tells the caller where images first ... first+images-1 are. */
-static tsar_status report(const generation *g, size_t first, size_t images, size_t pass, int fine, tsar_progress_fn progress,
-                          void *context, tsar_error *err)
+static tsar_status report(const generation *g, size_t first, size_t images, size_t pass, int fine, tsar_progress_fn progress, void *context,
+                          tsar_error *err)
 {
     tsar_progress now;
-    if (progress == NULL)
-        return TSAR_OK;
+    if (progress == NULL) return TSAR_OK;
     now.first_image = first;
     now.images = images;
     now.pass = pass;
     now.tokens = now.decoded = g->n;
     for (size_t b = 0; b < images; b++)
-        if (g->decoded[b] < now.decoded)
-            now.decoded = g->decoded[b];
+        if (g->decoded[b] < now.decoded) now.decoded = g->decoded[b];
     now.fine = fine;
     now.codes = g->picture;
     return progress(context, &now, err);
@@ -733,14 +678,12 @@ static tsar_status refine(generation *g, size_t b, size_t image, tsar_error *err
                 finite &= fabs(logits[j]) < INFINITY;
             }
             if (!finite)
-                status = tsar_fail(err, TSAR_INPUT, "the fine logits of token %zu are not finite; the model's weights are out of range",
-                                   i);
+                status = tsar_fail(err, TSAR_INPUT, "the fine logits of token %zu are not finite; the model's weights are out of range", i);
             else
                 g->fine[i] = (int64_t)members[m == 1 ? 0 : choose(g, logits, m, uniform_at(g, image, t, slot, TSAR_FINE, 0))];
         }
     }
-    if (status == TSAR_OK)
-        memcpy(labels, g->fine, g->N * sizeof *labels);
+    if (status == TSAR_OK) memcpy(labels, g->fine, g->N * sizeof *labels);
     return status;
 }
 
@@ -748,75 +691,59 @@ static tsar_status refine(generation *g, size_t b, size_t image, tsar_error *err
 static void deliver(const generation *g, size_t first, size_t images, int labels, tsar_result *result)
 {
     int64_t *codes = labels ? result->coarse : result->codes;
-    if (codes != NULL)
-        memcpy(codes + first * g->N, g->picture, images * g->N * sizeof *codes);
-    if (labels)
-        return;
-    if (result->step_of != NULL)
-        memcpy(result->step_of + first * g->n, g->step_of, images * g->n * sizeof *g->step_of);
+    if (codes != NULL) memcpy(codes + first * g->N, g->picture, images * g->N * sizeof *codes);
+    if (labels) return;
+    if (result->step_of != NULL) memcpy(result->step_of + first * g->n, g->step_of, images * g->n * sizeof *g->step_of);
     for (size_t b = 0; b < images && result->passes != NULL; b++) {
         int64_t last = 0;
         for (size_t t = 0; t < g->n; t++)
-            if (g->step_of[b * g->n + t] > last)
-                last = g->step_of[b * g->n + t];
+            if (g->step_of[b * g->n + t] > last) last = g->step_of[b * g->n + t];
         result->passes[first + b] = (size_t)last + 1;
     }
 }
 
 /* Decodes images first ... first+images-1 side by side, every pass one call of the transformer; then CTF's second stage. */
-static tsar_status generate_batch(generation *g, size_t first, size_t images, tsar_result *result, tsar_progress_fn progress,
-                                  void *context, tsar_error *err)
+static tsar_status generate_batch(generation *g, size_t first, size_t images, tsar_result *result, tsar_progress_fn progress, void *context,
+                                  tsar_error *err)
 {
     const int ctf = g->model->config.n_coarse > 0;
     tsar_status status = TSAR_OK;
     size_t pass = 0, predicted;
     memset(g->fed, 0, g->batch * g->n * sizeof *g->fed);
-    for (size_t i = 0; i < g->batch * g->n; i++)
-        g->step_of[i] = -1;
-    for (size_t i = 0; i < g->batch * g->N; i++)
-        g->picture[i] = -1;
-    for (size_t i = 0; i < g->batch * g->rows; i++)
-        g->lag[i] = SIZE_MAX;
-    for (size_t b = 0; b < g->batch; b++)
-        g->decoded[b] = g->evaluations[b] = 0;
+    for (size_t i = 0; i < g->batch * g->n; i++) g->step_of[i] = -1;
+    for (size_t i = 0; i < g->batch * g->N; i++) g->picture[i] = -1;
+    for (size_t i = 0; i < g->batch * g->rows; i++) g->lag[i] = SIZE_MAX;
+    for (size_t b = 0; b < g->batch; b++) g->decoded[b] = g->evaluations[b] = 0;
 
     for (;; pass++) {
         predicted = 0;
         for (size_t b = 0; b < images; b++)
-            predicted += g->n_next[b] = tsar_order_next(g->settings, g->rows, g->columns, g->step_of + b * g->n,
-                                                        g->lag + b * g->rows, g->next + b * g->width);
-        if (predicted == 0)
-            break;
+            predicted += g->n_next[b] =
+                tsar_order_next(g->settings, g->rows, g->columns, g->step_of + b * g->n, g->lag + b * g->rows, g->next + b * g->width);
+        if (predicted == 0) break;
         status = run_pass(g, images, pass, err);
         for (size_t b = 0; b < images; b++)
-            for (size_t k = 0; status == TSAR_OK && k < g->n_next[b]; k++)
-                status = decide(g, b, first + b, k, pass, result, err);
-        if (status == TSAR_OK)
-            status = report(g, first, images, pass, 0, progress, context, err);
-        if (status != TSAR_OK)
-            return status;
+            for (size_t k = 0; status == TSAR_OK && k < g->n_next[b]; k++) status = decide(g, b, first + b, k, pass, result, err);
+        if (status == TSAR_OK) status = report(g, first, images, pass, 0, progress, context, err);
+        if (status != TSAR_OK) return status;
     }
     if (ctf) {
         deliver(g, first, images, 1, result);
-        for (size_t b = 0; status == TSAR_OK && b < images; b++)
-            status = refine(g, b, first + b, err);
-        if (status == TSAR_OK)
-            status = report(g, first, images, pass, 1, progress, context, err);
+        for (size_t b = 0; status == TSAR_OK && b < images; b++) status = refine(g, b, first + b, err);
+        if (status == TSAR_OK) status = report(g, first, images, pass, 1, progress, context, err);
     }
-    if (status == TSAR_OK)
-        deliver(g, first, images, 0, result);
+    if (status == TSAR_OK) deliver(g, first, images, 0, result);
     return status;
 }
 
-tsar_status tsar_generate(const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, size_t images,
-                          tsar_result *result, tsar_progress_fn progress, void *context, tsar_error *err)
+tsar_status tsar_generate(const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, size_t images, tsar_result *result,
+                          tsar_progress_fn progress, void *context, tsar_error *err)
 {
     generation g;
     tsar_status status;
     if (!model->config.has_gpt)
         return tsar_fail(err, TSAR_INPUT, "the model has no gpt.* part, so it cannot generate; use a model file with a transformer");
-    if ((status = tsar_settings_check(settings, err)) != TSAR_OK || (status = tsar_prompt_check(model, prompt, err)) != TSAR_OK)
-        return status;
+    if ((status = tsar_settings_check(settings, err)) != TSAR_OK || (status = tsar_prompt_check(model, prompt, err)) != TSAR_OK) return status;
     status = generation_open(&g, model, prompt, settings, images, err);
     for (size_t first = 0; status == TSAR_OK && first < images; first += g.batch) {
         const size_t count = g.batch < images - first ? g.batch : images - first;

@@ -432,9 +432,9 @@ typedef struct {
     double cfg;             /* target scale a; guidance runs only if a > 1 */
     tsar_schedule schedule;
     int64_t cfg_interval;   /* -1: always; else guidance covers tokens 0 ... cfg_interval + 1 (QUIRKS, GPT 7) */
-    double temperature;     /* > 0 */
+    double temperature;     /* >= 0; below 1e-5 it counts as 1e-5 */
     size_t top_k;           /* 0: off */
-    double top_p;           /* 0 < p <= 1; 1: off */
+    double top_p;           /* 0 <= p <= 1; 0: one code is kept; 1: off */
     int greedy;
     tsar_order order;
     size_t window;          /* of ZipAR; wider than the row is the row */
@@ -527,9 +527,9 @@ typedef struct {
     size_t bad;                         /* elements beyond it */
     size_t first_bad;                   /* flat index of the first */
     double ours, theirs;                /* the values there */
-    double margin;                      /* codes: the widest gap between two codewords that were confused, in units of what the tolerance
-                                           on the latent can decide: at most 1 is a near-tie */
-    int first;                          /* this is the first tensor that diverges, in computation order */
+    double margin;                      /* codes: the widest gap between two codewords that were confused, in units of what the tolerance on
+                                           the latent and the rounding of distances can decide: at most 1 is a near-tie */
+    int first;                          /* this is the first tensor that diverges, in computation order; unknown ones come last */
 } tsar_comparison;
 typedef tsar_status (*tsar_comparison_fn)(void *context, const tsar_comparison *comparison, tsar_error *err);
 
@@ -561,7 +561,10 @@ tsar_status tsar_caption_read(const tsar_model *model, const char *path, double 
 
 /* Binary PPM (P6, maxval 255), "-" is stdin. *rgb [H][W][3] is the caller's to tsar_free. */
 tsar_status tsar_image_read(const char *path, uint8_t **rgb, size_t *H, size_t *W, tsar_error *err);
-/* PNG or PPM by the ending of path (.png, .ppm; PPM below /dev/); keys/values, n of them, become the PNG's text or the PPM's comments. Atomic. */
+/* TSAR_USAGE if tsar_image_write would refuse this name: for a check before the work. */
+tsar_status tsar_image_name_check(const char *path, tsar_error *err);
+/* PNG or PPM by the ending of path (.png, .ppm in any case; PPM below /dev/); keys/values, n of them, become the PNG's text. A PPM
+ * holds nothing but its header and the pixels. Atomic. */
 tsar_status tsar_image_write(const char *path, const uint8_t *rgb, size_t H, size_t W, const char *const *keys, const char *const *values, size_t n, tsar_error *err);
 
 /* The decode order as a picture: a cell for each fused token of step_of [rows][columns], coloured by its pass, and the scale below. */

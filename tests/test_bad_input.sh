@@ -55,10 +55,10 @@ junk -n '' x 0 -1 99999999999999999999
 junk --cfg '' x nan inf -1 1e999 7.5x
 junk --cfg-schedule '' cubic
 junk --cfg-interval '' x -2 1.5 99999999999999999999
-junk --temperature '' x 0 -1 nan inf
+junk --temperature '' x -1 nan inf
 junk --top-k '' x -1 1.5 99999999999999999999
-junk --top-p '' x 0 -0.5 1.5 nan
-junk --decode '' x zipar zipar: zipar:0 zipar:-1 zipar:x zipar:99999999999999999999 zipar:2,last-row zipar:2, zipar-adaptive zipar-adaptive:0 zipar-adaptive:x raster:1
+junk --top-p '' x -0.5 1.5 nan
+junk --decode '' x zipar zipar: zipar:0 zipar:-1 zipar:x zipar:99999999999999999999x zipar:2,last-row zipar:2, zipar-adaptive zipar-adaptive:0 zipar-adaptive:x raster:1
 junk --threads '' x 0 -1 1.5 99999999999999999999
 junk --prompt-ids '' x 0,,1 0,x 0,-1 1,2,
 expect 2 'no command' "$TSAR" --quiet

@@ -35,18 +35,70 @@ status() { # EXPECTED COMMAND...
     -o model.safetensors || exit 1
 generate() { "$TSAR" generate -m model.safetensors -q "$@"; }
 
-# A picture says how it was made: the command in it, run again, makes the same bytes.
-for flags in '--seed 5' '--greedy --cfg 1' '--seed 18446744073709551615 --cfg 0.1 --cfg-schedule cosine --cfg-interval 3' \
-    '--temperature 0.30000000000000004 --top-k 7 --top-p 0.9 --decode zipar:2,first-row' '--decode zipar-adaptive:1 -n 2' '--decode zipar:1 --cfg=3.3'; do
-    rm -f a*.ppm b*.ppm
-    generate -p "it's a \"r\303\244d\" \$x\\" $flags -o a.ppm
-    first=a.ppm
-    [ -f a.ppm ] || first=a-1.ppm
-    command=$(sed -n 's/^# Command: tsar generate //p' "$first")
-    check "$flags: the picture names its command" test -n "$command"
-    eval "generate $command -o b.ppm"
-    check "$flags: the command in the picture repeats it" cmp "$first" "b${first#a}"
-done
+# The text of a PNG under a key (tEXt or iTXt), from its chunks: length, type, data, checksum.
+png_text() { # FILE KEY
+    od -An -v -tu1 "$1" | awk -v key="$2" '
+        { for (i = 1; i <= NF; i++) byte[n++] = $i }
+        END {
+            for (at = 8; at < n; at += 12 + size) {
+                size = ((byte[at] * 256 + byte[at + 1]) * 256 + byte[at + 2]) * 256 + byte[at + 3]
+                type = sprintf("%c%c%c%c", byte[at + 4], byte[at + 5], byte[at + 6], byte[at + 7])
+                name = ""
+                for (i = at + 8; i < at + 8 + size && byte[i]; i++) name = name sprintf("%c", byte[i])
+                if ((type != "tEXt" && type != "iTXt") || name != key) continue
+                for (i += type == "iTXt" ? 5 : 1; i < at + 8 + size; i++) printf "%c", byte[i]
+            }
+        }'
+}
+
+# A PPM is its header and its pixels, nothing else.
+generate -p plain -o a.ppm
+check 'a PPM has a plain header' test "$(head -c 12 a.ppm | od -An -v -tx1 | tr -d ' \n')" = "$(printf 'P6\n8 12\n255\n' | od -An -v -tx1 | tr -d ' \n')"
+check 'a PPM is as long as header and pixels' test "$(wc -c <a.ppm)" -eq 300
+
+# A PNG says how it was made: the command in it, run again as it is, makes the same bytes.
+tsar() { "$TSAR" "$@"; }
+if generate -p png -o a.png 2>/dev/null; then
+    cp model.safetensors "my model.safetensors"
+    for model in model.safetensors './my model.safetensors'; do
+        for flags in '--seed 5' '--greedy --cfg 1' '--seed 18446744073709551615 --cfg 0.1 --cfg-schedule cosine --cfg-interval 3' \
+            '--temperature 0.30000000000000004 --top-k 7 --top-p 0.9 --decode zipar:2,first-row' '--decode zipar-adaptive:1 -n 2' '--decode zipar:1 --cfg=3.3'; do
+            rm -f a*.png out*.png
+            "$TSAR" generate -q -m "$model" -p "it's a \"r\303\244d\" \$x\\" $flags -o a.png
+            first=a.png
+            [ -f a.png ] || first=a-1.png
+            command=$(png_text "$first" Command)
+            eval "$command -q"
+            check "$flags: the command in the picture repeats it" cmp "$first" "out${first#a}"
+        done
+    done
+    check 'the model is named' expr "$command" : "tsar generate -m './my model.safetensors' --prompt "
+    check 'the prompt is there' test "$(png_text "$first" Prompt)" = "it's a \"r\303\244d\" \$x\\"
+    generate -p word -o A.PNG
+    check 'names without blanks need no quotes' expr "$(png_text A.PNG Command)" : 'tsar generate -m model.safetensors --prompt word -n 1 '
+    "$TSAR" generate -q -m model.safetensors --prompt-ids 0,5,1 -o a.png
+    check 'ids are there' test "$(png_text a.png Prompt-Ids)$(png_text a.png Prompt)$(png_text a.png Description)" = 0,5,1
+    mkdir -p weights && cp model.safetensors weights/tsar-s2.safetensors && cp "$TSAR" ./copy
+    ./copy generate -q -p word -o a.png
+    check 'the shipped model is not named' expr "$(png_text a.png Command)" : 'tsar generate --prompt word -n 1 '
+fi
+rm -f a*.png out*.png
+
+# Endings in any case; codes alone; the ends of the samplers' ranges.
+generate -p plain -o A.PPM && check 'an ending in capitals' cmp a.ppm A.PPM
+generate -p plain --codes only.safetensors
+check 'codes alone' test -s only.safetensors -a ! -e out.png -a ! -e out.ppm
+generate -p plain --greedy -o g.ppm --cfg 1
+generate -p plain --top-p 0 -o p.ppm --cfg 1
+generate -p plain --temperature 0 -o t.ppm --cfg 1
+check 'top-p 0 is greedy' cmp g.ppm p.ppm
+check 'temperature 0 is greedy' cmp g.ppm t.ppm
+"$TSAR" synth --like model.safetensors default_top_p=0 default_cfg=1 -o top0.safetensors
+"$TSAR" generate -q -m top0.safetensors -p plain -o p.ppm
+check 'default_top_p=0' cmp g.ppm p.ppm
+generate -p plain -o p.ppm --decode zipar:99999999999999999999
+check 'a window wider than the row is the row' cmp a.ppm p.ppm
+
 generate -p twice -o a.ppm
 generate -p twice -o b.ppm
 check 'the same twice' cmp a.ppm b.ppm

@@ -10,31 +10,30 @@
 #include <string.h>
 
 enum { PART_GPT = 1, PART_FINE = 2, PART_VQ = 4, PART_ALL = 7 };
-static const struct { int part; const char *prefix; } parts[] = { { PART_GPT, "gpt." }, { PART_FINE, "fine." }, { PART_VQ, "vq." } };
+static const struct {
+    int part;
+    const char *prefix;
+} parts[] = { { PART_GPT, "gpt." }, { PART_FINE, "fine." }, { PART_VQ, "vq." } };
 enum { PARTS = sizeof parts / sizeof parts[0] };
 
-static int has_prefix(const char *name, const char *prefix)
-{
-    return strncmp(name, prefix, strlen(prefix)) == 0;
-}
+static int has_prefix(const char *name, const char *prefix) { return strncmp(name, prefix, strlen(prefix)) == 0; }
 
-static int is_float(tsar_dtype dtype)
-{
-    return dtype <= TSAR_BF16;
-}
+static int is_float(tsar_dtype dtype) { return dtype <= TSAR_BF16; }
 
 /* ------------------------------------------------------------------------------------------------------------- inputs */
 
 /* Finds a tensor of rank `rank` whose dimensions are `shape` (0: any, but not empty). *tensor is NULL if there is none. */
-static tsar_status find_input(const tsar_tensor **tensor, const tsar_file *file, const char *name, int floats, size_t rank,
-                              const size_t *shape, tsar_error *err)
+static tsar_status find_input(const tsar_tensor **tensor, const tsar_file *file, const char *name, int floats, size_t rank, const size_t *shape,
+                              tsar_error *err)
 {
     const tsar_tensor *t = tsar_file_find(file, name);
     *tensor = t;
     if (!t) return TSAR_OK;
     if (!floats && is_float(t->dtype))
-        return tsar_fail(err, TSAR_INPUT, "%s: tensor %s is %s, it must be of an integer type", tsar_file_path(file), name, tsar_dtype_name(t->dtype));
-    if (t->count > SIZE_MAX / sizeof(double)) return tsar_fail(err, TSAR_ROOM, "%s: tensor %s is too large for this machine", tsar_file_path(file), name);
+        return tsar_fail(err, TSAR_INPUT, "%s: tensor %s is %s, it must be of an integer type", tsar_file_path(file), name,
+                         tsar_dtype_name(t->dtype));
+    if (t->count > SIZE_MAX / sizeof(double))
+        return tsar_fail(err, TSAR_ROOM, "%s: tensor %s is too large for this machine", tsar_file_path(file), name);
     if (t->rank != rank)
         return tsar_fail(err, TSAR_INPUT, "%s: tensor %s has %zu dimensions, it needs %zu", tsar_file_path(file), name, t->rank, rank);
     for (size_t i = 0; i < rank; i++)
@@ -45,8 +44,8 @@ static tsar_status find_input(const tsar_tensor **tensor, const tsar_file *file,
 }
 
 /* The integers of a tensor (NULL in *out if it is absent), each below `limit`. */
-static tsar_status read_integers(int64_t **out, const tsar_tensor **tensor, tsar_file *file, const char *name, size_t rank,
-                                 const size_t *shape, size_t limit, tsar_error *err)
+static tsar_status read_integers(int64_t **out, const tsar_tensor **tensor, tsar_file *file, const char *name, size_t rank, const size_t *shape,
+                                 size_t limit, tsar_error *err)
 {
     tsar_status status = find_input(tensor, file, name, 0, rank, shape, err);
     if (status != TSAR_OK || !*tensor) return status;
@@ -56,8 +55,8 @@ static tsar_status read_integers(int64_t **out, const tsar_tensor **tensor, tsar
     status = tsar_file_read_i64(file, *tensor, 0, count, *out, err);
     for (size_t i = 0; status == TSAR_OK && i < count; i++)
         if ((*out)[i] < 0 || (uint64_t)(*out)[i] >= limit)
-            status = tsar_fail(err, TSAR_INPUT, "%s: tensor %s holds %" PRId64 " at index %zu, the model allows 0 ... %zu",
-                               tsar_file_path(file), name, (*out)[i], i, limit - 1);
+            status = tsar_fail(err, TSAR_INPUT, "%s: tensor %s holds %" PRId64 " at index %zu, the model allows 0 ... %zu", tsar_file_path(file),
+                               name, (*out)[i], i, limit - 1);
     return status;
 }
 
@@ -72,18 +71,23 @@ static tsar_status read_floats(double **out, tsar_file *file, const char *name, 
 
 static tsar_prompt prompt_of(const tsar_inputs *inputs)
 {
-    tsar_prompt prompt = { .text = inputs->text, .n_text = inputs->n_text, .class_id = inputs->class_id, .caption = inputs->caption,
-                           .caption_mask = inputs->caption_mask };
+    tsar_prompt prompt = {
+        .text = inputs->text, .n_text = inputs->n_text, .class_id = inputs->class_id, .caption = inputs->caption, .caption_mask = inputs->caption_mask
+    };
     return prompt;
 }
 
 static int has_prompt(const tsar_config *config, const tsar_inputs *inputs)
 {
     switch (config->arch) {
-    case TSAR_TOKEN_SHUFFLE: return inputs->text != NULL;
-    case TSAR_LLAMAGEN_C2I: return inputs->has_class;
-    case TSAR_LLAMAGEN_T2I: return inputs->caption && inputs->caption_mask;
-    default: return 0;
+    case TSAR_TOKEN_SHUFFLE:
+        return inputs->text != NULL;
+    case TSAR_LLAMAGEN_C2I:
+        return inputs->has_class;
+    case TSAR_LLAMAGEN_T2I:
+        return inputs->caption && inputs->caption_mask;
+    default:
+        return 0;
     }
 }
 
@@ -143,8 +147,7 @@ tsar_status tsar_inputs_read(tsar_inputs *inputs, const tsar_model *model, tsar_
         status = read_integers(&inputs->codes, &tensor, file, "input.codes", 2, codes_are_fed ? grid : any, c->codebook_size, err);
         if (inputs->codes) inputs->h = tensor->shape[0], inputs->w = tensor->shape[1];
     }
-    if (status == TSAR_OK && c->n_coarse)
-        status = read_integers(&inputs->coarse, &tensor, file, "input.coarse", 2, grid, c->n_coarse, err);
+    if (status == TSAR_OK && c->n_coarse) status = read_integers(&inputs->coarse, &tensor, file, "input.coarse", 2, grid, c->n_coarse, err);
     if (status == TSAR_OK && c->has_vq) status = read_image(inputs, c, file, err);
     if (status == TSAR_OK && c->has_vq && !inputs->image && !inputs->codes) {
         status = read_integers(&inputs->vq_codes, &tensor, file, "vq.codes", 2, any, c->codebook_size, err);
@@ -171,8 +174,7 @@ static int parts_fed(const tsar_config *c, const tsar_inputs *inputs)
 {
     const int64_t *tokens = c->n_coarse ? inputs->coarse : inputs->codes;
     const int on_grid = c->n_coarse || (inputs->h == c->grid_h && inputs->w == c->grid_w);
-    return (c->has_gpt && has_prompt(c, inputs) && tokens && on_grid ? PART_GPT : 0) |
-           (c->has_fine && inputs->coarse ? PART_FINE : 0) |
+    return (c->has_gpt && has_prompt(c, inputs) && tokens && on_grid ? PART_GPT : 0) | (c->has_fine && inputs->coarse ? PART_FINE : 0) |
            (c->has_vq && (inputs->image || inputs->codes || inputs->vq_codes) ? PART_VQ : 0);
 }
 
@@ -182,10 +184,14 @@ static const char *part_needs(const tsar_config *c, int part)
     if (part == PART_FINE) return c->has_fine ? "input.coarse" : NULL;
     if (part == PART_VQ) return c->has_vq ? "input.image or input.codes" : NULL;
     switch (c->arch) {
-    case TSAR_TOKEN_SHUFFLE: return c->n_coarse ? "input.text and input.coarse" : "input.text and input.codes";
-    case TSAR_LLAMAGEN_C2I: return c->n_coarse ? "input.class and input.coarse" : "input.class and input.codes";
-    case TSAR_LLAMAGEN_T2I: return c->n_coarse ? "input.caption, input.caption_mask and input.coarse" : "input.caption, input.caption_mask and input.codes";
-    default: return NULL;
+    case TSAR_TOKEN_SHUFFLE:
+        return c->n_coarse ? "input.text and input.coarse" : "input.text and input.codes";
+    case TSAR_LLAMAGEN_C2I:
+        return c->n_coarse ? "input.class and input.coarse" : "input.class and input.codes";
+    case TSAR_LLAMAGEN_T2I:
+        return c->n_coarse ? "input.caption, input.caption_mask and input.coarse" : "input.caption, input.caption_mask and input.codes";
+    default:
+        return NULL;
     }
 }
 
@@ -241,8 +247,7 @@ static tsar_status trace_fine(const tsar_model *model, const int64_t *labels, co
 static tsar_status trace_vq(const tsar_model *model, const tsar_inputs *inputs, const tsar_sink *sink, int64_t *const *instead, tsar_error *err)
 {
     const size_t factor = model->config.vq_factor;
-    if (!inputs->image)
-        return tsar_vq_decode(model, inputs->codes ? inputs->codes : inputs->vq_codes, inputs->h, inputs->w, NULL, sink, err);
+    if (!inputs->image) return tsar_vq_decode(model, inputs->codes ? inputs->codes : inputs->vq_codes, inputs->h, inputs->w, NULL, sink, err);
     const size_t h = inputs->H / factor, w = inputs->W / factor;
     int64_t *codes = tsar_alloc(h, w * sizeof *codes, "vq.codes", err);
     if (!codes) return TSAR_ROOM;
@@ -252,7 +257,8 @@ static tsar_status trace_vq(const tsar_model *model, const tsar_inputs *inputs, 
     return status;
 }
 
-static tsar_status run_parts(const tsar_model *model, const tsar_inputs *inputs, int wanted, const tsar_sink *sink, int64_t *const *instead, tsar_error *err)
+static tsar_status run_parts(const tsar_model *model, const tsar_inputs *inputs, int wanted, const tsar_sink *sink, int64_t *const *instead,
+                             tsar_error *err)
 {
     tsar_status status = emit_inputs(model, inputs, sink, err);
     if (status == TSAR_OK && (wanted & PART_GPT)) {
@@ -272,7 +278,10 @@ tsar_status tsar_trace(const tsar_model *model, const tsar_inputs *inputs, const
 
 /* ------------------------------------------------------------------------------------------------------ a trace file */
 
-typedef struct { tsar_values *tensors; size_t n, room; } kept_trace;
+typedef struct {
+    tsar_values *tensors;
+    size_t n, room;
+} kept_trace;
 
 /* Doubles the room of a trace. */
 static tsar_status widen_trace(kept_trace *trace, tsar_error *err)
@@ -329,14 +338,34 @@ static tsar_status put_config(tsar_writer *writer, const tsar_config *c, tsar_er
 {
     static const char *const archs[] = { NULL, "token-shuffle", "llamagen-c2i", "llamagen-t2i" };
     const int shuffles = c->arch == TSAR_TOKEN_SHUFFLE, stacks = c->has_gpt || c->has_fine;
-    const struct { const char *key; size_t value; } counts[] = {
-        { "dim", c->dim }, { "n_layer", c->n_layer }, { "n_head", c->n_head }, { "n_kv_head", c->n_kv_head }, { "ffn_hidden", c->ffn_hidden },
-        { "text_vocab", c->text_vocab }, { "codebook_size", c->codebook_size }, { "grid_h", c->grid_h }, { "grid_w", c->grid_w },
-        { "n_coarse", c->n_coarse }, { "shuffle", shuffles ? c->shuffle : 0 }, { "shuffle_blocks", shuffles ? c->shuffle_blocks : 0 },
-        { "shuffle_hidden", shuffles ? c->shuffle_hidden : 0 }, { "num_classes", c->num_classes }, { "cond_tokens", c->cond_tokens },
-        { "caption_dim", c->caption_dim }, { "vq_ch", c->vq_ch }, { "vq_res_blocks", c->vq_res_blocks }, { "vq_z_channels", c->vq_z_channels },
-        { "vq_embed_dim", c->vq_embed_dim }, { "vq_groups", c->has_vq ? c->vq_groups : 0 }, { "fine_dim", c->fine_dim },
-        { "fine_n_layer", c->fine_n_layer }, { "fine_n_head", c->fine_n_head }, { "fine_ffn_hidden", c->fine_ffn_hidden } };
+    const struct {
+        const char *key;
+        size_t value;
+    } counts[] = { { "dim", c->dim },
+                   { "n_layer", c->n_layer },
+                   { "n_head", c->n_head },
+                   { "n_kv_head", c->n_kv_head },
+                   { "ffn_hidden", c->ffn_hidden },
+                   { "text_vocab", c->text_vocab },
+                   { "codebook_size", c->codebook_size },
+                   { "grid_h", c->grid_h },
+                   { "grid_w", c->grid_w },
+                   { "n_coarse", c->n_coarse },
+                   { "shuffle", shuffles ? c->shuffle : 0 },
+                   { "shuffle_blocks", shuffles ? c->shuffle_blocks : 0 },
+                   { "shuffle_hidden", shuffles ? c->shuffle_hidden : 0 },
+                   { "num_classes", c->num_classes },
+                   { "cond_tokens", c->cond_tokens },
+                   { "caption_dim", c->caption_dim },
+                   { "vq_ch", c->vq_ch },
+                   { "vq_res_blocks", c->vq_res_blocks },
+                   { "vq_z_channels", c->vq_z_channels },
+                   { "vq_embed_dim", c->vq_embed_dim },
+                   { "vq_groups", c->has_vq ? c->vq_groups : 0 },
+                   { "fine_dim", c->fine_dim },
+                   { "fine_n_layer", c->fine_n_layer },
+                   { "fine_n_head", c->fine_n_head },
+                   { "fine_ffn_hidden", c->fine_ffn_hidden } };
     char levels[TSAR_MAX_LEVELS * 24] = "";
     for (size_t i = 0, used = 0; i < c->vq_levels; i++, used = strlen(levels))
         (void)snprintf(levels + used, sizeof levels - used, "%s%zu", i ? "," : "", c->vq_ch_mult[i]);
@@ -377,8 +406,10 @@ tsar_status tsar_trace_write(const tsar_model *model, const tsar_inputs *inputs,
     if (status == TSAR_OK) status = tsar_writer_open(&writer, path, err);
     if (status == TSAR_OK) {
         status = put_config(writer, &model->config, err);
-        if (status == TSAR_OK) status = tsar_values_write(writer, trace.tensors, trace.n, err);
-        else tsar_writer_abandon(writer);
+        if (status == TSAR_OK)
+            status = tsar_values_write(writer, trace.tensors, trace.n, err);
+        else
+            tsar_writer_abandon(writer);
     }
     for (size_t i = 0; i < trace.n; i++) tsar_free((void *)trace.tensors[i].name);
     tsar_free(trace.tensors);
@@ -395,13 +426,16 @@ typedef struct {
     double rtol;
     tsar_comparison_fn report;
     void *context;
-    unsigned char *seen;    /* [tensors of the file]: 1 once the trace has produced it */
+    unsigned char *seen; /* [tensors of the file]: 1 once the trace has produced it */
     size_t compared;
-    int different, diverged;
-    union { double real[CHUNK]; int64_t integer[CHUNK]; } theirs;
-    double *latent;         /* tsar's vq.latent [embed][h*w]; NULL until it has passed */
+    int different;
+    union {
+        double real[CHUNK];
+        int64_t integer[CHUNK];
+    } theirs;
+    double *latent; /* tsar's vq.latent [embed][h*w]; NULL until it has passed */
     double latent_rms;
-    int64_t *near_codes;    /* [h][w]: the other file's codes, when all mismatches are near-ties */
+    int64_t *near_codes; /* [h][w]: the other file's codes, when all mismatches are near-ties */
 } verifier;
 
 static double tolerance_of(double rtol, tsar_dtype dtype)
@@ -449,7 +483,8 @@ static void compare_element(tsar_comparison *result, size_t i, int equal, double
     result->first_bad = i, result->ours = ours, result->theirs = theirs;
 }
 
-static tsar_status compare_elements(verifier *v, const tsar_tensor *theirs, tsar_dtype dtype, const void *ours, tsar_comparison *result, tsar_error *err)
+static tsar_status compare_elements(verifier *v, const tsar_tensor *theirs, tsar_dtype dtype, const void *ours, tsar_comparison *result,
+                                    tsar_error *err)
 {
     const size_t count = (size_t)theirs->count;
     const double rms = rms_of(ours, dtype, count);
@@ -461,39 +496,80 @@ static tsar_status compare_elements(verifier *v, const tsar_tensor *theirs, tsar
         for (size_t k = 0; k < n; k++) {
             const size_t i = first + k;
             const double a = value_at(ours, dtype, i);
-            if (dtype == TSAR_F64) compare_element(result, i, a == v->theirs.real[k], a, v->theirs.real[k], rms);
-            else if (dtype == TSAR_U8) compare_element(result, i, ((const uint8_t *)ours)[i] == v->theirs.integer[k], a, (double)v->theirs.integer[k], rms);
-            else compare_element(result, i, ((const int64_t *)ours)[i] == v->theirs.integer[k], a, (double)v->theirs.integer[k], rms);
+            if (dtype == TSAR_F64)
+                compare_element(result, i, a == v->theirs.real[k], a, v->theirs.real[k], rms);
+            else if (dtype == TSAR_U8)
+                compare_element(result, i, ((const uint8_t *)ours)[i] == v->theirs.integer[k], a, (double)v->theirs.integer[k], rms);
+            else
+                compare_element(result, i, ((const int64_t *)ours)[i] == v->theirs.integer[k], a, (double)v->theirs.integer[k], rms);
         }
     }
     return TSAR_OK;
 }
 
-/* How far apart codes a (tsar's) and b (theirs) are at one position, in units of what the tolerance can decide; at most
+/* The unit roundoff of the other implementation's arithmetic on the latent. It is that of the file's type; an --rtol as wide as that of
+ * a narrower type says that the numbers were computed in this one, however they are stored. */
+static double roundoff_of(double rtol, tsar_dtype dtype)
+{
+    if (dtype == TSAR_BF16 || rtol >= tolerance_of(-1, TSAR_BF16)) return ldexp(1, -8);
+    if (dtype == TSAR_F16) return ldexp(1, -11);
+    return dtype == TSAR_F32 || rtol >= tolerance_of(-1, TSAR_F32) ? ldexp(1, -24) : ldexp(1, -53);
+}
+
+/* The type that tells how exactly the other implementation computed: that of vq.latent, else the narrowest float among its vq.*. */
+static tsar_dtype latent_dtype(const tsar_file *file)
+{
+    const tsar_tensor *latent = tsar_file_find(file, "vq.latent");
+    tsar_dtype narrowest = TSAR_F64; /* the types stand in the order of their precision */
+    if (latent && is_float(latent->dtype)) return latent->dtype;
+    for (size_t i = 0; i < tsar_file_count(file); i++) {
+        const tsar_tensor *t = tsar_file_at(file, i);
+        if (has_prefix(t->name, "vq.") && is_float(t->dtype) && t->dtype > narrowest) narrowest = t->dtype;
+    }
+    return narrowest;
+}
+
+/* How far apart codes a (tsar's) and b (theirs) are at one position, in units of what their precision can decide; at most
  * 1 is a near-tie.
  *
- * The quantizer compares d(e) = |z|^2 + |e|^2 - 2 z.e, so d(b) - d(a) = |b|^2 - |a|^2 + 2 z.(a - b): when z moves by D, the gap moves
- * by 2 D.(a - b), at most 2 |D| |a - b|. A vq.latent that passes verification has every element within delta = tolerance x RMS of
- * tsar's, so the latent vector moves by at most delta sqrt(embed) = m. With l2_norm it is z/|z| that counts, and unit vectors of
- * x and y are at most 2 |x - y| / (|x| + |y|) apart (Dunkl and Williams), here 2 m / (2 |z| - m), and never more than 2. */
-static tsar_status code_margin(const verifier *v, size_t position, size_t positions, double tolerance, const int64_t codes[2], double *z,
+ * The quantizer compares d(e) = |z|^2 + |e|^2 - 2 z.e, so d(b) - d(a) = |b|^2 - |a|^2 + 2 z.(a - b). Three things move this gap:
+ *
+ * 1. The latent. When z moves by D, the gap moves by 2 D.(a - b), at most 2 |D| |a - b|. A vq.latent that passes verification has every
+ *    element within delta = tolerance x RMS of tsar's, so the latent vector moves by at most delta sqrt(E) = m, E = embed. With l2_norm
+ *    it is z/|z| that counts, and unit vectors of x and y are at most 2 |x - y| / (|x| + |y|) apart (Dunkl and Williams), here
+ *    2 m / (2 |z| - m), and never more than 2.
+ * 2. The codewords, in a precision of unit roundoff u: an element is off by a part r = u of itself where it is only stored. With l2_norm
+ *    square root, division and result round, and a norm summed over E terms is off by E t / 2 (half of its square's), so r = 3u + E t / 2 for
+ *    codewords and latent alike. t is the roundoff of the sums: u, but never more than F32's 2^-24, in which half-precision products are added
+ *    up. d(e) = |z - e|^2 moves by at most 2 sqrt(d(e)) r |e|; z by r |z| more, which counts as under 1.
+ * 3. The distances. |e|^2 and 2 z.e round by u and, being sums of E terms, by E t; |z|^2 is the same number in both; each of the two sums that
+ *    make d(e) of the three rounds by u. With 2 |z||e| <= |z|^2 + |e|^2, and d(e) <= |z|^2 + |e|^2 for codewords on the latent's side, this
+ *    is at most u (3 |z|^2 + 4 |e|^2) + E t (|z|^2 + 2 |e|^2) each, for both at most (6u + 2 E t) (|z|^2 + |a|^2 + |b|^2).
+ *
+ * To first order in u. In F64 2. and 3. are about 1e-14 for unit vectors. */
+static tsar_status code_margin(const verifier *v, size_t position, size_t positions, double tolerance, double u, const int64_t codes[2], double *z,
                                double *margin, tsar_error *err)
 {
     const tsar_config *c = &v->model->config;
     const size_t embed = c->vq_embed_dim;
-    double *a = z + embed, *b = z + 2 * embed, distance[2], norm = 0, apart = 0;
-    for (size_t k = 0; k < embed; k++) z[k] = v->latent[k * positions + position], norm += z[k] * z[k];
+    const double sums = (double)embed * fmin(u, ldexp(1, -24));
+    double *a = z + embed, *b = z + 2 * embed, distance[2], zz = 0, aa = 0, bb = 0, apart = 0;
+    for (size_t k = 0; k < embed; k++) z[k] = v->latent[k * positions + position], zz += z[k] * z[k];
     tsar_status status = tsar_vq_distances(v->model, z, codes, 2, distance, err);
     if (status != TSAR_OK) return status;
     tsar_vq_codeword(v->model, (size_t)codes[0], a);
     tsar_vq_codeword(v->model, (size_t)codes[1], b);
-    for (size_t k = 0; k < embed; k++) apart += (a[k] - b[k]) * (a[k] - b[k]);
-    double move = tolerance * v->latent_rms * sqrt((double)embed);
+    for (size_t k = 0; k < embed; k++) aa += a[k] * a[k], bb += b[k] * b[k], apart += (a[k] - b[k]) * (a[k] - b[k]);
+    double move = tolerance * v->latent_rms * sqrt((double)embed), part = u;
     if (c->vq_l2_norm) {
-        const double sum = 2 * sqrt(norm) - move;
-        move = sum > move ? 2 * move / sum : 2;
+        const double sum = 2 * sqrt(zz) - move;
+        part = 3 * u + sums / 2;
+        move = (sum > move ? 2 * move / sum : 2) + part;
+        zz = 1; /* of z/|z| */
     }
-    const double gap = distance[1] - distance[0], decided = 2 * move * sqrt(apart);
+    const double stored = 2 * part * (sqrt(fabs(distance[0]) * aa) + sqrt(fabs(distance[1]) * bb));
+    const double rounded = (6 * u + 2 * sums) * (zz + aa + bb);
+    const double gap = distance[1] - distance[0], decided = 2 * move * sqrt(apart) + stored + rounded;
     *margin = gap <= 0 ? 0 : decided > 0 ? gap / decided : INFINITY;
     return TSAR_OK;
 }
@@ -503,8 +579,8 @@ static tsar_status judge_codes(verifier *v, const tsar_tensor *theirs, const int
 {
     const tsar_config *c = &v->model->config;
     const size_t positions = (size_t)theirs->count;
-    const tsar_tensor *latent = tsar_file_find(v->file, "vq.latent");
-    const double tolerance = tolerance_of(v->rtol, latent && is_float(latent->dtype) ? latent->dtype : TSAR_F64);
+    const tsar_dtype dtype = latent_dtype(v->file);
+    const double tolerance = tolerance_of(v->rtol, dtype), roundoff = roundoff_of(v->rtol, dtype);
     int64_t *codes = tsar_alloc(positions, sizeof *codes, "vq.codes", err);
     double *scratch = tsar_alloc(3, c->vq_embed_dim * sizeof *scratch, "a latent", err);
     tsar_status status = codes && scratch ? tsar_file_read_i64(v->file, theirs, 0, positions, codes, err) : TSAR_ROOM;
@@ -513,7 +589,8 @@ static tsar_status judge_codes(verifier *v, const tsar_tensor *theirs, const int
         const int64_t pair[2] = { ours[i], codes[i] };
         double margin = INFINITY;
         if (pair[0] == pair[1]) continue;
-        if (pair[1] >= 0 && (uint64_t)pair[1] < c->codebook_size) status = code_margin(v, i, positions, tolerance, pair, scratch, &margin, err);
+        if (pair[1] >= 0 && (uint64_t)pair[1] < c->codebook_size)
+            status = code_margin(v, i, positions, tolerance, roundoff, pair, scratch, &margin, err);
         if (margin > result->margin) result->margin = margin;
     }
     tsar_free(scratch);
@@ -529,8 +606,8 @@ static tsar_status judge_codes(verifier *v, const tsar_tensor *theirs, const int
 static tsar_status report(verifier *v, tsar_comparison *result, tsar_error *err)
 {
     if (result->verdict != TSAR_SAME && result->verdict != TSAR_MISSING) {
+        result->first = !v->different;
         v->different = 1;
-        if (result->verdict != TSAR_UNKNOWN) result->first = !v->diverged, v->diverged = 1;
     }
     if (result->verdict != TSAR_MISSING) v->compared++;
     return v->report ? v->report(v->context, result, err) : TSAR_OK;
@@ -553,12 +630,17 @@ static tsar_status keep_latent(verifier *v, const size_t *shape, const double *d
     return TSAR_OK;
 }
 
-static tsar_status compare_tensor(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, const void *data, tsar_error *err)
+static tsar_status compare_tensor(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, const void *data,
+                                  tsar_error *err)
 {
     verifier *v = context;
     const tsar_tensor *theirs = tsar_file_find(v->file, name);
-    tsar_comparison result = { .name = name, .verdict = TSAR_SAME, .dtype = theirs ? theirs->dtype : dtype, .rank = theirs ? theirs->rank : rank,
-                               .our_dtype = dtype, .our_rank = rank };
+    tsar_comparison result = { .name = name,
+                               .verdict = TSAR_SAME,
+                               .dtype = theirs ? theirs->dtype : dtype,
+                               .rank = theirs ? theirs->rank : rank,
+                               .our_dtype = dtype,
+                               .our_rank = rank };
     tsar_status status = strcmp(name, "vq.latent") == 0 ? keep_latent(v, shape, data, err) : TSAR_OK;
     if (status != TSAR_OK) return status;
     memcpy(result.shape, theirs ? theirs->shape : shape, result.rank * sizeof *shape);
@@ -597,7 +679,8 @@ static tsar_status choose_parts(const tsar_config *c, const tsar_inputs *inputs,
         if (held) *wanted |= parts[p].part;
     }
     if (!*wanted)
-        return tsar_fail(err, TSAR_INPUT, "%s: holds inputs, but no tensor of the model's parts (gpt.*, fine.*, vq.*) to compare", tsar_file_path(file));
+        return tsar_fail(err, TSAR_INPUT, "%s: holds inputs, but no tensor of the model's parts (gpt.*, fine.*, vq.*) to compare",
+                         tsar_file_path(file));
     return TSAR_OK;
 }
 
@@ -622,8 +705,8 @@ static tsar_status report_rest(verifier *v, size_t *ignored, tsar_error *err)
     return status;
 }
 
-tsar_status tsar_verify(const tsar_model *model, const char *path, double rtol, tsar_comparison_fn report_fn, void *context,
-                        size_t *compared, size_t *ignored, tsar_error *err)
+tsar_status tsar_verify(const tsar_model *model, const char *path, double rtol, tsar_comparison_fn report_fn, void *context, size_t *compared,
+                        size_t *ignored, tsar_error *err)
 {
     tsar_inputs inputs = { 0 };
     tsar_file *file = NULL;
@@ -657,7 +740,10 @@ tsar_status tsar_verify(const tsar_model *model, const char *path, double rtol, 
 /* ------------------------------------------------------------------------------------------------------------- reports */
 
 /* Text that grows in a buffer and is cut at its end. */
-typedef struct { char *text; size_t size, used; } line;
+typedef struct {
+    char *text;
+    size_t size, used;
+} line;
 
 TSAR_FORMAT(2, 3) static void add(line *out, const char *format, ...)
 {
@@ -689,8 +775,10 @@ void tsar_comparison_text(char *text, size_t size, const tsar_comparison *r)
     line out = { text, size, 0 };
     add_shape(&out, r->rank, r->shape);
     add(&out, "%*s ", out.used < 16 ? (int)(16 - out.used) : 0, "");
-    if (r->verdict <= TSAR_NEAR_TIE) add(&out, "%10.3g %10.3g  ", r->max_abs, r->max_rel);
-    else add(&out, "%10s %10s  ", "-", "-");
+    if (r->verdict <= TSAR_NEAR_TIE)
+        add(&out, "%10.3g %10.3g  ", r->max_abs, r->max_rel);
+    else
+        add(&out, "%10s %10s  ", "-", "-");
     switch (r->verdict) {
     case TSAR_SAME:
         add(&out, "same");
@@ -703,7 +791,7 @@ void tsar_comparison_text(char *text, size_t size, const tsar_comparison *r)
     case TSAR_NEAR_TIE:
         add(&out, "NEAR-TIE: %zu, first at ", r->bad);
         add_index(&out, r->rank, r->shape, r->first_bad);
-        add(&out, ": %.0f here, %.0f there; gaps up to %.3g of what the tolerance can decide", r->ours, r->theirs, r->margin);
+        add(&out, ": %.0f here, %.0f there; gaps up to %.3g of what the precision can decide", r->ours, r->theirs, r->margin);
         break;
     case TSAR_MISSHAPEN:
         add(&out, "MISSHAPEN: %s, it must be %s of shape ", tsar_dtype_name(r->dtype), tsar_dtype_name(r->our_dtype));
@@ -722,8 +810,10 @@ void tsar_comparison_text(char *text, size_t size, const tsar_comparison *r)
 /* ,"key":number; JSON knows no infinity: null. */
 static void add_number(line *out, const char *key, double value)
 {
-    if (fabs(value) < INFINITY) add(out, ",\"%s\":%.17g", key, value);
-    else add(out, ",\"%s\":null", key);
+    if (fabs(value) < INFINITY)
+        add(out, ",\"%s\":%.17g", key, value);
+    else
+        add(out, ",\"%s\":null", key);
 }
 
 void tsar_comparison_json(char *text, size_t size, const tsar_comparison *r)

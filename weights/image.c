@@ -14,17 +14,13 @@
 static int header_byte(FILE *stream)
 {
     int c = fgetc(stream);
-    if (c == '#') {
-        do c = fgetc(stream);
+    if (c == '#') do
+            c = fgetc(stream);
         while (c != '\n' && c != '\r' && c != EOF);
-    }
     return c;
 }
 
-static int is_space(int c)
-{
-    return c == ' ' || c == '\t' || c == '\n' || c == '\r' || c == '\v' || c == '\f';
-}
+static int is_space(int c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r' || c == '\v' || c == '\f'; }
 
 /* A decimal number below 2^31 after optional space; it must be followed by one space, which is taken. 0: it is not one. */
 static size_t header_number(FILE *stream)
@@ -54,8 +50,8 @@ static tsar_status read_pixels(FILE *stream, const char *name, size_t bytes, uin
             int broken = ferror(stream);
             tsar_free(data);
             if (broken) return tsar_fail(err, TSAR_INPUT, "%s: cannot be read", name);
-            return tsar_fail(err, TSAR_INPUT, "%s: ends after %lu of %lu bytes of pixels; it is cut short", name,
-                             (unsigned long)have, (unsigned long)bytes);
+            return tsar_fail(err, TSAR_INPUT, "%s: ends after %lu of %lu bytes of pixels; it is cut short", name, (unsigned long)have,
+                             (unsigned long)bytes);
         }
         if (have == room) {
             size_t wider = room > bytes / 2 ? bytes : room * 2;
@@ -85,8 +81,8 @@ static tsar_status read_ppm(FILE *stream, const char *name, uint8_t **rgb, size_
     if (maximum != 255)
         return tsar_fail(err, TSAR_INPUT, "%s: its maximum is %lu; only 255 (8 bits a channel) is read", name, (unsigned long)maximum);
     if (columns > (size_t)-1 / 4 / rows)
-        return tsar_fail(err, TSAR_INPUT, "%s: %lu x %lu pixels are more than this machine can address", name,
-                         (unsigned long)columns, (unsigned long)rows);
+        return tsar_fail(err, TSAR_INPUT, "%s: %lu x %lu pixels are more than this machine can address", name, (unsigned long)columns,
+                         (unsigned long)rows);
     *H = rows, *W = columns;
     return read_pixels(stream, name, rows * columns * 3, rgb, err);
 }
@@ -103,48 +99,28 @@ tsar_status tsar_image_read(const char *path, uint8_t **rgb, size_t *H, size_t *
 
 /* ------------------------------------------------------------------------------------------------------------ writing */
 
-/* One comment per key behind "P6". A line break inside a value starts a further comment. */
-static tsar_status put_comment(tsar_output *output, const char *key, const char *value, tsar_error *err)
+/* No comment in the header, so that two programs' pictures can be compared byte for byte. */
+static tsar_status put_ppm(tsar_output *output, const uint8_t *rgb, size_t H, size_t W, tsar_error *err)
 {
-    tsar_status status = tsar_output_write(output, "# ", 2, err);
-    if (status == TSAR_OK) status = tsar_output_write(output, key, strlen(key), err);
-    if (status == TSAR_OK) status = tsar_output_write(output, ": ", 2, err);
-    while (status == TSAR_OK && *value) {
-        size_t line = strcspn(value, "\r\n");
-        status = tsar_output_write(output, value, line, err);
-        value += line;
-        if (status == TSAR_OK && *value) status = tsar_output_write(output, "\n# ", 3, err), value++;
-    }
-    return status == TSAR_OK ? tsar_output_write(output, "\n", 1, err) : status;
-}
-
-static tsar_status put_ppm(tsar_output *output, const uint8_t *rgb, size_t H, size_t W, const char *const *keys,
-                           const char *const *values, size_t n, tsar_error *err)
-{
-    char size[64];
-    int length = snprintf(size, sizeof size, "%lu %lu\n255\n", (unsigned long)W, (unsigned long)H);
-    tsar_status status = tsar_output_write(output, "P6\n", 3, err);
-    for (size_t i = 0; status == TSAR_OK && i < n; i++) status = put_comment(output, keys[i], values[i], err);
-    if (status == TSAR_OK) status = tsar_output_write(output, size, (size_t)length, err);
+    char header[64];
+    int length = snprintf(header, sizeof header, "P6\n%lu %lu\n255\n", (unsigned long)W, (unsigned long)H);
+    tsar_status status = tsar_output_write(output, header, (size_t)length, err);
     return status == TSAR_OK ? tsar_output_write(output, rgb, H * W * 3, err) : status;
 }
 
 #ifdef TSAR_NO_PNG
-
-static tsar_status put_png(tsar_output *output, const char *path, const uint8_t *rgb, size_t H, size_t W, const char *const *keys,
-                           const char *const *values, size_t n, tsar_error *err)
-{
-    (void)output, (void)rgb, (void)H, (void)W, (void)keys, (void)values, (void)n;
-    return tsar_fail(err, TSAR_USAGE, "%s: this tsar was built with NO_PNG=1; write a .ppm file, or build it with stb_image_write.h", path);
-}
-
+#define ENDINGS ".ppm (this tsar was built with NO_PNG=1; .png needs stb_image_write.h)"
 #else
+#define ENDINGS ".png or .ppm"
 
 /* stb_image_write does not survive an allocation that fails while its buffers grow. So all of its memory comes from one
  * arena, allocated before it starts and large enough for its worst case (arena_size): then it cannot run out. Its
  * allocator takes no context, so the arena is the one static variable of tsar: pictures are written by the command
  * line, one at a time; a program that writes PNG files from several threads has to take turns. */
-typedef struct { uint8_t *bytes; size_t used, size; } arena;
+typedef struct {
+    uint8_t *bytes;
+    size_t used, size;
+} arena;
 static arena png_arena;
 
 static void *arena_take(size_t bytes)
@@ -227,7 +203,7 @@ static void big_endian(uint8_t out[4], uint32_t value)
 /* tEXt: keyword, 0, Latin-1 text. iTXt: keyword, 0, not compressed (0, 0), no language (0), no translated keyword (0), UTF-8 text. */
 static tsar_status put_text(tsar_output *output, const char *key, const char *value, tsar_error *err)
 {
-    static const uint8_t zeros[5] = {0};
+    static const uint8_t zeros[5] = { 0 };
     int utf8 = needs_utf8(value);
     size_t key_size = strlen(key), value_size = strlen(value), gap = utf8 ? 5 : 1;
     if (key_size == 0 || key_size > 79 || value_size > 0x7FFFFFFF - 128)
@@ -251,14 +227,16 @@ static tsar_status put_png(tsar_output *output, const char *path, const uint8_t 
 {
     enum { HEAD = 8 + 25 }; /* the signature and the IHDR chunk */
     if (W > PNG_LIMIT / 4 || H > PNG_LIMIT / (3 * W + 1))
-        return tsar_fail(err, TSAR_USAGE, "%s: %lu x %lu pixels are too many for a PNG here; write a .ppm file", path, (unsigned long)W, (unsigned long)H);
+        return tsar_fail(err, TSAR_USAGE, "%s: %lu x %lu pixels are too many for a PNG here; write a .ppm file", path, (unsigned long)W,
+                         (unsigned long)H);
     size_t size = arena_size((3 * W + 1) * H, W);
     png_arena.bytes = tsar_alloc(size, 1, "a PNG", err);
     if (!png_arena.bytes) return TSAR_ROOM;
     png_arena.used = 0, png_arena.size = size;
     int length = 0;
     const uint8_t *png = stbi_write_png_to_mem(rgb, (int)(3 * W), (int)W, (int)H, 3, &length);
-    tsar_status status = png ? TSAR_OK : tsar_fail(err, TSAR_ROOM, "%s: out of memory for a PNG of %lu x %lu pixels", path, (unsigned long)W, (unsigned long)H);
+    tsar_status status =
+        png ? TSAR_OK : tsar_fail(err, TSAR_ROOM, "%s: out of memory for a PNG of %lu x %lu pixels", path, (unsigned long)W, (unsigned long)H);
     if (status == TSAR_OK) status = tsar_output_write(output, png, HEAD, err);
     for (size_t i = 0; status == TSAR_OK && i < n; i++) status = put_text(output, keys[i], values[i], err);
     if (status == TSAR_OK) status = tsar_output_write(output, png + HEAD, (size_t)length - HEAD, err);
@@ -270,22 +248,45 @@ static tsar_status put_png(tsar_output *output, const char *path, const uint8_t 
 
 #endif
 
+/* Whether path ends in `ending` (lower case) in any case. */
 static int ends_in(const char *path, const char *ending)
 {
     const size_t n = strlen(path), m = strlen(ending);
-    return n >= m && strcmp(path + n - m, ending) == 0;
+    size_t i = 0;
+    while (n >= m && i < m && (path[n - m + i] >= 'A' && path[n - m + i] <= 'Z' ? path[n - m + i] - 'A' + 'a' : path[n - m + i]) == ending[i]) i++;
+    return i == m;
 }
 
-tsar_status tsar_image_write(const char *path, const uint8_t *rgb, size_t H, size_t W, const char *const *keys, const char *const *values, size_t n, tsar_error *err)
+static int is_png(const char *path)
 {
-    int png = ends_in(path, ".png");
-    if (!png && !ends_in(path, ".ppm") && strncmp(path, "/dev/", 5) != 0) /* a device takes PPM: -o /dev/stdout */
-        return tsar_fail(err, TSAR_USAGE, "%s: the name of a picture must end in .png or .ppm", path);
-    if (H == 0 || W == 0) return tsar_fail(err, TSAR_USAGE, "%s: a picture without pixels cannot be written", path);
+#ifdef TSAR_NO_PNG
+    (void)path;
+    return 0;
+#else
+    return ends_in(path, ".png");
+#endif
+}
+
+tsar_status tsar_image_name_check(const char *path, tsar_error *err)
+{
+    if (is_png(path) || ends_in(path, ".ppm") || strncmp(path, "/dev/", 5) == 0) return TSAR_OK; /* a device takes PPM: -o /dev/stdout */
+    return tsar_fail(err, TSAR_USAGE, "%s: the name of a picture must end in " ENDINGS, path);
+}
+
+tsar_status tsar_image_write(const char *path, const uint8_t *rgb, size_t H, size_t W, const char *const *keys, const char *const *values, size_t n,
+                             tsar_error *err)
+{
     tsar_output *output = NULL;
-    tsar_status status = tsar_output_open(&output, path, err);
+    tsar_status status = tsar_image_name_check(path, err);
+    if (status == TSAR_OK && (H == 0 || W == 0)) status = tsar_fail(err, TSAR_USAGE, "%s: a picture without pixels cannot be written", path);
+    if (status == TSAR_OK) status = tsar_output_open(&output, path, err);
     if (status != TSAR_OK) return status;
-    status = png ? put_png(output, path, rgb, H, W, keys, values, n, err) : put_ppm(output, rgb, H, W, keys, values, n, err);
+#ifdef TSAR_NO_PNG
+    (void)keys, (void)values, (void)n;
+    status = put_ppm(output, rgb, H, W, err);
+#else
+    status = is_png(path) ? put_png(output, path, rgb, H, W, keys, values, n, err) : put_ppm(output, rgb, H, W, err);
+#endif
     if (status == TSAR_OK) return tsar_output_commit(output, err);
     tsar_output_abandon(output);
     return status;

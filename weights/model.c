@@ -28,11 +28,9 @@ static int is_digit(char c) { return c >= '0' && c <= '9'; }
 static void refuse(reader *r, const char *key, const char *expected)
 {
     const char *value = r->lookup(r->source, key);
-    if (r->status)
-        return;
-    r->status =
-        value ? tsar_fail(r->err, TSAR_INPUT, "%s: %s=%.60s in the configuration is not %s", r->name, key, value, expected)
-              : tsar_fail(r->err, TSAR_INPUT, "%s: the configuration has no %s (add %s=VALUE, %s)", r->name, key, key, expected);
+    if (r->status) return;
+    r->status = value ? tsar_fail(r->err, TSAR_INPUT, "%s: %s=%.60s in the configuration is not %s", r->name, key, value, expected)
+                      : tsar_fail(r->err, TSAR_INPUT, "%s: the configuration has no %s (add %s=VALUE, %s)", r->name, key, key, expected);
 }
 
 static int has(const reader *r, const char *key) { return r->lookup(r->source, key) != NULL; }
@@ -44,12 +42,10 @@ static int parse_u64(const char *text, uint64_t limit, uint64_t *value, const ch
     *value = 0;
     for (; is_digit(*at); at++) {
         const uint64_t digit = (uint64_t)(*at - '0');
-        if (digit > limit || *value > (limit - digit) / 10)
-            return 0;
+        if (digit > limit || *value > (limit - digit) / 10) return 0;
         *value = *value * 10 + digit;
     }
-    if (end)
-        *end = at;
+    if (end) *end = at;
     return at > text && (end || !*at);
 }
 
@@ -59,29 +55,23 @@ static size_t read_size(reader *r, const char *key, size_t limit)
     char expected[80];
     uint64_t value = 0;
     const char *text = r->status ? NULL : r->lookup(r->source, key);
-    if (text && parse_u64(text, limit, &value, NULL) && value > 0)
-        return (size_t)value;
+    if (text && parse_u64(text, limit, &value, NULL) && value > 0) return (size_t)value;
     snprintf(expected, sizeof expected, "a positive integer of at most %zu", limit);
     refuse(r, key, expected);
     return 0;
 }
 
-static size_t read_size_or(reader *r, const char *key, size_t limit, size_t absent)
-{
-    return has(r, key) ? read_size(r, key, limit) : absent;
-}
+static size_t read_size_or(reader *r, const char *key, size_t limit, size_t absent) { return has(r, key) ? read_size(r, key, limit) : absent; }
 
 /* A decimal number without sign: digits, a fraction, an exponent. strtod rounds it correctly, but would also take
  * "inf", "nan", blanks and hexadecimal. */
 static int parse_number(const char *text, double *value)
 {
     const char *at = text;
-    while (is_digit(*at) || *at == '.')
-        at++;
+    while (is_digit(*at) || *at == '.') at++;
     if (at > text && (*at == 'e' || *at == 'E')) {
         at += at[1] == '+' || at[1] == '-' ? 2 : 1;
-        while (is_digit(*at))
-            at++;
+        while (is_digit(*at)) at++;
     }
     char *end;
     *value = strtod(text, &end);
@@ -93,16 +83,12 @@ static double read_positive(reader *r, const char *key)
 {
     double value = 0;
     const char *text = r->status ? NULL : r->lookup(r->source, key);
-    if (text && parse_number(text, &value) && value > 0)
-        return value;
+    if (text && parse_number(text, &value) && value > 0) return value;
     refuse(r, key, "a positive finite number");
     return 1;
 }
 
-static void copy_name(char *into, size_t room, const char *text)
-{
-    snprintf(into, room, "%s", text);
-}
+static void copy_name(char *into, size_t room, const char *text) { snprintf(into, room, "%s", text); }
 
 /* vq_ch_mult: "1,1,2,2,4". */
 static void read_levels(reader *r, tsar_config *c)
@@ -112,21 +98,17 @@ static void read_levels(reader *r, tsar_config *c)
     int good = at != NULL;
     while (good) {
         good = c->vq_levels < TSAR_MAX_LEVELS && parse_u64(at, TSAR_MAX_DIM, &value, &at) && value > 0 && (*at == ',' || !*at);
-        if (good)
-            c->vq_ch_mult[c->vq_levels++] = (size_t)value;
-        if (!good || !*at++)
-            break;
+        if (good) c->vq_ch_mult[c->vq_levels++] = (size_t)value;
+        if (!good || !*at++) break;
     }
-    if (!good)
-        refuse(r, "vq_ch_mult", "a list of 1 to 16 positive integers such as 1,1,2,2,4");
+    if (!good) refuse(r, "vq_ch_mult", "a list of 1 to 16 positive integers such as 1,1,2,2,4");
 }
 
 /* One more rule, stated as the sentence that is told when it does not hold. */
 static void rule(reader *r, int holds, const char *format, ...) TSAR_FORMAT(3, 4);
 static void rule(reader *r, int holds, const char *format, ...)
 {
-    if (r->status || holds)
-        return;
+    if (r->status || holds) return;
     char sentence[320];
     va_list arguments;
     va_start(arguments, format);
@@ -139,27 +121,21 @@ static void rule(reader *r, int holds, const char *format, ...)
 static void check_heads(reader *r, const char *prefix, size_t dim, size_t n_head, int rope_2d)
 {
     rule(r, n_head && dim % n_head == 0, "%sdim=%zu is not divisible by %sn_head=%zu", prefix, dim, prefix, n_head);
-    if (r->status)
-        return;
+    if (r->status) return;
     const size_t head_dim = dim / n_head, pair = rope_2d ? 4 : 2;
-    rule(r, head_dim % pair == 0, "the head size %sdim/%sn_head=%zu is not a multiple of %zu, which rope %s needs", prefix,
-         prefix, head_dim, pair, rope_2d ? "2d" : "1d");
+    rule(r, head_dim % pair == 0, "the head size %sdim/%sn_head=%zu is not a multiple of %zu, which rope %s needs", prefix, prefix, head_dim, pair,
+         rope_2d ? "2d" : "1d");
 }
 
 static void read_token_shuffle(reader *r, tsar_config *c)
 {
     const size_t s = c->shuffle = read_size(r, "shuffle", TSAR_MAX_DIM);
     c->text_vocab = read_size(r, "text_vocab", MAX_VOCAB);
-    c->shuffle_blocks =
-        s == 1 ? read_size_or(r, "shuffle_blocks", TSAR_MAX_DIM, 0) : read_size(r, "shuffle_blocks", TSAR_MAX_DIM);
-    c->shuffle_hidden =
-        s == 1 ? read_size_or(r, "shuffle_hidden", TSAR_MAX_DIM, 0) : read_size(r, "shuffle_hidden", TSAR_MAX_DIM);
-    rule(r, c->text_vocab >= TSAR_SPECIALS, "text_vocab=%zu leaves no room for <bos>, <soi> and <eoi> (at least 3)",
-         c->text_vocab);
-    rule(r, s && (uint64_t)c->dim % ((uint64_t)s * s) == 0, "dim=%zu is not divisible by shuffle^2=%" PRIu64, c->dim,
-         (uint64_t)s * s);
-    rule(r, s && c->grid_h % s == 0 && c->grid_w % s == 0, "the grid %zu x %zu is not divisible by shuffle=%zu", c->grid_h,
-         c->grid_w, s);
+    c->shuffle_blocks = s == 1 ? read_size_or(r, "shuffle_blocks", TSAR_MAX_DIM, 0) : read_size(r, "shuffle_blocks", TSAR_MAX_DIM);
+    c->shuffle_hidden = s == 1 ? read_size_or(r, "shuffle_hidden", TSAR_MAX_DIM, 0) : read_size(r, "shuffle_hidden", TSAR_MAX_DIM);
+    rule(r, c->text_vocab >= TSAR_SPECIALS, "text_vocab=%zu leaves no room for <bos>, <soi> and <eoi> (at least 3)", c->text_vocab);
+    rule(r, s && (uint64_t)c->dim % ((uint64_t)s * s) == 0, "dim=%zu is not divisible by shuffle^2=%" PRIu64, c->dim, (uint64_t)s * s);
+    rule(r, s && c->grid_h % s == 0 && c->grid_w % s == 0, "the grid %zu x %zu is not divisible by shuffle=%zu", c->grid_h, c->grid_w, s);
 }
 
 static void read_llamagen(reader *r, tsar_config *c)
@@ -171,30 +147,27 @@ static void read_llamagen(reader *r, tsar_config *c)
     else
         c->caption_dim = read_size(r, "caption_dim", TSAR_MAX_DIM);
     rule(r, !c2i || c->cond_tokens == 1, "cond_tokens=%zu must be 1 for llamagen-c2i: a class is one token", c->cond_tokens);
-    rule(r, read_size_or(r, "shuffle", TSAR_MAX_DIM, 1) == 1,
-         "shuffle must be 1 or absent for LlamaGen (arch=token-shuffle has it)");
+    rule(r, read_size_or(r, "shuffle", TSAR_MAX_DIM, 1) == 1, "shuffle must be 1 or absent for LlamaGen (arch=token-shuffle has it)");
 }
 
 static void read_gpt(reader *r, tsar_config *c)
 {
     const char *arch = r->lookup(r->source, "arch"), *rope = r->lookup(r->source, "rope");
-    c->arch = !strcmp(arch, "token-shuffle") ? TSAR_TOKEN_SHUFFLE : !strcmp(arch, "llamagen-c2i") ? TSAR_LLAMAGEN_C2I
-            : !strcmp(arch, "llamagen-t2i") ? TSAR_LLAMAGEN_T2I : TSAR_NO_GPT;
-    if (c->arch == TSAR_NO_GPT)
-        refuse(r, "arch", "token-shuffle, llamagen-c2i or llamagen-t2i");
+    c->arch = !strcmp(arch, "token-shuffle")  ? TSAR_TOKEN_SHUFFLE
+              : !strcmp(arch, "llamagen-c2i") ? TSAR_LLAMAGEN_C2I
+              : !strcmp(arch, "llamagen-t2i") ? TSAR_LLAMAGEN_T2I
+                                              : TSAR_NO_GPT;
+    if (c->arch == TSAR_NO_GPT) refuse(r, "arch", "token-shuffle, llamagen-c2i or llamagen-t2i");
     c->dim = read_size(r, "dim", TSAR_MAX_DIM);
     c->n_layer = read_size(r, "n_layer", TSAR_MAX_DIM);
     c->n_head = read_size(r, "n_head", TSAR_MAX_DIM);
     c->n_kv_head = read_size(r, "n_kv_head", TSAR_MAX_DIM);
     c->ffn_hidden = read_size(r, "ffn_hidden", TSAR_MAX_DIM);
     c->rope_2d = rope && !strcmp(rope, "2d");
-    if (!rope || (!c->rope_2d && strcmp(rope, "1d")))
-        refuse(r, "rope", "1d or 2d");
+    if (!rope || (!c->rope_2d && strcmp(rope, "1d"))) refuse(r, "rope", "1d or 2d");
     check_heads(r, "", c->dim, c->n_head, c->rope_2d);
-    rule(r, c->n_kv_head && c->n_head % c->n_kv_head == 0, "n_head=%zu is not a multiple of n_kv_head=%zu", c->n_head,
-         c->n_kv_head);
-    if (r->status)
-        return;
+    rule(r, c->n_kv_head && c->n_head % c->n_kv_head == 0, "n_head=%zu is not a multiple of n_kv_head=%zu", c->n_head, c->n_kv_head);
+    if (r->status) return;
     if (c->arch == TSAR_TOKEN_SHUFFLE)
         read_token_shuffle(r, c);
     else
@@ -210,17 +183,15 @@ static void read_vq(reader *r, tsar_config *c)
     c->vq_embed_dim = read_size(r, "vq_embed_dim", TSAR_MAX_DIM);
     c->vq_groups = read_size_or(r, "vq_groups", TSAR_MAX_DIM, 32);
     const char *l2 = r->lookup(r->source, "vq_l2_norm");
-    if (!l2 || (strcmp(l2, "0") && strcmp(l2, "1")))
-        refuse(r, "vq_l2_norm", "0 or 1");
-    if (r->status)
-        return;
+    if (!l2 || (strcmp(l2, "0") && strcmp(l2, "1"))) refuse(r, "vq_l2_norm", "0 or 1");
+    if (r->status) return;
     c->vq_l2_norm = l2[0] == '1';
     c->vq_factor = (size_t)1 << (c->vq_levels - 1);
     rule(r, c->vq_ch % c->vq_groups == 0, "vq_ch=%zu is not divisible by vq_groups=%zu", c->vq_ch, c->vq_groups);
     for (size_t i = 0; i < c->vq_levels; i++)
         rule(r, c->vq_ch_mult[i] <= TSAR_MAX_DIM / c->vq_ch,
-             "level %zu of the tokenizer would have vq_ch * vq_ch_mult=%zu * %zu channels, more than %zu", i, c->vq_ch,
-             c->vq_ch_mult[i], TSAR_MAX_DIM);
+             "level %zu of the tokenizer would have vq_ch * vq_ch_mult=%zu * %zu channels, more than %zu", i, c->vq_ch, c->vq_ch_mult[i],
+             TSAR_MAX_DIM);
 }
 
 static void read_fine(reader *r, tsar_config *c)
@@ -230,46 +201,44 @@ static void read_fine(reader *r, tsar_config *c)
     c->fine_n_head = read_size(r, "fine_n_head", TSAR_MAX_DIM);
     c->fine_ffn_hidden = read_size(r, "fine_ffn_hidden", TSAR_MAX_DIM);
     check_heads(r, "fine_", c->fine_dim, c->fine_n_head, 1);
-    if (c->n_coarse == 0)
-        refuse(r, "n_coarse", "the number of coarse labels that stage two refines");
+    if (c->n_coarse == 0) refuse(r, "n_coarse", "the number of coarse labels that stage two refines");
 }
 
 /* The default_* keys of sampling, else those of SPEC 9. */
 static void read_defaults(reader *r, tsar_config *c)
 {
     const int c2i = c->arch == TSAR_LLAMAGEN_C2I, t2i = c->arch == TSAR_LLAMAGEN_T2I;
-    const char *schedule = r->lookup(r->source, "default_cfg_schedule"), *top_k = r->lookup(r->source, "default_top_k");
+    const char *schedule = r->lookup(r->source, "default_cfg_schedule"), *top_k = r->lookup(r->source, "default_top_k"),
+               *top_p = r->lookup(r->source, "default_top_p");
     uint64_t k = c2i ? 2000 : t2i ? 1000 : 0;
     c->defaults.cfg = has(r, "default_cfg") ? read_positive(r, "default_cfg") : c2i ? 4.0 : 7.5;
     c->defaults.temperature = has(r, "default_temperature") ? read_positive(r, "default_temperature") : 1.0;
-    c->defaults.top_p = has(r, "default_top_p") ? read_positive(r, "default_top_p") : 1.0;
-    if (c->defaults.top_p > 1)
-        refuse(r, "default_top_p", "a number above 0 and at most 1");
-    if (top_k && !parse_u64(top_k, MAX_VOCAB, &k, NULL))
-        refuse(r, "default_top_k", "an integer of at most 2147483647 (0 switches top-k off)");
+    if (!top_p)
+        c->defaults.top_p = 1.0;
+    else if (!parse_number(top_p, &c->defaults.top_p) || !(c->defaults.top_p >= 0 && c->defaults.top_p <= 1))
+        refuse(r, "default_top_p", "a number from 0 (one code is kept) to 1 (which switches top-p off)");
+    if (top_k && !parse_u64(top_k, MAX_VOCAB, &k, NULL)) refuse(r, "default_top_k", "an integer of at most 2147483647 (0 switches top-k off)");
     c->defaults.top_k = (size_t)k;
     if (!schedule)
         schedule = c2i || t2i ? "constant" : "half-linear";
-    else if (strcmp(schedule, "constant") && strcmp(schedule, "linear") && strcmp(schedule, "half-linear") &&
-             strcmp(schedule, "cosine"))
+    else if (strcmp(schedule, "constant") && strcmp(schedule, "linear") && strcmp(schedule, "half-linear") && strcmp(schedule, "cosine"))
         refuse(r, "default_cfg_schedule", "constant, linear, half-linear or cosine");
     copy_name(c->defaults.cfg_schedule, sizeof c->defaults.cfg_schedule, schedule);
 }
 
 tsar_status tsar_config_read(tsar_config *config, tsar_lookup lookup, const void *source, const char *name, tsar_error *err)
 {
-    reader state = {lookup, source, name, TSAR_OK, err}, *r = &state;
+    reader state = { lookup, source, name, TSAR_OK, err }, *r = &state;
     tsar_config *c = config;
     memset(c, 0, sizeof *c);
     c->has_gpt = has(r, "arch");
     c->has_vq = has(r, "vq_ch");
     c->has_fine = has(r, "fine_dim");
     if (!c->has_gpt && !c->has_vq && !c->has_fine)
-        return tsar_fail(
-            err, TSAR_INPUT,
-            "%s describes no part of a tsar model: its configuration has none of the keys arch (transformer), vq_ch (image "
-            "tokenizer) and fine_dim (stage two); tsar import makes a model file from a checkpoint",
-            name);
+        return tsar_fail(err, TSAR_INPUT,
+                         "%s describes no part of a tsar model: its configuration has none of the keys arch (transformer), vq_ch (image "
+                         "tokenizer) and fine_dim (stage two); tsar import makes a model file from a checkpoint",
+                         name);
     const int needs_grid = c->has_gpt || c->has_fine;
     c->shuffle = 1;
     c->rope_base = 10000;
@@ -277,24 +246,18 @@ tsar_status tsar_config_read(tsar_config *config, tsar_lookup lookup, const void
     c->grid_h = needs_grid ? read_size(r, "grid_h", TSAR_MAX_DIM) : read_size_or(r, "grid_h", TSAR_MAX_DIM, 0);
     c->grid_w = needs_grid ? read_size(r, "grid_w", TSAR_MAX_DIM) : read_size_or(r, "grid_w", TSAR_MAX_DIM, 0);
     c->n_coarse = read_size_or(r, "n_coarse", MAX_VOCAB, 0);
-    rule(r, (uint64_t)c->grid_h * c->grid_w <= TSAR_MAX_DIM, "grid_h * grid_w=%zu * %zu is more than %zu codes", c->grid_h,
-         c->grid_w, TSAR_MAX_DIM);
+    rule(r, (uint64_t)c->grid_h * c->grid_w <= TSAR_MAX_DIM, "grid_h * grid_w=%zu * %zu is more than %zu codes", c->grid_h, c->grid_w, TSAR_MAX_DIM);
     rule(r, c->n_coarse <= c->codebook_size, "n_coarse=%zu is more than codebook_size=%zu", c->n_coarse, c->codebook_size);
     if (needs_grid) {
         c->norm_eps = read_positive(r, "norm_eps");
         c->rope_base = has(r, "rope_base") ? read_positive(r, "rope_base") : 10000;
     }
-    if (c->has_gpt && r->status == TSAR_OK)
-        read_gpt(r, c);
-    if (c->has_vq && r->status == TSAR_OK)
-        read_vq(r, c);
-    if (c->has_fine && r->status == TSAR_OK)
-        read_fine(r, c);
-    if (has(r, "seed") && !parse_u64(lookup(source, "seed"), UINT64_MAX, &c->seed, NULL))
-        refuse(r, "seed", "an integer from 0 to 2^64 - 1");
+    if (c->has_gpt && r->status == TSAR_OK) read_gpt(r, c);
+    if (c->has_vq && r->status == TSAR_OK) read_vq(r, c);
+    if (c->has_fine && r->status == TSAR_OK) read_fine(r, c);
+    if (has(r, "seed") && !parse_u64(lookup(source, "seed"), UINT64_MAX, &c->seed, NULL)) refuse(r, "seed", "an integer from 0 to 2^64 - 1");
     read_defaults(r, c);
-    if (r->status)
-        return r->status;
+    if (r->status) return r->status;
     c->vocab = c->n_coarse ? c->n_coarse : c->codebook_size;
     c->rows = c->grid_h / c->shuffle;
     c->columns = c->grid_w / c->shuffle;
@@ -329,14 +292,12 @@ static void enter(walk *w, const char *format, ...)
 /* Visits the weight `name` of the current module: all of its rows, or those from first_row on. */
 static void visit(walk *w, const char *name, tsar_use use, void *slot, size_t rank, const size_t *shape, size_t first_row)
 {
-    tsar_weight weight = {0};
-    if (w->status)
-        return;
+    tsar_weight weight = { 0 };
+    if (w->status) return;
     snprintf(weight.name, sizeof weight.name, "%s%s", w->module, name);
     weight.use = use;
     weight.rank = rank;
-    for (size_t i = 0; i < rank; i++)
-        weight.shape[i] = shape[i];
+    for (size_t i = 0; i < rank; i++) weight.shape[i] = shape[i];
     weight.first_row = first_row;
     weight.rows = shape[0] - first_row;
     weight.slot = slot;
@@ -345,18 +306,15 @@ static void visit(walk *w, const char *name, tsar_use use, void *slot, size_t ra
 
 static void matrix(walk *w, const char *name, tsar_matrix *slot, size_t rows, size_t cols)
 {
-    visit(w, name, TSAR_AS_MATRIX, slot, 2, (const size_t[]){rows, cols}, 0);
+    visit(w, name, TSAR_AS_MATRIX, slot, 2, (const size_t[]){ rows, cols }, 0);
 }
 
 static void table(walk *w, const char *name, tsar_table *slot, size_t rows, size_t cols)
 {
-    visit(w, name, TSAR_AS_TABLE, slot, 2, (const size_t[]){rows, cols}, 0);
+    visit(w, name, TSAR_AS_TABLE, slot, 2, (const size_t[]){ rows, cols }, 0);
 }
 
-static void vector(walk *w, const char *name, double **slot, size_t n)
-{
-    visit(w, name, TSAR_AS_VECTOR, slot, 1, &n, 0);
-}
+static void vector(walk *w, const char *name, double **slot, size_t n) { visit(w, name, TSAR_AS_VECTOR, slot, 1, &n, 0); }
 
 /* The transformer's blocks and final norm (SPEC 3), names behind `part` ("gpt." or "fine."). */
 static void visit_stack(walk *w, const char *part, tsar_stack *stack, size_t d, size_t n_layer, size_t qkv, size_t ffn)
@@ -407,7 +365,7 @@ static void visit_gpt(walk *w, const tsar_config *c, tsar_model *m)
         visit_mlps(w, "unshuffle", m ? m->unshuffle_mlp : NULL, c);
     }
     visit_stack(w, "gpt.", SLOT(m, gpt), d, c->n_layer, (c->n_head + 2 * c->n_kv_head) * hd, c->ffn_hidden);
-    visit(w, "output.weight", TSAR_AS_MATRIX, m ? &m->gpt.output : NULL, 2, (const size_t[]){text + c->vocab, d}, text);
+    visit(w, "output.weight", TSAR_AS_MATRIX, m ? &m->gpt.output : NULL, 2, (const size_t[]){ text + c->vocab, d }, text);
 }
 
 static void visit_fine(walk *w, const tsar_config *c, tsar_model *m)
@@ -428,7 +386,7 @@ static void visit_conv(walk *w, const char *name, tsar_conv *conv, size_t in, si
         conv->size = size;
     }
     snprintf(full, sizeof full, "%s.weight", name);
-    visit(w, full, TSAR_AS_MATRIX, SLOT(conv, weight), 4, (const size_t[]){out, in, size, size}, 0);
+    visit(w, full, TSAR_AS_MATRIX, SLOT(conv, weight), 4, (const size_t[]){ out, in, size, size }, 0);
     snprintf(full, sizeof full, "%s.bias", name);
     vector(w, full, SLOT(conv, bias), out);
 }
@@ -436,8 +394,7 @@ static void visit_conv(walk *w, const char *name, tsar_conv *conv, size_t in, si
 static void visit_norm(walk *w, const char *name, tsar_norm *norm, size_t channels)
 {
     char full[32];
-    if (norm)
-        norm->channels = channels;
+    if (norm) norm->channels = channels;
     snprintf(full, sizeof full, "%s.weight", name);
     vector(w, full, SLOT(norm, gain), channels);
     snprintf(full, sizeof full, "%s.bias", name);
@@ -450,8 +407,7 @@ static void visit_resblock(walk *w, tsar_resblock *block, size_t in, size_t out)
     visit_conv(w, "conv1", SLOT(block, conv1), in, out, 3);
     visit_norm(w, "norm2", SLOT(block, norm2), out);
     visit_conv(w, "conv2", SLOT(block, conv2), out, out, 3);
-    if (in != out)
-        visit_conv(w, "nin_shortcut", SLOT(block, nin_shortcut), in, out, 1);
+    if (in != out) visit_conv(w, "nin_shortcut", SLOT(block, nin_shortcut), in, out, 1);
 }
 
 static void visit_attnblock(walk *w, tsar_attnblock *block, size_t channels)
@@ -475,8 +431,8 @@ static void visit_mid(walk *w, const char *part, tsar_coder *coder, size_t chann
 
 /* conv_blocks.{i}: residual blocks from `in` to `out` channels, attention behind each of them at the lowest resolution,
  * and a convolution that changes the resolution ("" where there is none). */
-static void visit_level(walk *w, const char *part, size_t i, tsar_level *level, size_t in, size_t out, size_t n_res,
-                        int attention, const char *resample)
+static void visit_level(walk *w, const char *part, size_t i, tsar_level *level, size_t in, size_t out, size_t n_res, int attention,
+                        const char *resample)
 {
     for (size_t b = 0; b < n_res && w->status == TSAR_OK; b++) {
         enter(w, "vq.%s.conv_blocks.%zu.res.%zu.", part, i, b);
@@ -487,8 +443,7 @@ static void visit_level(walk *w, const char *part, size_t i, tsar_level *level, 
         visit_attnblock(w, level ? ELEMENT(level->attn, b) : NULL, out);
     }
     enter(w, "vq.%s.conv_blocks.%zu.", part, i);
-    if (*resample)
-        visit_conv(w, resample, SLOT(level, resample), out, out, 3);
+    if (*resample) visit_conv(w, resample, SLOT(level, resample), out, out, 3);
 }
 
 /* SPEC 4; widths and places of attention: QUIRKS, VQ 4 and 5. */
@@ -533,16 +488,12 @@ static void visit_vq(walk *w, const tsar_config *c, tsar_model *m)
 
 tsar_status tsar_weights(const tsar_config *config, tsar_model *model, tsar_weight_fn visitor, void *context, tsar_error *err)
 {
-    walk w = {visitor, context, TSAR_OK, err, ""};
-    if (config->has_gpt)
-        visit_gpt(&w, config, model);
-    if (config->has_fine)
-        visit_fine(&w, config, model);
+    walk w = { visitor, context, TSAR_OK, err, "" };
+    if (config->has_gpt) visit_gpt(&w, config, model);
+    if (config->has_fine) visit_fine(&w, config, model);
     enter(&w, "ctf.");
-    if (config->n_coarse)
-        visit(&w, "cluster_of", TSAR_AS_INTEGERS, SLOT(model, cluster_of), 1, &config->codebook_size, 0);
-    if (config->has_vq)
-        visit_vq(&w, config, model);
+    if (config->n_coarse) visit(&w, "cluster_of", TSAR_AS_INTEGERS, SLOT(model, cluster_of), 1, &config->codebook_size, 0);
+    if (config->has_vq) visit_vq(&w, config, model);
     return w.status;
 }
 
@@ -556,19 +507,14 @@ typedef struct {
     size_t slab_bytes;
 } loader;
 
-static int is_float(tsar_dtype dtype)
-{
-    return dtype == TSAR_F64 || dtype == TSAR_F32 || dtype == TSAR_F16 || dtype == TSAR_BF16;
-}
+static int is_float(tsar_dtype dtype) { return dtype == TSAR_F64 || dtype == TSAR_F32 || dtype == TSAR_F16 || dtype == TSAR_BF16; }
 
 /* "[3, 64]" */
 static const char *shape_text(char *text, size_t room, size_t rank, const size_t *shape)
 {
     size_t used = (size_t)snprintf(text, room, "[");
-    for (size_t i = 0; i < rank && used < room; i++)
-        used += (size_t)snprintf(text + used, room - used, i ? ", %zu" : "%zu", shape[i]);
-    if (used < room)
-        snprintf(text + used, room - used, "]");
+    for (size_t i = 0; i < rank && used < room; i++) used += (size_t)snprintf(text + used, room - used, i ? ", %zu" : "%zu", shape[i]);
+    if (used < room) snprintf(text + used, room - used, "]");
     return text;
 }
 
@@ -580,10 +526,8 @@ static tsar_status check_weight(void *context, const tsar_weight *weight, tsar_e
     const tsar_tensor *tensor = tsar_file_find(l->file, weight->name);
     shape_text(needs_text, sizeof needs_text, weight->rank, weight->shape);
     if (!tensor)
-        return tsar_fail(err, TSAR_INPUT, "%s: tensor %s is missing; the configuration needs it with shape %s", l->path,
-                         weight->name, needs_text);
-    const int cuts_rows =
-        !strcmp(weight->name, "gpt.cls_embedding.uncond_embedding"); /* QUIRKS, GPT 8: 120 rows whatever cond_tokens is */
+        return tsar_fail(err, TSAR_INPUT, "%s: tensor %s is missing; the configuration needs it with shape %s", l->path, weight->name, needs_text);
+    const int cuts_rows = !strcmp(weight->name, "gpt.cls_embedding.uncond_embedding"); /* QUIRKS, GPT 8: 120 rows whatever cond_tokens is */
     int fits = tensor->rank == weight->rank;
     for (size_t i = 0; fits && i < weight->rank; i++)
         fits = tensor->shape[i] == weight->shape[i] || (i == 0 && cuts_rows && tensor->shape[0] > weight->shape[0]);
@@ -591,8 +535,7 @@ static tsar_status check_weight(void *context, const tsar_weight *weight, tsar_e
         return tsar_fail(err, TSAR_INPUT, "%s: tensor %s has shape %s, the configuration needs %s", l->path, weight->name,
                          shape_text(has_text, sizeof has_text, tensor->rank, tensor->shape), needs_text);
     if (weight->use == TSAR_AS_INTEGERS ? is_float(tensor->dtype) : !is_float(tensor->dtype))
-        return tsar_fail(err, TSAR_INPUT, "%s: tensor %s has dtype %s, which must be %s", l->path, weight->name,
-                         tsar_dtype_name(tensor->dtype),
+        return tsar_fail(err, TSAR_INPUT, "%s: tensor %s has dtype %s, which must be %s", l->path, weight->name, tsar_dtype_name(tensor->dtype),
                          weight->use == TSAR_AS_INTEGERS ? "an integer one such as I64" : "F64, F32, BF16 or F16");
     l->known[tensor - tsar_file_at(l->file, 0)] = 1;
     return TSAR_OK;
@@ -600,33 +543,27 @@ static tsar_status check_weight(void *context, const tsar_weight *weight, tsar_e
 
 /* Index of the first NaN or infinity among n values of dtype, n if there is none. A number is finite where its exponent
  * bits are not all set. The first loop only asks whether there is any, so that it vectorises. */
-#define FIRST_BAD(type, mask)                                                          \
-    do {                                                                               \
-        const type *bits = values;                                                     \
-        type bad = 0;                                                                  \
-        for (size_t i = 0; i < n; i++)                                                 \
-            bad = (type)(bad | ((bits[i] & (mask)) == (mask)));                        \
-        if (!bad)                                                                      \
-            return n;                                                                  \
-        for (size_t i = 0;; i++)                                                       \
-            if ((bits[i] & (mask)) == (mask))                                          \
-                return i;                                                              \
+#define FIRST_BAD(type, mask)                                                                                                                        \
+    do {                                                                                                                                             \
+        const type *bits = values;                                                                                                                   \
+        type bad = 0;                                                                                                                                \
+        for (size_t i = 0; i < n; i++) bad = (type)(bad | ((bits[i] & (mask)) == (mask)));                                                           \
+        if (!bad) return n;                                                                                                                          \
+        for (size_t i = 0;; i++)                                                                                                                     \
+            if ((bits[i] & (mask)) == (mask)) return i;                                                                                              \
     } while (0)
 
 static size_t first_bad_64(const void *values, size_t n) { FIRST_BAD(uint64_t, UINT64_C(0x7FF0000000000000)); }
 static size_t first_bad_32(const void *values, size_t n) { FIRST_BAD(uint32_t, UINT32_C(0x7F800000)); }
 static size_t first_bad_16(const void *values, size_t n, uint16_t mask) { FIRST_BAD(uint16_t, mask); }
 
-static tsar_status check_finite(const loader *l, const char *name, tsar_dtype dtype, const void *values, size_t n, uint64_t first,
-                                tsar_error *err)
+static tsar_status check_finite(const loader *l, const char *name, tsar_dtype dtype, const void *values, size_t n, uint64_t first, tsar_error *err)
 {
-    const size_t bad = dtype == TSAR_F64 ? first_bad_64(values, n) : dtype == TSAR_F32 ? first_bad_32(values, n)
-                     : first_bad_16(values, n, dtype == TSAR_F16 ? 0x7C00 : 0x7F80);
-    if (bad == n)
-        return TSAR_OK;
-    return tsar_fail(err, TSAR_INPUT,
-                     "%s: element %" PRIu64
-                     " of tensor %s is NaN or infinite (the checkpoint is damaged, or its training diverged)",
+    const size_t bad = dtype == TSAR_F64   ? first_bad_64(values, n)
+                       : dtype == TSAR_F32 ? first_bad_32(values, n)
+                                           : first_bad_16(values, n, dtype == TSAR_F16 ? 0x7C00 : 0x7F80);
+    if (bad == n) return TSAR_OK;
+    return tsar_fail(err, TSAR_INPUT, "%s: element %" PRIu64 " of tensor %s is NaN or infinite (the checkpoint is damaged, or its training diverged)",
                      l->path, first + bad, name);
 }
 
@@ -636,32 +573,25 @@ static tsar_status load_matrix(loader *l, const tsar_weight *weight, const tsar_
     const size_t size = tsar_dtype_size(tensor->dtype), target = (size_t)4 << 20;
     tsar_matrix *w = weight->slot;
     size_t cols = 1;
-    for (size_t i = 1; i < weight->rank; i++)
-        cols *= weight->shape[i];
+    for (size_t i = 1; i < weight->rank; i++) cols *= weight->shape[i];
     tsar_status status = tsar_matrix_open(w, weight->rows, cols, tensor->dtype, weight->name, err);
-    if (status)
-        return status;
+    if (status) return status;
     size_t slab_rows = target / (cols * size) / TSAR_PANEL * TSAR_PANEL;
-    if (slab_rows < TSAR_PANEL)
-        slab_rows = TSAR_PANEL;
-    if (slab_rows > weight->rows)
-        slab_rows = weight->rows;
+    if (slab_rows < TSAR_PANEL) slab_rows = TSAR_PANEL;
+    if (slab_rows > weight->rows) slab_rows = weight->rows;
     if (l->slab_bytes < slab_rows * cols * size) {
         tsar_free(l->slab);
         l->slab_bytes = 0;
         l->slab = tsar_alloc(slab_rows, cols * size, "rows of weights", err);
-        if (!l->slab)
-            return TSAR_ROOM;
+        if (!l->slab) return TSAR_ROOM;
         l->slab_bytes = slab_rows * cols * size;
     }
     for (size_t row = 0; row < weight->rows && status == TSAR_OK; row += slab_rows) {
         const size_t n = weight->rows - row < slab_rows ? weight->rows - row : slab_rows;
         const uint64_t first = (uint64_t)(weight->first_row + row) * cols;
         status = tsar_file_read(l->file, tensor, first, (uint64_t)n * cols, l->slab, err);
-        if (status == TSAR_OK)
-            status = check_finite(l, weight->name, tensor->dtype, l->slab, n * cols, first, err);
-        if (status == TSAR_OK)
-            tsar_matrix_set_rows(w, row, n, l->slab);
+        if (status == TSAR_OK) status = check_finite(l, weight->name, tensor->dtype, l->slab, n * cols, first, err);
+        if (status == TSAR_OK) tsar_matrix_set_rows(w, row, n, l->slab);
     }
     return status;
 }
@@ -671,8 +601,7 @@ static tsar_status load_table(loader *l, const tsar_weight *weight, const tsar_t
     tsar_table *t = weight->slot;
     const size_t cols = weight->shape[1], size = tsar_dtype_size(tensor->dtype);
     t->values = cols <= SIZE_MAX / size ? tsar_alloc(weight->rows, cols * size, weight->name, err) : NULL;
-    if (!t->values)
-        return TSAR_ROOM;
+    if (!t->values) return TSAR_ROOM;
     t->rows = weight->rows;
     t->cols = cols;
     t->dtype = tensor->dtype;
@@ -683,8 +612,7 @@ static tsar_status load_table(loader *l, const tsar_weight *weight, const tsar_t
 static tsar_status load_vector(loader *l, const tsar_weight *weight, const tsar_tensor *tensor, tsar_error *err)
 {
     double *values = *(double **)weight->slot = tsar_alloc(weight->rows, sizeof *values, weight->name, err);
-    if (!values)
-        return TSAR_ROOM;
+    if (!values) return TSAR_ROOM;
     const tsar_status status = tsar_file_read_f64(l->file, tensor, 0, weight->rows, values, err);
     return status ? status : check_finite(l, weight->name, TSAR_F64, values, weight->rows, 0, err);
 }
@@ -695,10 +623,14 @@ static tsar_status load_weight(void *context, const tsar_weight *weight, tsar_er
     loader *l = context;
     const tsar_tensor *tensor = tsar_file_find(l->file, weight->name);
     switch (weight->use) {
-    case TSAR_AS_MATRIX: return load_matrix(l, weight, tensor, err);
-    case TSAR_AS_TABLE: return load_table(l, weight, tensor, err);
-    case TSAR_AS_VECTOR: return load_vector(l, weight, tensor, err);
-    default: break;
+    case TSAR_AS_MATRIX:
+        return load_matrix(l, weight, tensor, err);
+    case TSAR_AS_TABLE:
+        return load_table(l, weight, tensor, err);
+    case TSAR_AS_VECTOR:
+        return load_vector(l, weight, tensor, err);
+    default:
+        break;
     }
     int64_t *values = *(int64_t **)weight->slot = tsar_alloc(weight->rows, sizeof *values, weight->name, err);
     return values ? tsar_file_read_i64(l->file, tensor, 0, weight->rows, values, err) : TSAR_ROOM;
@@ -708,13 +640,20 @@ static tsar_status free_weight(void *context, const tsar_weight *weight, tsar_er
 {
     (void)context;
     (void)err;
-    if (!weight->slot)
-        return TSAR_OK;
+    if (!weight->slot) return TSAR_OK;
     switch (weight->use) {
-    case TSAR_AS_MATRIX: tsar_matrix_close(weight->slot); break;
-    case TSAR_AS_TABLE: tsar_free(((tsar_table *)weight->slot)->values); break;
-    case TSAR_AS_VECTOR: tsar_free(*(double **)weight->slot); break;
-    case TSAR_AS_INTEGERS: tsar_free(*(int64_t **)weight->slot); break;
+    case TSAR_AS_MATRIX:
+        tsar_matrix_close(weight->slot);
+        break;
+    case TSAR_AS_TABLE:
+        tsar_free(((tsar_table *)weight->slot)->values);
+        break;
+    case TSAR_AS_VECTOR:
+        tsar_free(*(double **)weight->slot);
+        break;
+    case TSAR_AS_INTEGERS:
+        tsar_free(*(int64_t **)weight->slot);
+        break;
     }
     return TSAR_OK;
 }
@@ -725,11 +664,10 @@ static tsar_status check_unknown(const loader *l, tsar_error *err)
     for (size_t i = 0; i < tsar_file_count(l->file); i++) {
         const char *name = tsar_file_at(l->file, i)->name;
         if (!l->known[i] && (!strncmp(name, "gpt.", 4) || !strncmp(name, "vq.", 3) || !strncmp(name, "fine.", 5)))
-            return tsar_fail(
-                err, TSAR_INPUT,
-                "%s: tensor %.100s does not belong to the model that the configuration describes (remove it or correct the "
-                "configuration)",
-                l->path, name);
+            return tsar_fail(err, TSAR_INPUT,
+                             "%s: tensor %.100s does not belong to the model that the configuration describes (remove it or correct the "
+                             "configuration)",
+                             l->path, name);
     }
     return TSAR_OK;
 }
@@ -750,8 +688,7 @@ static tsar_status allocate_coder(tsar_coder *coder, const tsar_config *c, size_
         level->n_res = n_res;
         level->n_attn = i == lowest ? n_res : 0;
         status = allocate(&level->res, level->n_res, sizeof *level->res, err);
-        if (status == TSAR_OK)
-            status = allocate(&level->attn, level->n_attn, sizeof *level->attn, err);
+        if (status == TSAR_OK) status = allocate(&level->attn, level->n_attn, sizeof *level->attn, err);
     }
     return status;
 }
@@ -763,37 +700,33 @@ static tsar_status allocate_blocks(tsar_model *m, tsar_error *err)
     const size_t mlps = c->shuffle > 1 ? c->shuffle_blocks : 0;
     tsar_status status = TSAR_OK;
     if (c->has_gpt) {
-        m->gpt = (tsar_stack){.dim = c->dim,
-                              .n_layer = c->n_layer,
-                              .n_head = c->n_head,
-                              .n_kv_head = c->n_kv_head,
-                              .head_dim = c->dim / c->n_head,
-                              .ffn_hidden = c->ffn_hidden,
-                              .norm_eps = c->norm_eps,
-                              .rope_base = c->rope_base,
-                              .rope_2d = c->rope_2d};
-        status = allocate(&m->gpt.layers, c->n_layer, sizeof *m->gpt.layers, err);
-        if (status == TSAR_OK)
-            status = allocate(&m->shuffle_mlp, mlps, sizeof *m->shuffle_mlp, err);
-        if (status == TSAR_OK)
-            status = allocate(&m->unshuffle_mlp, mlps, sizeof *m->unshuffle_mlp, err);
-    }
-    if (c->has_fine && status == TSAR_OK) {
-        m->fine = (tsar_stack){.dim = c->fine_dim,
-                               .n_layer = c->fine_n_layer,
-                               .n_head = c->fine_n_head,
-                               .n_kv_head = c->fine_n_head,
-                               .head_dim = c->fine_dim / c->fine_n_head,
-                               .ffn_hidden = c->fine_ffn_hidden,
+        m->gpt = (tsar_stack){ .dim = c->dim,
+                               .n_layer = c->n_layer,
+                               .n_head = c->n_head,
+                               .n_kv_head = c->n_kv_head,
+                               .head_dim = c->dim / c->n_head,
+                               .ffn_hidden = c->ffn_hidden,
                                .norm_eps = c->norm_eps,
                                .rope_base = c->rope_base,
-                               .rope_2d = 1};
+                               .rope_2d = c->rope_2d };
+        status = allocate(&m->gpt.layers, c->n_layer, sizeof *m->gpt.layers, err);
+        if (status == TSAR_OK) status = allocate(&m->shuffle_mlp, mlps, sizeof *m->shuffle_mlp, err);
+        if (status == TSAR_OK) status = allocate(&m->unshuffle_mlp, mlps, sizeof *m->unshuffle_mlp, err);
+    }
+    if (c->has_fine && status == TSAR_OK) {
+        m->fine = (tsar_stack){ .dim = c->fine_dim,
+                                .n_layer = c->fine_n_layer,
+                                .n_head = c->fine_n_head,
+                                .n_kv_head = c->fine_n_head,
+                                .head_dim = c->fine_dim / c->fine_n_head,
+                                .ffn_hidden = c->fine_ffn_hidden,
+                                .norm_eps = c->norm_eps,
+                                .rope_base = c->rope_base,
+                                .rope_2d = 1 };
         status = allocate(&m->fine.layers, c->fine_n_layer, sizeof *m->fine.layers, err);
     }
-    if (c->has_vq && status == TSAR_OK)
-        status = allocate_coder(&m->vq.encoder, c, c->vq_res_blocks, c->vq_levels - 1, err);
-    if (c->has_vq && status == TSAR_OK)
-        status = allocate_coder(&m->vq.decoder, c, c->vq_res_blocks + 1, 0, err);
+    if (c->has_vq && status == TSAR_OK) status = allocate_coder(&m->vq.encoder, c, c->vq_res_blocks, c->vq_levels - 1, err);
+    if (c->has_vq && status == TSAR_OK) status = allocate_coder(&m->vq.decoder, c, c->vq_res_blocks + 1, 0, err);
     return status;
 }
 
@@ -802,25 +735,21 @@ static tsar_status load_merges(tsar_model *m, loader *l, tsar_error *err)
 {
     const int64_t first = TSAR_SPECIALS + 256;
     const tsar_tensor *tensor = tsar_file_find(l->file, "tokenizer.merges");
-    if (!tensor)
-        return TSAR_OK;
+    if (!tensor) return TSAR_OK;
     if (m->config.arch != TSAR_TOKEN_SHUFFLE)
         return tsar_fail(err, TSAR_INPUT, "%s: tensor tokenizer.merges belongs to models with arch=token-shuffle only", l->path);
     if (tensor->rank != 2 || tensor->shape[1] != 2)
         return tsar_fail(err, TSAR_INPUT, "%s: tensor tokenizer.merges needs the shape [merges, 2]", l->path);
     if ((uint64_t)tensor->shape[0] + (uint64_t)first > m->config.text_vocab)
-        return tsar_fail(err, TSAR_INPUT,
-                         "%s: tensor tokenizer.merges has %zu merges, which with %d specials and 256 bytes exceed text_vocab=%zu",
+        return tsar_fail(err, TSAR_INPUT, "%s: tensor tokenizer.merges has %zu merges, which with %d specials and 256 bytes exceed text_vocab=%zu",
                          l->path, tensor->shape[0], TSAR_SPECIALS, m->config.text_vocab);
     m->merges = tsar_alloc(tensor->shape[0], 2 * sizeof *m->merges, "tokenizer.merges", err);
-    if (!m->merges)
-        return TSAR_ROOM;
+    if (!m->merges) return TSAR_ROOM;
     m->n_merges = tensor->shape[0];
     const tsar_status status = tsar_file_read_i64(l->file, tensor, 0, tensor->count, m->merges, err);
     for (size_t i = 0; i < 2 * m->n_merges && status == TSAR_OK; i++)
         if (m->merges[i] < TSAR_SPECIALS || m->merges[i] >= first + (int64_t)(i / 2))
-            return tsar_fail(err, TSAR_INPUT,
-                             "%s: merge %zu of tokenizer.merges uses id %" PRId64 ", which is not from %d to %" PRId64, l->path,
+            return tsar_fail(err, TSAR_INPUT, "%s: merge %zu of tokenizer.merges uses id %" PRId64 ", which is not from %d to %" PRId64, l->path,
                              i / 2, m->merges[i], TSAR_SPECIALS, first + (int64_t)(i / 2) - 1);
     return status;
 }
@@ -830,8 +759,7 @@ static tsar_status check_clusters(const tsar_model *m, const char *path, tsar_er
     const tsar_config *c = &m->config;
     for (size_t i = 0; m->cluster_of && i < c->codebook_size; i++)
         if (m->cluster_of[i] < 0 || (uint64_t)m->cluster_of[i] >= c->n_coarse)
-            return tsar_fail(err, TSAR_INPUT,
-                             "%s: element %zu of tensor ctf.cluster_of is %" PRId64 ", no label below n_coarse=%zu", path, i,
+            return tsar_fail(err, TSAR_INPUT, "%s: element %zu of tensor ctf.cluster_of is %" PRId64 ", no label below n_coarse=%zu", path, i,
                              m->cluster_of[i], c->n_coarse);
     return TSAR_OK;
 }
@@ -842,35 +770,26 @@ static const char *lookup_file(const void *source, const char *key) { return tsa
 static tsar_status load_model(tsar_model *m, loader *l, tsar_error *err)
 {
     tsar_status status = tsar_config_read(&m->config, lookup_file, l->file, l->path, err);
-    if (status)
-        return status;
+    if (status) return status;
     l->known = tsar_alloc(tsar_file_count(l->file), 1, "the list of tensors", err);
-    if (!l->known)
-        return TSAR_ROOM;
+    if (!l->known) return TSAR_ROOM;
     status = tsar_weights(&m->config, NULL, check_weight, l, err);
-    if (status == TSAR_OK)
-        status = check_unknown(l, err);
-    if (status == TSAR_OK)
-        status = allocate_blocks(m, err);
-    if (status == TSAR_OK)
-        status = tsar_weights(&m->config, m, load_weight, l, err);
-    if (status == TSAR_OK)
-        status = check_clusters(m, l->path, err);
+    if (status == TSAR_OK) status = check_unknown(l, err);
+    if (status == TSAR_OK) status = allocate_blocks(m, err);
+    if (status == TSAR_OK) status = tsar_weights(&m->config, m, load_weight, l, err);
+    if (status == TSAR_OK) status = check_clusters(m, l->path, err);
     return status == TSAR_OK ? load_merges(m, l, err) : status;
 }
 
 tsar_status tsar_model_open(tsar_model **model, const char *path, size_t threads, tsar_error *err)
 {
     *model = NULL;
-    if (threads < 1 || threads > 1024)
-        return tsar_fail(err, TSAR_USAGE, "the number of threads is %zu, which must be from 1 to 1024", threads);
+    if (threads < 1 || threads > 1024) return tsar_fail(err, TSAR_USAGE, "the number of threads is %zu, which must be from 1 to 1024", threads);
     tsar_model *m = tsar_alloc(1, sizeof *m, "a model", err);
-    if (!m)
-        return TSAR_ROOM;
-    loader l = {NULL, path, NULL, NULL, 0};
+    if (!m) return TSAR_ROOM;
+    loader l = { NULL, path, NULL, NULL, 0 };
     tsar_status status = tsar_file_open(&l.file, path, err);
-    if (status == TSAR_OK)
-        status = load_model(m, &l, err);
+    if (status == TSAR_OK) status = load_model(m, &l, err);
     tsar_file_close(l.file);
     tsar_free(l.known);
     tsar_free(l.slab);
@@ -897,8 +816,7 @@ static void free_coder(tsar_coder *coder, size_t n_levels)
 
 void tsar_model_close(tsar_model *model)
 {
-    if (!model)
-        return;
+    if (!model) return;
     if (model->gpt.layers || model->fine.layers || model->vq.encoder.levels) /* else nothing was loaded */
         tsar_weights(&model->config, model, free_weight, NULL, NULL);
     tsar_free(model->gpt.layers);
@@ -920,16 +838,12 @@ void tsar_model_close(tsar_model *model)
 uint64_t tsar_synth_key(const char *name, uint64_t seed)
 {
     uint64_t hash = UINT64_C(0xCBF29CE484222325);
-    for (; *name; name++)
-        hash = (hash ^ (unsigned char)*name) * UINT64_C(0x100000001B3);
+    for (; *name; name++) hash = (hash ^ (unsigned char)*name) * UINT64_C(0x100000001B3);
     return hash ^ seed * GOLDEN;
 }
 
 /* z = finaliser of splitmix64 at key + (i + 1) G */
-uint64_t tsar_synth_word(uint64_t key, uint64_t index)
-{
-    return tsar_mix(key + (index + 1) * GOLDEN);
-}
+uint64_t tsar_synth_word(uint64_t key, uint64_t index) { return tsar_mix(key + (index + 1) * GOLDEN); }
 
 static int ends_in(const char *name, const char *ending)
 {
@@ -941,16 +855,14 @@ static int ends_in(const char *name, const char *ending)
  * sqrt(3 / fan_in) u, of variance 1 / fan_in, for any other weight. */
 static void synth_law(const tsar_weight *weight, double *offset, double *scale)
 {
-    static const char *const embeddings[] = {"tok_embeddings.weight", "embedding_table.weight", "quantize.embedding.weight",
-                                             "uncond_embedding", "coarse_embeddings.weight"};
+    static const char *const embeddings[] = { "tok_embeddings.weight", "embedding_table.weight", "quantize.embedding.weight", "uncond_embedding",
+                                              "coarse_embeddings.weight" };
     double fan_in = 1;
-    for (size_t i = 1; i < weight->rank; i++)
-        fan_in *= (double)weight->shape[i];
+    for (size_t i = 1; i < weight->rank; i++) fan_in *= (double)weight->shape[i];
     *offset = weight->rank == 1 && strstr(weight->name, "norm") && ends_in(weight->name, "weight") ? 1 : 0;
     *scale = weight->rank == 1 ? 0.1 : sqrt(3 / fan_in);
     for (size_t i = 0; i < sizeof embeddings / sizeof *embeddings && weight->rank > 1; i++)
-        if (ends_in(weight->name, embeddings[i]))
-            *scale = 1;
+        if (ends_in(weight->name, embeddings[i])) *scale = 1;
 }
 
 typedef struct {
@@ -963,8 +875,7 @@ typedef struct {
 static tsar_status declare_weight(void *context, const tsar_weight *weight, tsar_error *err)
 {
     synthesis *s = context;
-    return tsar_writer_declare(s->writer, weight->name, weight->use == TSAR_AS_INTEGERS ? TSAR_I64 : s->dtype, weight->rank,
-                               weight->shape, err);
+    return tsar_writer_declare(s->writer, weight->name, weight->use == TSAR_AS_INTEGERS ? TSAR_I64 : s->dtype, weight->rank, weight->shape, err);
 }
 
 /* The n values from flat index `first` on. out [n] of the dtype asked for. */
@@ -979,8 +890,7 @@ static void synth_values(void *out, tsar_dtype dtype, uint64_t key, uint64_t fir
     if (dtype == TSAR_F32)
         memcpy(out, values, n * sizeof *values);
     else
-        for (size_t i = 0; i < n; i++)
-            halves[i] = dtype == TSAR_F16 ? tsar_round_f16(values[i]) : tsar_round_bf16(values[i]);
+        for (size_t i = 0; i < n; i++) halves[i] = dtype == TSAR_F16 ? tsar_round_f16(values[i]) : tsar_round_bf16(values[i]);
 }
 
 /* Writes the data of a weight if it is the one that is due. */
@@ -990,8 +900,7 @@ static tsar_status write_weight(void *context, const tsar_weight *weight, tsar_e
     const tsar_tensor *tensor = s->due;
     double offset, scale;
     int64_t chunk[SYNTH_CHUNK];
-    if (!tensor || strcmp(tensor->name, weight->name))
-        return TSAR_OK;
+    if (!tensor || strcmp(tensor->name, weight->name)) return TSAR_OK;
     const uint64_t key = tsar_synth_key(weight->name, s->config->seed);
     tsar_status status = TSAR_OK;
     synth_law(weight, &offset, &scale);
@@ -1009,38 +918,34 @@ static tsar_status write_weight(void *context, const tsar_weight *weight, tsar_e
 }
 
 /* Arguments key=value as a source of configuration strings: a later value replaces an earlier one. */
-typedef struct { const char *const *keys, *const *values; size_t n; } arguments;
+typedef struct {
+    const char *const *keys, *const *values;
+    size_t n;
+} arguments;
 
 static const char *lookup_arguments(const void *source, const char *key)
 {
     const arguments *a = source;
     for (size_t i = a->n; i > 0; i--)
-        if (!strcmp(a->keys[i - 1], key))
-            return a->values[i - 1];
+        if (!strcmp(a->keys[i - 1], key)) return a->values[i - 1];
     return NULL;
 }
 
-tsar_status tsar_synth(const char *path, const char *const *keys, const char *const *values, size_t n, tsar_dtype dtype,
-                       tsar_error *err)
+tsar_status tsar_synth(const char *path, const char *const *keys, const char *const *values, size_t n, tsar_dtype dtype, tsar_error *err)
 {
-    const arguments source = {keys, values, n};
+    const arguments source = { keys, values, n };
     tsar_config config;
     if (dtype != TSAR_F32 && dtype != TSAR_BF16 && dtype != TSAR_F16)
         return tsar_fail(err, TSAR_USAGE, "synthetic weights have the dtype f32, bf16 or f16");
     tsar_status status = tsar_config_read(&config, lookup_arguments, &source, path, err);
-    if (status)
-        return status;
-    synthesis s = {NULL, dtype, &config, NULL};
+    if (status) return status;
+    synthesis s = { NULL, dtype, &config, NULL };
     status = tsar_writer_open(&s.writer, path, err);
-    if (status)
-        return status;
+    if (status) return status;
     status = tsar_writer_meta(s.writer, "seed", "0", err);
-    for (size_t i = 0; i < n && status == TSAR_OK; i++)
-        status = tsar_writer_meta(s.writer, keys[i], values[i], err);
-    if (status == TSAR_OK)
-        status = tsar_weights(&config, NULL, declare_weight, &s, err);
-    if (status == TSAR_OK)
-        s.due = tsar_writer_next(s.writer);
+    for (size_t i = 0; i < n && status == TSAR_OK; i++) status = tsar_writer_meta(s.writer, keys[i], values[i], err);
+    if (status == TSAR_OK) status = tsar_weights(&config, NULL, declare_weight, &s, err);
+    if (status == TSAR_OK) s.due = tsar_writer_next(s.writer);
     for (const tsar_tensor *before = NULL; status == TSAR_OK && s.due && s.due != before;) {
         before = s.due; /* integers come first in the file, so a second pass reaches what the first one passed */
         status = tsar_weights(&config, NULL, write_weight, &s, err);
