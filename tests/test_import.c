@@ -185,8 +185,8 @@ static void check_greedy(const tsar_model *model, const char *vector, const char
         result.codes = codes;
         if (expected && expected->count <= 64 && tsar_file_read_i64(file, expected, 0, expected->count, wanted, &err) == TSAR_OK) {
             tsar_status status = tsar_generate(model, &prompt, &settings, 1, &result, NULL, NULL, &err);
-            CHECK(status == TSAR_OK && memcmp(codes, wanted, (size_t)expected->count * sizeof *codes) == 0, "%s: greedy codes, guidance %d: %s", name,
-                  guided, status ? err.text : "differ");
+            CHECK(status == TSAR_OK && memcmp(codes, wanted, (size_t)expected->count * sizeof *codes) == 0, "%s: greedy codes, guidance %d: %s", name, guided,
+                  status ? err.text : "differ");
         }
     }
     tsar_inputs_close(&inputs);
@@ -305,8 +305,7 @@ static const char *dtype_global(tsar_dtype dtype)
 }
 
 /* A call of _rebuild_tensor_v2, or v3 on bytes; a view of elements 2 ... of its storage in legacy files. */
-static void p_tensor(buffer *b, const form *f, const char *key, int64_t elements, int64_t offset, size_t rank, const int64_t *shape,
-                     const int64_t *stride)
+static void p_tensor(buffer *b, const form *f, const char *key, int64_t elements, int64_t offset, size_t rank, const int64_t *shape, const int64_t *stride)
 {
     int64_t size = (int64_t)tsar_dtype_size(f->dtype);
     if (f->parameters) {
@@ -414,8 +413,7 @@ static void p_object(buffer *b, const form *f)
         const char *dot = strchr(TINY[t].name, '.');
         geometry(f, t, &offset, shape, stride, &elements);
         key_of(key, f, t);
-        snprintf(name, sizeof name, "%s%.*s%s%s", f->prefix ? f->prefix : "", (int)(dot - TINY[t].name) + 1, TINY[t].name, f->middle ? f->middle : "",
-                 dot + 1);
+        snprintf(name, sizeof name, "%s%.*s%s%s", f->prefix ? f->prefix : "", (int)(dot - TINY[t].name) + 1, TINY[t].name, f->middle ? f->middle : "", dot + 1);
         p_text(b, name);
         p_tensor(b, f, key, f->shared ? total : elements, f->shared ? shared_offset + offset : offset, TINY[t].rank, shape, stride);
         shared_offset += elements;
@@ -700,8 +698,8 @@ static void expect(const char *path, const char *settings, tsar_status wanted, c
     tsar_error err;
     tsar_status status = import_file(path, settings, &err);
     FILE *left = fopen(MODEL, "rb");
-    CHECK(status == wanted && strstr(err.text, sentence) && !strchr(err.text, '\n'), "%s: expected \"%s\", got %d: %s", settings, sentence,
-          (int)status, err.text);
+    CHECK(status == wanted && strstr(err.text, sentence) && !strchr(err.text, '\n'), "%s: expected \"%s\", got %d: %s", settings, sentence, (int)status,
+          err.text);
     CHECK(!left, "%s: no model file is left behind", settings);
     if (left) fclose(left);
 }
@@ -777,9 +775,69 @@ static void check_questions(void)
     write_changed("ffn_norm.weight", TSAR_F32, 0);
     expect(INPUT, SETTINGS, TSAR_INPUT, "tensor gpt.layers.0.ffn_norm.weight is missing; expected shape [16]");
     write_changed("tok_embeddings.weight", TSAR_F32, 0);
-    expect(INPUT, SETTINGS, TSAR_INPUT, "gpt.tok_embeddings.weight, which tells the model's size, is missing");
+    expect(INPUT, SETTINGS, TSAR_INPUT, "tensor gpt.tok_embeddings.weight is missing; expected shape [8, 16]");
     write_changed("vq.codebook", TSAR_F32, 4);
-    expect(INPUT, SETTINGS, TSAR_INPUT, "vq.encoder.conv_in.weight, which tells the model's size, is missing");
+    expect(INPUT, SETTINGS, TSAR_INPUT, "vq.encoder.conv_in.weight is missing");
+}
+
+/* The tiny model in safetensors with one tensor of another shape, or, with rank 0, left out. */
+static void write_misshapen(const char *name, size_t rank, size_t rows, size_t columns)
+{
+    static const double zeros[4096];
+    const size_t shape[2] = { rows, columns };
+    tsar_error err;
+    tsar_writer *writer;
+    const tsar_tensor *next;
+    tsar_status status = tsar_writer_open(&writer, INPUT, &err);
+    for (size_t t = 0; !status && t < N_TINY; t++) {
+        const int changed = strcmp(TINY[t].name, name) == 0;
+        if (!changed || rank)
+            status = tsar_writer_declare(writer, TINY[t].name, TSAR_F32, changed ? rank : TINY[t].rank, changed ? shape : TINY[t].shape, &err);
+    }
+    while (!status && (next = tsar_writer_next(writer))) status = tsar_writer_put(writer, zeros, next->count, &err);
+    if (!status) status = tsar_writer_commit(writer, &err);
+    CHECK(status == TSAR_OK, "%s", err.text);
+}
+
+/* Whatever tensor is wrong, it is the one that is named, with the shape that it should have. */
+static void check_misshapen(void)
+{
+    static const struct {
+        const char *name;
+        size_t rank, rows, columns;
+        const char *sentence;
+    } cases[] = {
+        { "norm.weight", 1, 15, 1, "tensor gpt.norm.weight has shape [15], expected [16]" },
+        { "norm.weight", 0, 0, 0, "tensor gpt.norm.weight is missing; expected shape [16]" },
+        { "norm.weight", 2, 16, 1, "tensor gpt.norm.weight has shape [16, 1], expected [16]" },
+        { "tok_embeddings.weight", 2, 3, 16, "tensor gpt.tok_embeddings.weight has shape [3, 16], expected [8, 16]" },
+        { "tok_embeddings.weight", 2, 8, 15, "tensor gpt.tok_embeddings.weight has shape [8, 15], expected [8, 16]" },
+        { "tok_embeddings.weight", 1, 128, 1, "tensor gpt.tok_embeddings.weight has shape [128], expected [8, 16]" },
+        { "output.weight", 2, 3, 16, "tensor gpt.output.weight has shape [3, 16], expected [8, 16]" },
+        { "output.weight", 0, 0, 0, "tensor gpt.output.weight is missing; expected shape [8, 16]" },
+        { "cls_embedding.embedding_table.weight", 0, 0, 0, "tensor gpt.cls_embedding.embedding_table.weight is missing; expected shape [num_classes + 1, 16]" },
+        { "cls_embedding.embedding_table.weight", 2, 3, 15, "tensor gpt.cls_embedding.embedding_table.weight has shape [3, 15], expected [3, 16]" },
+        { "cls_embedding.embedding_table.weight", 1, 48, 1, "tensor gpt.cls_embedding.embedding_table.weight has shape [48], expected [num_classes + 1, 16]" },
+        { "layers.0.attention.wqkv.weight", 2, 3, 16,
+          "tensor gpt.layers.0.attention.wqkv.weight has 3 rows, which fit no number of heads; expected shape [48, 16]" },
+        { "layers.0.attention.wqkv.weight", 0, 0, 0, "tensor gpt.layers.0.attention.wqkv.weight is missing; expected shape [48, 16]" },
+        { "layers.0.attention.wqkv.weight", 2, 48, 15, "tensor gpt.layers.0.attention.wqkv.weight has shape [48, 15], expected [48, 16]" },
+        { "layers.0.attention.wo.weight", 2, 15, 16, "tensor gpt.layers.0.attention.wo.weight has shape [15, 16], expected [16, 16]" },
+        { "layers.0.feed_forward.w1.weight", 2, 3, 16, "tensor gpt.layers.0.feed_forward.w1.weight has shape [3, 16], expected [8, 16]" },
+        { "layers.0.feed_forward.w2.weight", 2, 16, 9, "tensor gpt.layers.0.feed_forward.w2.weight has shape [16, 9], expected [16, 8]" },
+    };
+    tsar_error err;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        write_misshapen(cases[i].name, cases[i].rank, cases[i].rows, cases[i].columns);
+        expect(INPUT, SETTINGS, TSAR_INPUT, cases[i].sentence);
+        expect(INPUT, SETTINGS " arch=llamagen-c2i", TSAR_INPUT, cases[i].sentence);
+    }
+    write_misshapen("", 0, 0, 0);
+    CHECK(import_file(INPUT, SETTINGS, &err) == TSAR_OK, "%s", err.text);
+    expect(INPUT, SETTINGS " dim=15", TSAR_USAGE, "dim=15");
+    expect(INPUT, SETTINGS " codebook_size=9", TSAR_USAGE, "codebook_size=9");
+    expect(INPUT, SETTINGS " ffn_hidden=9", TSAR_USAGE, "ffn_hidden=9");
+    expect(INPUT, SETTINGS " arch=token-shuffle", TSAR_USAGE, "arch=token-shuffle");
 }
 
 /* Token-Shuffle and CTF models under SPEC's own names, without their metadata: what shapes tell, and what is asked. */
@@ -791,7 +849,8 @@ static void check_other_archs(void)
         { "shuffle_s2", "n_head=4 grid_h=8 grid_w=8 rope=1d text_vocab=40",
           "add text_vocab=N or codebook_size=N, whose sum is 136; and rope=1d (Llama) or rope=2d (LlamaGen); and grid_h" },
         { "shuffle_s4_gqa", "n_head=8 grid_h=8 grid_w=16 rope=1d codebook_size=64", "whose sum is 114" },
-        { "shuffle_s1", "n_head=4 grid_h=4 grid_w=4 rope=1d codebook_size=96", "rope=1d (Llama)" },
+        { "shuffle_s1", "arch=token-shuffle n_head=4 grid_h=4 grid_w=4 rope=1d codebook_size=96", NULL },
+        { "shuffle_s1", "n_head=4 grid_h=4 grid_w=4 rope=1d text_vocab=40", NULL },
         { "fine", "fine_n_head=4 grid_h=6 grid_w=5", "add fine_n_head=1, 2, 4, 8 or 16; and grid_h and grid_w" },
         { "c2i_odd", "n_head=6 grid_h=6 grid_w=6", "add n_head=" },
         { "vq_f8", "", NULL },
@@ -828,9 +887,9 @@ static void check_other_archs(void)
         if (CHECK(tsar_model_open(&a, MODEL, 1, &err) == TSAR_OK, "%s: %s", vector, err.text)) {
             if (CHECK(tsar_model_open(&b, TMP "synth", 1, &err) == TSAR_OK, "%s: %s", vector, err.text)) {
                 b->config.seed = 0;
-                CHECK(a->config.n_kv_head == b->config.n_kv_head && a->config.vq_levels == b->config.vq_levels &&
-                          a->config.shuffle == b->config.shuffle && a->config.text_vocab == b->config.text_vocab &&
-                          a->config.n_coarse == b->config.n_coarse && a->config.codebook_size == b->config.codebook_size &&
+                CHECK(a->config.n_kv_head == b->config.n_kv_head && a->config.vq_levels == b->config.vq_levels && a->config.shuffle == b->config.shuffle &&
+                          a->config.text_vocab == b->config.text_vocab && a->config.n_coarse == b->config.n_coarse &&
+                          a->config.codebook_size == b->config.codebook_size &&
                           memcmp(a->config.vq_ch_mult, b->config.vq_ch_mult, sizeof a->config.vq_ch_mult) == 0 &&
                           a->config.vq_z_channels == b->config.vq_z_channels,
                       "%s: the configuration comes back", vector);
@@ -850,8 +909,8 @@ static void refuse(const char *what, const buffer *b, const char *sentence)
     tsar_error err;
     save(b, INPUT);
     tsar_status status = import_file(INPUT, SETTINGS, &err);
-    CHECK(status == TSAR_INPUT && strstr(err.text, sentence) && !strchr(err.text, '\n'), "%s: expected \"%s\", got %d: %s", what, sentence,
-          (int)status, err.text);
+    CHECK(status == TSAR_INPUT && strstr(err.text, sentence) && !strchr(err.text, '\n'), "%s: expected \"%s\", got %d: %s", what, sentence, (int)status,
+          err.text);
 }
 
 static void patch(size_t at, uint64_t number, size_t width)
@@ -867,8 +926,7 @@ static void fresh(int zip64)
 
 static void check_archives(void)
 {
-    static const char *const names[] = { "../tiny/data.pkl", "/tiny/data.pkl", "tiny/../data", "tiny//data",
-                                         "C:/tiny/x",        "tiny\\data\\0",  "./tiny",       ".",
+    static const char *const names[] = { "../tiny/data.pkl", "/tiny/data.pkl", "tiny/../data", "tiny//data", "C:/tiny/x", "tiny\\data\\0", "./tiny", ".",
                                          "tiny/\ndata" };
     static const uint64_t large[] = { 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF };
     static const uint64_t larger[] = { 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x100000000, 0x7FFFFFFFFFFFFFFF, 0x8000000000000000, 0xFFFFFFFFFFFFFFFF };
@@ -877,11 +935,9 @@ static void check_archives(void)
     fresh(0), patch(entries[2].central + 10, 8, 2), refuse("compressed", &archive, "is compressed");
     fresh(0), patch(entries[2].local + 8, 8, 2), refuse("compressed, local header only", &archive, "another header");
     fresh(0), patch(entries[2].central + 20, 3, 4), refuse("two sizes", &archive, "two different sizes");
-    fresh(0), patch(entries[2].central + 20, 1 << 20, 4), patch(entries[2].central + 24, 1 << 20, 4),
-        refuse("too long", &archive, "lies outside the file");
+    fresh(0), patch(entries[2].central + 20, 1 << 20, 4), patch(entries[2].central + 24, 1 << 20, 4), refuse("too long", &archive, "lies outside the file");
     fresh(0), patch(entries[2].central + 20, 1000, 4), patch(entries[2].central + 24, 1000, 4), refuse("overlap", &archive, "overlap");
-    fresh(0), patch(entries[2].central + 20, 8, 4), patch(entries[2].central + 24, 8, 4),
-        refuse("shorter storage", &archive, "has 8 bytes, its tensors claim");
+    fresh(0), patch(entries[2].central + 20, 8, 4), patch(entries[2].central + 24, 8, 4), refuse("shorter storage", &archive, "has 8 bytes, its tensors claim");
     fresh(0), patch(entries[2].local + 18, 8, 4), refuse("local size", &archive, "two different sizes");
     fresh(0), patch(entries[2].central + 42, entries[3].local, 4), refuse("same place", &archive, "another header");
     fresh(0), patch(entries[2].central + 34, 1, 2), refuse("other disk", &archive, "several");
@@ -940,8 +996,7 @@ static void refuse_pickle(const char *what, const void *bytes, size_t n, const c
 #define REFUSE(what, literal, sentence) refuse_pickle(what, literal, sizeof(literal) - 1, sentence)
 
 /* A state dict with the one tensor norm.weight, as given. */
-static void refuse_tensor(const char *what, int64_t elements, int64_t offset, size_t rank, const int64_t *shape, const int64_t *stride,
-                          const char *sentence)
+static void refuse_tensor(const char *what, int64_t elements, int64_t offset, size_t rank, const int64_t *shape, const int64_t *stride, const char *sentence)
 {
     form f = { .dtype = TSAR_F32 };
     pickle.n = 0;
@@ -1114,6 +1169,7 @@ int main(int argc, char **argv)
     check_forms();
     check_shards();
     check_questions();
+    check_misshapen();
     check_other_archs();
     check_archives();
     check_pickles();

@@ -575,19 +575,154 @@ static void ask(importer *im, const char *format, ...)
 
 /* ---------------------------------------------------------------------------------------------- from shapes to settings */
 
-/* Size of dimension `axis` of a tensor that should have `rank` dimensions; an error if it is not there or has not. */
-static size_t extent(importer *im, const char *name, size_t rank, size_t axis)
+static void shape_text(char *text, size_t room, size_t rank, const size_t *shape)
 {
-    const named *item = find_item(im, name);
-    if (im->status) return 0;
-    if (!item || item->tensor->rank != rank || item->tensor->count == 0) {
-        im->status = tsar_fail(im->err, TSAR_INPUT, "%s: tensor %s, which tells the model's size, is %s", im->name, name,
-                               !item                      ? "missing"
-                               : item->tensor->count == 0 ? "empty"
-                                                          : "of another rank");
-        return 0;
+    size_t used = (size_t)snprintf(text, room, "[");
+    for (size_t i = 0; i < rank && used < room; i++) used += (size_t)snprintf(text + used, room - used, i ? ", %zu" : "%zu", shape[i]);
+    if (used < room) snprintf(text + used, room - used, "]");
+}
+
+/* Where a size shows: dimension `axis` of tensors of rank `rank` called `name`, # standing for any number. A size that several tensors
+ * show is the one that most of them agree on, so that a misshapen one is told from the rest; check_weight then names it. "gpt.vocab"
+ * and "gpt.wqkv" are no keys of a configuration but rows of their tensors. */
+typedef struct {
+    const char *size, *name;
+    size_t rank, axis;
+} witness;
+static const witness WITNESSES[] = {
+    /* the first that agrees is named as the evidence */
+    { "dim", "gpt.norm.weight", 1, 0 },
+    { "dim", "gpt.tok_embeddings.weight", 2, 1 },
+    { "dim", "gpt.output.weight", 2, 1 },
+    { "dim", "gpt.layers.#.attention_norm.weight", 1, 0 },
+    { "dim", "gpt.layers.#.ffn_norm.weight", 1, 0 },
+    { "dim", "gpt.layers.#.attention.wqkv.weight", 2, 1 },
+    { "dim", "gpt.layers.#.attention.wo.weight", 2, 0 },
+    { "dim", "gpt.layers.#.feed_forward.w1.weight", 2, 1 },
+    { "dim", "gpt.layers.#.feed_forward.w2.weight", 2, 0 },
+    { "dim", "gpt.layers.#.feed_forward.w3.weight", 2, 1 },
+    { "ffn_hidden", "gpt.layers.#.feed_forward.w1.weight", 2, 0 },
+    { "ffn_hidden", "gpt.layers.#.feed_forward.w2.weight", 2, 1 },
+    { "ffn_hidden", "gpt.layers.#.feed_forward.w3.weight", 2, 0 },
+    { "gpt.wqkv", "gpt.layers.#.attention.wqkv.weight", 2, 0 },
+    { "gpt.vocab", "gpt.tok_embeddings.weight", 2, 0 },
+    { "gpt.vocab", "gpt.output.weight", 2, 0 },
+    { "gpt.part", "gpt.shuffle.compress.weight", 2, 0 },
+    { "gpt.part", "gpt.unshuffle.expand.weight", 2, 1 },
+    { "shuffle_hidden", "gpt.shuffle.blocks.#.fc1.weight", 2, 0 },
+    { "shuffle_hidden", "gpt.shuffle.blocks.#.fc2.weight", 2, 1 },
+    { "shuffle_hidden", "gpt.unshuffle.blocks.#.fc1.weight", 2, 0 },
+    { "shuffle_hidden", "gpt.unshuffle.blocks.#.fc2.weight", 2, 1 },
+    { "num_classes", "gpt.cls_embedding.embedding_table.weight", 2, 0 },
+    { "cond_tokens", "gpt.cls_embedding.uncond_embedding", 2, 0 },
+    { "caption_dim", "gpt.cls_embedding.cap_proj.fc1.weight", 2, 1 },
+    { "caption_dim", "gpt.cls_embedding.uncond_embedding", 2, 1 },
+    { "fine_dim", "fine.norm.weight", 1, 0 },
+    { "fine_dim", "fine.coarse_embeddings.weight", 2, 1 },
+    { "fine_dim", "fine.output.weight", 2, 1 },
+    { "fine_dim", "fine.layers.#.attention_norm.weight", 1, 0 },
+    { "fine_dim", "fine.layers.#.attention.wqkv.weight", 2, 1 },
+    { "fine_dim", "fine.layers.#.attention.wo.weight", 2, 0 },
+    { "fine_ffn_hidden", "fine.layers.#.feed_forward.w1.weight", 2, 0 },
+    { "fine_ffn_hidden", "fine.layers.#.feed_forward.w2.weight", 2, 1 },
+    { "fine_ffn_hidden", "fine.layers.#.feed_forward.w3.weight", 2, 0 },
+    { "fine.wqkv", "fine.layers.#.attention.wqkv.weight", 2, 0 },
+    { "n_coarse", "fine.coarse_embeddings.weight", 2, 0 },
+    { "codebook_size", "vq.quantize.embedding.weight", 2, 0 },
+    { "codebook_size", "fine.output.weight", 2, 0 },
+    { "vq_embed_dim", "vq.quantize.embedding.weight", 2, 1 },
+    { "vq_embed_dim", "vq.quant_conv.weight", 4, 0 },
+    { "vq_embed_dim", "vq.post_quant_conv.weight", 4, 1 },
+    { "vq_z_channels", "vq.encoder.conv_out.weight", 4, 0 },
+    { "vq_z_channels", "vq.quant_conv.weight", 4, 1 },
+    { "vq_z_channels", "vq.post_quant_conv.weight", 4, 0 },
+    { "vq_z_channels", "vq.decoder.conv_in.weight", 4, 1 },
+    { "vq_ch", "vq.encoder.conv_in.weight", 4, 0 },
+    { "vq_ch", "vq.encoder.conv_in.bias", 1, 0 },
+    { "vq_ch", "vq.encoder.conv_blocks.0.res.0.conv1.weight", 4, 1 },
+    { "vq_ch", "vq.encoder.conv_blocks.0.res.0.norm1.weight", 1, 0 },
+};
+
+/* Whether name is pattern, # being one or more digits. */
+static int is_called(const char *name, const char *pattern)
+{
+    for (; *pattern; pattern++) {
+        if (*pattern != '#') {
+            if (*name++ != *pattern) return 0;
+            continue;
+        }
+        if (*name < '0' || *name > '9') return 0;
+        while (*name >= '0' && *name <= '9') name++;
     }
-    return item->tensor->shape[axis];
+    return *name == '\0';
+}
+
+/* The value of a size, or of two that are the same (also, NULL: none), on which most tensors agree, with its evidence: the name of one of them.
+ * What the user or a file's metadata says counts as one more; among equals the largest wins, as tensors are cut more often than they grow. 0
+ * and no evidence if no tensor shows it. */
+static size_t vote(importer *im, const char *size, const char *also, const char **evidence)
+{
+    enum { MOST = 32 }; /* different values that are counted */
+    struct {
+        size_t value, votes;
+        const char *name;
+    } seen[MOST];
+    size_t n = 0, best = 0;
+    for (size_t w = 0; w < sizeof WITNESSES / sizeof *WITNESSES; w++) {
+        const witness *wanted = &WITNESSES[w];
+        if (strcmp(wanted->size, size) != 0 && (!also || strcmp(wanted->size, also) != 0)) continue;
+        for (size_t i = 0; i < im->count; i++) {
+            const tsar_import_tensor *tensor = im->items[i].tensor;
+            size_t k = 0;
+            if (tensor->rank != wanted->rank || tensor->count == 0 || !is_called(im->items[i].name, wanted->name)) continue;
+            while (k < n && seen[k].value != tensor->shape[wanted->axis]) k++;
+            if (k == MOST) continue;
+            if (k == n) seen[n].value = tensor->shape[wanted->axis], seen[n].votes = 0, seen[n++].name = im->items[i].name;
+            seen[k].votes++;
+        }
+    }
+    *evidence = NULL;
+    if (n == 0) return 0;
+    const size_t said = get(im, size) ? (size_t)strtoul(get(im, size), NULL, 10) : 0;
+    for (size_t k = 0; k < n; k++) seen[k].votes += seen[k].value == said;
+    for (size_t k = 1; k < n; k++)
+        if (seen[k].votes > seen[best].votes || (seen[k].votes == seen[best].votes && seen[k].value > seen[best].value)) best = k;
+    *evidence = seen[best].name;
+    return seen[best].value;
+}
+
+/* The vote on a size that some tensor must show; `expected` is the shape of the first one that could. */
+static size_t measure(importer *im, const char *size, const char *also, const char **evidence, const char *expected)
+{
+    const witness *first = WITNESSES;
+    char has[192], missing[MAX_NAME];
+    *evidence = "";
+    if (im->status) return 0;
+    const size_t value = vote(im, size, also, evidence);
+    if (*evidence) return value;
+    while (strcmp(first->size, size) != 0 && (!also || strcmp(first->size, also) != 0)) first++;
+    const named *item = NULL;
+    for (size_t i = 0; i < im->count && !item; i++)
+        if (is_called(im->items[i].name, first->name)) item = &im->items[i];
+    if (item) shape_text(has, sizeof has, item->tensor->rank, item->tensor->shape);
+    if (item)
+        im->status = tsar_fail(im->err, TSAR_INPUT, "%s: tensor %s has shape %s, expected %s", im->name, item->name, has, expected);
+    else {
+        snprintf(missing, sizeof missing, "%s", first->name);
+        if (strchr(missing, '#')) *strchr(missing, '#') = '0';
+        im->status = tsar_fail(im->err, TSAR_INPUT, "%s: tensor %s is missing; expected shape %s", im->name, missing, expected);
+    }
+    *evidence = "";
+    return 0;
+}
+
+/* The same for a key of the configuration. */
+static size_t infer_size(importer *im, const char *key, const char *also, const char *expected)
+{
+    const char *evidence;
+    const size_t value = measure(im, key, also, &evidence, expected);
+    infer(im, key, value, evidence);
+    return value;
 }
 
 /* Modules prefix0 ... prefix{n-1}: one more than the largest number that follows the prefix. Each has a tensor at least, which bounds n. */
@@ -631,13 +766,16 @@ static void list_heads(char *text, size_t room, size_t dim, size_t rows, size_t 
     if (last && used < room) snprintf(text + used, room - used, used ? " or %zu" : "%zu", last);
 }
 
-/* n_head and n_kv_head (prefix "") or fine_n_head (prefix "fine_"). */
-static void infer_heads(importer *im, const char *prefix, const char *wqkv, size_t dim, size_t n_layer, int llamagen)
+/* n_head and n_kv_head (part "gpt.") or fine_n_head (part "fine."). */
+static void infer_heads(importer *im, const char *part, size_t dim, size_t n_layer, int llamagen)
 {
-    char key[32], choices[160];
-    const char *rope = get(im, "rope");
-    size_t rows = extent(im, wqkv, 2, 0), pair = *prefix || !rope || strcmp(rope, "1d") != 0 ? 4 : 2, n_head = 0;
-    snprintf(key, sizeof key, "%sn_head", prefix);
+    char key[32], wqkv[32], choices[160], expected[96];
+    const char *rope = get(im, "rope"), *evidence;
+    const int fine = part[0] == 'f';
+    snprintf(key, sizeof key, "%sn_head", fine ? "fine_" : "");
+    snprintf(wqkv, sizeof wqkv, "%swqkv", part);
+    snprintf(expected, sizeof expected, fine ? "[%zu, %zu]" : "[%zu, %zu] (fewer rows with fewer key heads)", 3 * dim, dim);
+    const size_t rows = measure(im, wqkv, NULL, &evidence, expected), pair = fine || !rope || strcmp(rope, "1d") != 0 ? 4 : 2;
     for (size_t i = 0; llamagen && i < sizeof SIZES / sizeof *SIZES; i++)
         if (!get(im, key) && SIZES[i].dim == dim && SIZES[i].n_layer == n_layer) {
             char text[32];
@@ -645,39 +783,37 @@ static void infer_heads(importer *im, const char *prefix, const char *wqkv, size
             assume(im, key, text);
         }
     if (im->status || dim > TSAR_MAX_DIM) return; /* the configuration's own check refuses such a dim */
-    if (get(im, key)) n_head = (size_t)strtoul(get(im, key), NULL, 10);
-    size_t n_kv_head = kv_heads(dim, rows, n_head, pair);
+    const size_t n_head = get(im, key) ? (size_t)strtoul(get(im, key), NULL, 10) : 0, n_kv_head = kv_heads(dim, rows, n_head, pair);
     list_heads(choices, sizeof choices, dim, rows, pair);
-    if (get(im, key) && n_kv_head == 0)
+    if (!*choices)
+        im->status = tsar_fail(im->err, TSAR_INPUT, "%s: tensor %s has %zu rows, which fit no number of heads; expected shape %s", im->name, evidence,
+                               rows, expected);
+    else if (get(im, key) && n_kv_head == 0)
         im->status = tsar_fail(im->err, find_setting(im, key)->from == ARGUMENT ? TSAR_USAGE : TSAR_INPUT,
-                               "%s: %s=%s does not fit tensor %s with %zu rows; possible: %s", im->name, key, get(im, key), wqkv, rows,
-                               *choices ? choices : "none, the tensor is wrong");
-    else if (n_kv_head && !*prefix)
-        infer(im, "n_kv_head", n_kv_head, wqkv);
-    else if (n_kv_head == 0 && *choices)
-        ask(im, "%s=%s", key, choices);
+                               "%s: %s=%s does not fit tensor %s with %zu rows; possible: %s", im->name, key, get(im, key), evidence, rows, choices);
+    else if (n_kv_head && !fine)
+        infer(im, "n_kv_head", n_kv_head, evidence);
     else if (n_kv_head == 0)
-        im->status =
-            tsar_fail(im->err, TSAR_INPUT, "%s: tensor %s has %zu rows, which fit no number of heads (expected 3 x %zu)", im->name, wqkv, rows, dim);
+        ask(im, "%s=%s", key, choices);
 }
 
 /* The image tokenizer: LlamaGen's VQGAN (SPEC 4). */
 static void infer_vq(importer *im)
 {
     char name[MAX_NAME], mult[MAX_VALUE] = "";
-    size_t ch = extent(im, "vq.encoder.conv_in.weight", 4, 0), levels = count_modules(im, "vq.encoder.conv_blocks."), used = 0;
-    infer(im, "codebook_size", extent(im, "vq.quantize.embedding.weight", 2, 0), "vq.quantize.embedding.weight");
-    infer(im, "vq_embed_dim", extent(im, "vq.quantize.embedding.weight", 2, 1), "vq.quantize.embedding.weight");
-    infer(im, "vq_z_channels", extent(im, "vq.encoder.conv_out.weight", 4, 0), "vq.encoder.conv_out.weight");
-    infer(im, "vq_ch", ch, "vq.encoder.conv_in.weight");
+    const size_t ch = infer_size(im, "vq_ch", NULL, "[vq_ch, 3, 3, 3]"), levels = count_modules(im, "vq.encoder.conv_blocks.");
+    size_t used = 0;
+    infer_size(im, "vq_embed_dim", NULL, "[codebook_size, vq_embed_dim]");
+    infer_size(im, "vq_z_channels", NULL, "[vq_z_channels, channels, 3, 3]");
     infer(im, "vq_res_blocks", count_modules(im, "vq.encoder.conv_blocks.0.res."), "vq.encoder.conv_blocks.0.res");
     for (size_t i = 0; !im->status && i < levels && used < sizeof mult; i++) {
         snprintf(name, sizeof name, "vq.encoder.conv_blocks.%zu.res.0.conv1.weight", i);
-        size_t width = extent(im, name, 4, 0);
-        if (!im->status && width % ch)
-            im->status = tsar_fail(im->err, TSAR_INPUT, "%s: tensor %s has %zu channels, no multiple of the %zu of vq.encoder.conv_in.weight",
-                                   im->name, name, width, ch);
-        else if (!im->status)
+        const named *item = find_item(im, name);
+        const size_t width = item && item->tensor->rank == 4 ? item->tensor->shape[0] : 0;
+        if (width == 0 || width % ch)
+            im->status = tsar_fail(im->err, TSAR_INPUT, "%s: tensor %s %s; expected 4 dimensions, the first a multiple of %zu", im->name, name,
+                                   item ? "is misshapen" : "is missing", ch);
+        else
             used += (size_t)snprintf(mult + used, sizeof mult - used, i ? ",%zu" : "%zu", width / ch);
     }
     infer_text(im, "vq_ch_mult", mult, "vq.encoder.conv_blocks");
@@ -688,13 +824,10 @@ static void infer_vq(importer *im)
 /* CTF stage two (SPEC 6). */
 static void infer_fine(importer *im)
 {
-    size_t dim = extent(im, "fine.norm.weight", 1, 0), n_layer = count_modules(im, "fine.layers.");
-    infer(im, "fine_dim", dim, "fine.norm.weight");
+    const size_t dim = infer_size(im, "fine_dim", NULL, "[fine_dim]"), n_layer = count_modules(im, "fine.layers.");
     infer(im, "fine_n_layer", n_layer, "fine.layers");
-    infer(im, "fine_ffn_hidden", extent(im, "fine.layers.0.feed_forward.w1.weight", 2, 0), "fine.layers.0.feed_forward.w1.weight");
-    infer(im, "n_coarse", extent(im, "fine.coarse_embeddings.weight", 2, 0), "fine.coarse_embeddings.weight");
-    infer(im, "codebook_size", extent(im, "fine.output.weight", 2, 0), "fine.output.weight");
-    infer_heads(im, "fine_", "fine.layers.0.attention.wqkv.weight", dim, n_layer, 0);
+    infer_size(im, "fine_ffn_hidden", NULL, "[fine_ffn_hidden, fine_dim]");
+    infer_heads(im, "fine.", dim, n_layer, 0);
     assume(im, "norm_eps", "1e-05");
     assume(im, "rope_base", "10000");
 }
@@ -702,21 +835,24 @@ static void infer_fine(importer *im)
 /* Token-Shuffle's own sizes (SPEC 3). tok_embeddings has text_vocab + V rows, V = n_coarse or codebook_size: one of the two must be known. */
 static void infer_shuffle(importer *im, size_t dim)
 {
-    static const char rows_of[] = "gpt.tok_embeddings.weight", compress[] = "gpt.shuffle.compress.weight";
-    size_t rows = extent(im, rows_of, 2, 0), s = 1;
+    const char *rows_of, *compress;
+    size_t rows = measure(im, "gpt.vocab", NULL, &rows_of, "[text_vocab + codebook_size, dim]"), s = 1;
     const char *text = get(im, "text_vocab"), *predicted = get(im, "n_coarse") ? "n_coarse" : "codebook_size", *vocab = get(im, predicted);
-    if (find_item(im, compress)) {
-        size_t part = extent(im, compress, 2, 0);
+    if (has_part(im, "gpt.shuffle.") || has_part(im, "gpt.unshuffle.")) {
+        const size_t part = measure(im, "gpt.part", NULL, &compress, "[dim / s^2, dim]");
         while (part && s * s < dim / part) s++;
+        if (!im->status && part * s * s != dim)
+            im->status = tsar_fail(im->err, TSAR_INPUT, "%s: tensor %s does not go with dim=%zu: %zu is no dim / s^2", im->name, compress, dim, part);
         infer(im, "shuffle", s, compress);
         infer(im, "shuffle_blocks", count_modules(im, "gpt.shuffle.blocks."), "gpt.shuffle.blocks");
-        infer(im, "shuffle_hidden", extent(im, "gpt.shuffle.blocks.0.fc1.weight", 2, 0), "gpt.shuffle.blocks.0.fc1.weight");
+        infer_size(im, "shuffle_hidden", NULL, "[shuffle_hidden, dim]");
     } else
         infer(im, "shuffle", 1, "gpt.shuffle.compress.weight (absent)");
     size_t known = text ? (size_t)strtoul(text, NULL, 10) : vocab ? (size_t)strtoul(vocab, NULL, 10) : 0;
     if (!im->status && known >= rows)
-        im->status = tsar_fail(im->err, TSAR_INPUT, "%s: %s=%zu leaves nothing of the %zu rows of tensor %s for %s", im->name,
-                               text ? "text_vocab" : predicted, known, rows, rows_of, text ? predicted : "text_vocab");
+        im->status = tsar_fail(im->err, find_setting(im, text ? "text_vocab" : predicted)->from == ARGUMENT ? TSAR_USAGE : TSAR_INPUT,
+                               "%s: %s=%zu leaves nothing of the %zu rows of tensor %s for %s", im->name, text ? "text_vocab" : predicted, known,
+                               rows, rows_of, text ? predicted : "text_vocab");
     else if (!im->status && known)
         infer(im, text ? predicted : "text_vocab", rows - known, rows_of);
     else if (!im->status)
@@ -736,38 +872,65 @@ static void ask_grid(importer *im, int t2i)
     ask(im, "grid_h=%zu grid_w=%zu (256 pixels) or grid_h=%zu grid_w=%zu (%d pixels)", small, small, large, large, t2i ? 512 : 384);
 }
 
-/* The autoregressive transformer: LlamaGen c2i and t2i by their condition, else Token-Shuffle. */
-static void infer_gpt(importer *im)
+/* arch: LlamaGen's by their condition, Token-Shuffle by its modules or by text_vocab, which only it has; else what the user or a file says. A
+ * transformer that shows nothing of these may be a c2i model whose condition got lost: it is not guessed. */
+static const char *infer_arch(importer *im)
 {
-    static const char classes[] = "gpt.cls_embedding.embedding_table.weight", uncond[] = "gpt.cls_embedding.uncond_embedding",
-                      fc1[] = "gpt.cls_embedding.cap_proj.fc1.weight";
-    int c2i = find_item(im, classes) != NULL, t2i = !c2i && has_part(im, "gpt.cls_embedding.");
-    size_t dim = extent(im, "gpt.norm.weight", 1, 0), n_layer = count_modules(im, "gpt.layers.");
-    infer_text(im, "arch",
-               c2i   ? "llamagen-c2i"
-               : t2i ? "llamagen-t2i"
-                     : "token-shuffle",
-               c2i   ? classes
-               : t2i ? uncond
-                     : "gpt.cls_embedding (absent)");
-    infer(im, "dim", dim, "gpt.norm.weight");
+    static const char classes[] = "gpt.cls_embedding.embedding_table.weight";
+    const int shuffles = has_part(im, "gpt.shuffle.") || has_part(im, "gpt.unshuffle.");
+    const char *evidence;
+    if (find_item(im, classes))
+        infer_text(im, "arch", "llamagen-c2i", classes);
+    else if (has_part(im, "gpt.cls_embedding."))
+        infer_text(im, "arch", "llamagen-t2i", "gpt.cls_embedding.uncond_embedding");
+    else if (shuffles)
+        infer_text(im, "arch", "token-shuffle", has_part(im, "gpt.shuffle.") ? "gpt.shuffle" : "gpt.unshuffle");
+    else if (!get(im, "arch") && (get(im, "text_vocab") || get(im, "shuffle")))
+        infer_text(im, "arch", "token-shuffle", "gpt.cls_embedding (absent)");
+    else if (!get(im, "arch") && !im->status)
+        im->status = tsar_fail(im->err, TSAR_INPUT,
+                               "%s: tensor %s is missing; expected shape [num_classes + 1, %zu]; if this is no llamagen-c2i model, add "
+                               "arch=llamagen-t2i or arch=token-shuffle (without shuffle modules)",
+                               im->name, classes, vote(im, "dim", NULL, &evidence));
+    return get(im, "arch") ? get(im, "arch") : "";
+}
+
+/* codebook_size and n_coarse, which all parts of a model share. LlamaGen's transformer has a row for each label or code in two tensors. */
+static void infer_vocabularies(importer *im, int llamagen, int vq, int fine)
+{
+    const int coarse = fine || get(im, "n_coarse"), codes = llamagen && !coarse;
+    if (codes || vq || fine)
+        infer_size(im, "codebook_size", codes ? "gpt.vocab" : NULL, codes ? "[codebook_size, dim]" : "[codebook_size, vq_embed_dim]");
+    if (coarse && (fine || llamagen))
+        infer_size(im, "n_coarse", llamagen ? "gpt.vocab" : NULL, llamagen ? "[n_coarse, dim]" : "[n_coarse, fine_dim]");
+}
+
+/* The autoregressive transformer. */
+static void infer_gpt(importer *im, const char *arch)
+{
+    const int c2i = strcmp(arch, "llamagen-c2i") == 0, t2i = strcmp(arch, "llamagen-t2i") == 0;
+    const size_t dim = infer_size(im, "dim", NULL, "[dim]"), n_layer = count_modules(im, "gpt.layers.");
+    const char *evidence;
+    char expected[64];
     infer(im, "n_layer", n_layer, "gpt.layers");
-    infer(im, "ffn_hidden", extent(im, "gpt.layers.0.feed_forward.w1.weight", 2, 0), "gpt.layers.0.feed_forward.w1.weight");
+    snprintf(expected, sizeof expected, "[ffn_hidden, %zu]", dim);
+    infer_size(im, "ffn_hidden", NULL, expected);
     if (c2i) {
-        infer(im, "num_classes", extent(im, classes, 2, 0) - 1, classes); /* the last row stands for no class (QUIRKS, GPT 6) */
-        infer(im, "cond_tokens", 1, classes);
+        snprintf(expected, sizeof expected, "[num_classes + 1, %zu]", dim);
+        const size_t rows = measure(im, "num_classes", NULL, &evidence, expected);
+        infer(im, "num_classes", rows - 1, evidence); /* the last row stands for no class (QUIRKS, GPT 6) */
+        infer(im, "cond_tokens", 1, evidence);
     } else if (t2i) {
-        size_t rows = extent(im, uncond, 2, 0);
-        infer(im, "caption_dim", extent(im, fc1, 2, 1), fc1);
+        const size_t rows = measure(im, "cond_tokens", NULL, &evidence, "[cond_tokens, caption_dim]");
         if (!get(im, "cond_tokens") || strtoul(get(im, "cond_tokens"), NULL, 10) > rows) /* fewer is possible: QUIRKS, GPT 8 */
-            infer(im, "cond_tokens", rows, uncond);
+            infer(im, "cond_tokens", rows, evidence);
+        infer_size(im, "caption_dim", NULL, "[dim, caption_dim]");
     }
-    if (c2i || t2i) {
-        infer(im, get(im, "n_coarse") ? "n_coarse" : "codebook_size", extent(im, "gpt.tok_embeddings.weight", 2, 0), "gpt.tok_embeddings.weight");
+    if (c2i || t2i)
         assume(im, "rope", "2d");
-    } else
+    else
         infer_shuffle(im, dim);
-    infer_heads(im, "", "gpt.layers.0.attention.wqkv.weight", dim, n_layer, c2i || t2i);
+    infer_heads(im, "gpt.", dim, n_layer, c2i || t2i);
     if ((c2i || t2i) && (!get(im, "grid_h") || !get(im, "grid_w"))) ask_grid(im, t2i);
     assume(im, "norm_eps", "1e-05");
     assume(im, "rope_base", "10000");
@@ -784,10 +947,12 @@ static tsar_status infer_all(importer *im)
                          "%s: of its %zu tensors none has a name of LlamaGen's transformer (tok_embeddings.weight ...), of its tokenizer "
                          "(quantize.embedding.weight ...) or of a tsar model file",
                          im->name, im->count);
+    const char *arch = gpt ? infer_arch(im) : "";
+    if (!im->status) infer_vocabularies(im, strncmp(arch, "llamagen", 8) == 0, vq, fine);
     if (vq) infer_vq(im);
     if (fine) infer_fine(im);
     if (gpt)
-        infer_gpt(im);
+        infer_gpt(im, arch);
     else if (fine && !im->status && (!get(im, "grid_h") || !get(im, "grid_w")))
         ask(im, "grid_h and grid_w (codes per column and row)");
     if (im->status) return im->status;
@@ -808,13 +973,6 @@ static const char *look_up(const void *source, const char *key)
 }
 
 /* ---------------------------------------------------------------------------------------------------- all there, and right */
-
-static void shape_text(char *text, size_t room, size_t rank, const size_t *shape)
-{
-    size_t used = (size_t)snprintf(text, room, "[");
-    for (size_t i = 0; i < rank && used < room; i++) used += (size_t)snprintf(text + used, room - used, i ? ", %zu" : "%zu", shape[i]);
-    if (used < room) snprintf(text + used, room - used, "]");
-}
 
 /* Every problem is told, so that a user sees them all at once; the first one goes into the error. */
 static void problem(importer *im, const char *format, ...) TSAR_FORMAT(2, 3);
