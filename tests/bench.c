@@ -22,8 +22,7 @@ static double seconds(size_t threads)
 {
 #if defined(CLOCK_MONOTONIC) && defined(CLOCK_PROCESS_CPUTIME_ID)
     struct timespec t;
-    if (clock_gettime(threads > 1 ? CLOCK_MONOTONIC : CLOCK_PROCESS_CPUTIME_ID, &t) == 0)
-        return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    if (clock_gettime(threads > 1 ? CLOCK_MONOTONIC : CLOCK_PROCESS_CPUTIME_ID, &t) == 0) return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 #else
     (void)threads;
 #endif
@@ -33,10 +32,10 @@ static double seconds(size_t threads)
 /* ------------------------------------------------------------------------------------------------------------ limits */
 
 typedef struct {
-    size_t threads;          /* that limits and measurements use now */
-    uint64_t *buffer;        /* [BUFFER_BYTES / 8], for the limit of reading; NULL when it is not needed */
-    volatile double sink;    /* keeps results alive */
-    double read, macs;       /* best so far: bytes and multiply-adds per second */
+    size_t threads;       /* that limits and measurements use now */
+    uint64_t *buffer;     /* [BUFFER_BYTES / 8], for the limit of reading; NULL when it is not needed */
+    volatile double sink; /* keeps results alive */
+    double read, macs;    /* best so far: bytes and multiply-adds per second */
     tsar_measurement_fn report;
     void *context;
     tsar_error *err;
@@ -47,13 +46,10 @@ TSAR_INLINE uint64_t read_words(const uint64_t *words, size_t n, size_t ahead)
 {
     uint64_t sums[64] = { 0 }, total = 0;
     for (size_t i = 0; i < n; i += 64) {
-        for (size_t line = 0; line < 64 && ahead > 0; line += 8)
-            TSAR_PREFETCH((const void *)((uintptr_t)(words + i + line) + ahead));
-        for (size_t j = 0; j < 64; j++)
-            sums[j] += words[i + j];
+        for (size_t line = 0; line < 64 && ahead > 0; line += 8) TSAR_PREFETCH((const void *)((uintptr_t)(words + i + line) + ahead));
+        for (size_t j = 0; j < 64; j++) sums[j] += words[i + j];
     }
-    for (size_t j = 0; j < 64; j++)
-        total += sums[j];
+    for (size_t j = 0; j < 64; j++) total += sums[j];
     return total;
 }
 
@@ -70,11 +66,9 @@ static void try_read(bench *b)
         const uint64_t *half = b->buffer + way * (BUFFER_BYTES / 16);
         const double start = seconds(threads);
         TSAR_PARALLEL_FOR(threads)
-        for (size_t i = 0; i < threads; i++)
-            sums[i] = ways[way](half + i * words, words);
+        for (size_t i = 0; i < threads; i++) sums[i] = ways[way](half + i * words, words);
         const double rate = (double)(words * 8 * threads) / (seconds(threads) - start);
-        for (size_t i = 0; i < threads; i++)
-            b->sink += (double)sums[i];
+        for (size_t i = 0; i < threads; i++) b->sink += (double)sums[i];
         b->read = rate > b->read ? rate : b->read;
     }
 }
@@ -82,26 +76,27 @@ static void try_read(bench *b)
 /* n steps a = a * m + c on N independent values of a, product and sum rounded apart: N / (vector length) chains, enough
  * to hide the latency, few enough for the registers. Which N that is depends on the CPU: the best counts. The prefetch
  * keeps compilers from exchanging the loops. */
-#define CHAINS(N) \
-    static double chains_##N(size_t n, double m, double c) \
-    { \
-        double a[N], sum = 0; \
-        for (size_t j = 0; j < N; j++) \
-            a[j] = (double)j; \
-        for (size_t i = 0; i < n; i++) { \
-            TSAR_PREFETCH(&m); \
-            for (size_t j = 0; j < N; j++) \
-                a[j] = a[j] * m + c; \
-        } \
-        for (size_t j = 0; j < N; j++) \
-            sum += a[j]; \
-        return sum; \
+#define CHAINS(N)                                                                                                                                    \
+    static double chains_##N(size_t n, double m, double c)                                                                                           \
+    {                                                                                                                                                \
+        double a[N], sum = 0;                                                                                                                        \
+        for (size_t j = 0; j < N; j++) a[j] = (double)j;                                                                                             \
+        for (size_t i = 0; i < n; i++) {                                                                                                             \
+            TSAR_PREFETCH(&m);                                                                                                                       \
+            for (size_t j = 0; j < N; j++) a[j] = a[j] * m + c;                                                                                      \
+        }                                                                                                                                            \
+        for (size_t j = 0; j < N; j++) sum += a[j];                                                                                                  \
+        return sum;                                                                                                                                  \
     }
-CHAINS(24) CHAINS(32) CHAINS(48) CHAINS(64) CHAINS(96)
+CHAINS(24)
+CHAINS(32) CHAINS(48) CHAINS(64) CHAINS(96)
 
-static void try_macs(bench *b)
+    static void try_macs(bench *b)
 {
-    static const struct { double (*run)(size_t n, double m, double c); size_t width; } loops[] = {
+    static const struct {
+        double (*run)(size_t n, double m, double c);
+        size_t width;
+    } loops[] = {
         { chains_24, 24 }, { chains_32, 32 }, { chains_48, 48 }, { chains_64, 64 }, { chains_96, 96 },
     };
     const size_t steps = 100000, threads = b->threads;
@@ -109,11 +104,9 @@ static void try_macs(bench *b)
         double sums[MOST_THREADS] = { 0 };
         const double m = 1 - 1e-9 * b->read / (b->read + 1), start = seconds(threads);
         TSAR_PARALLEL_FOR(threads)
-        for (size_t i = 0; i < threads; i++)
-            sums[i] = loops[l].run(steps, m, 1e-9);
+        for (size_t i = 0; i < threads; i++) sums[i] = loops[l].run(steps, m, 1e-9);
         const double rate = (double)(steps * loops[l].width * threads) / (seconds(threads) - start);
-        for (size_t i = 0; i < threads; i++)
-            b->sink += sums[i];
+        for (size_t i = 0; i < threads; i++) b->sink += sums[i];
         b->macs = rate > b->macs ? rate : b->macs;
     }
 }
@@ -138,8 +131,7 @@ static tsar_status say(bench *b, double value, const char *unit, double limit, c
 static void keep_best(const bench *b, double *best, double start)
 {
     const double time = seconds(b->threads) - start;
-    if (*best == 0 || time < *best)
-        *best = time;
+    if (*best == 0 || time < *best) *best = time;
 }
 
 /* --------------------------------------------------------------------------------------------------- synthetic weights */
@@ -165,11 +157,9 @@ static tsar_status fill_matrix(tsar_matrix *w, size_t rows, size_t cols, tsar_dt
     enum { SLAB = 31 };
     tsar_status status = tsar_matrix_open(w, rows, cols, dtype, "a matrix to measure", err);
     void *slab = status == TSAR_OK ? tsar_alloc(SLAB * cols, tsar_dtype_size(dtype), "weights to measure", err) : NULL;
-    if (slab == NULL)
-        return TSAR_ROOM;
+    if (slab == NULL) return TSAR_ROOM;
     fill(slab, dtype, SLAB * cols, 1.7 / (double)cols);
-    for (size_t r = 0; r < rows; r += SLAB)
-        tsar_matrix_set_rows(w, r, rows - r < SLAB ? rows - r : SLAB, slab);
+    for (size_t r = 0; r < rows; r += SLAB) tsar_matrix_set_rows(w, r, rows - r < SLAB ? rows - r : SLAB, slab);
     tsar_free(slab);
     return TSAR_OK;
 }
@@ -178,23 +168,18 @@ static tsar_status fill_weight(void *context, const tsar_weight *weight, tsar_er
 {
     const tsar_dtype dtype = *(const tsar_dtype *)context;
     size_t cols = 1;
-    for (size_t i = 1; i < weight->rank; i++)
-        cols *= weight->shape[i];
-    if (weight->use == TSAR_AS_MATRIX)
-        return fill_matrix(weight->slot, weight->rows, cols, dtype, err);
+    for (size_t i = 1; i < weight->rank; i++) cols *= weight->shape[i];
+    if (weight->use == TSAR_AS_MATRIX) return fill_matrix(weight->slot, weight->rows, cols, dtype, err);
     if (weight->use == TSAR_AS_TABLE) {
         tsar_table *table = weight->slot;
         *table = (tsar_table){ weight->rows, cols, dtype, tsar_alloc(weight->rows * cols, tsar_dtype_size(dtype), weight->name, err) };
-        if (table->values == NULL)
-            return TSAR_ROOM;
+        if (table->values == NULL) return TSAR_ROOM;
         fill(table->values, dtype, weight->rows * cols, 1);
     }
     if (weight->use == TSAR_AS_VECTOR) {
         double *vector = tsar_alloc(weight->shape[0], sizeof *vector, weight->name, err);
-        if (vector == NULL)
-            return TSAR_ROOM;
-        for (size_t i = 0; i < weight->shape[0]; i++)
-            vector[i] = 1 + 0.1 * noise(i);
+        if (vector == NULL) return TSAR_ROOM;
+        for (size_t i = 0; i < weight->shape[0]; i++) vector[i] = 1 + 0.1 * noise(i);
         *(double **)weight->slot = vector;
     }
     return TSAR_OK;
@@ -209,8 +194,7 @@ static tsar_status open_coder(tsar_coder *coder, const tsar_config *c, size_t n_
         level->n_attn = i == lowest ? n_res : 0;
         level->res = tsar_alloc(n_res, sizeof *level->res, "blocks", err);
         level->attn = level->n_attn > 0 ? tsar_alloc(n_res, sizeof *level->attn, "blocks", err) : NULL;
-        if (level->res == NULL || (level->n_attn > 0 && level->attn == NULL))
-            return TSAR_ROOM;
+        if (level->res == NULL || (level->n_attn > 0 && level->attn == NULL)) return TSAR_ROOM;
     }
     return coder->levels != NULL ? TSAR_OK : TSAR_ROOM;
 }
@@ -218,8 +202,7 @@ static tsar_status open_coder(tsar_coder *coder, const tsar_config *c, size_t n_
 static const char *lookup(const void *source, const char *key)
 {
     for (const char *const *pair = source; pair[0] != NULL; pair += 2)
-        if (strcmp(pair[0], key) == 0)
-            return pair[1];
+        if (strcmp(pair[0], key) == 0) return pair[1];
     return NULL;
 }
 
@@ -227,22 +210,25 @@ static const char *lookup(const void *source, const char *key)
 static tsar_status open_synthetic(tsar_model **model, const char *const *pairs, tsar_dtype dtype, size_t threads, tsar_error *err)
 {
     tsar_model *m = *model = tsar_alloc(1, sizeof *m, "a model", err);
-    if (m == NULL)
-        return TSAR_ROOM;
+    if (m == NULL) return TSAR_ROOM;
     const tsar_config *c = &m->config;
     m->threads = threads;
     tsar_status status = tsar_config_read(&m->config, lookup, pairs, "bench", err);
     if (status == TSAR_OK && c->has_gpt) {
-        m->gpt = (tsar_stack){ .dim = c->dim, .n_layer = c->n_layer, .n_head = c->n_head, .n_kv_head = c->n_kv_head,
-                               .head_dim = c->dim / c->n_head, .ffn_hidden = c->ffn_hidden, .norm_eps = c->norm_eps,
-                               .rope_base = c->rope_base, .rope_2d = c->rope_2d };
+        m->gpt = (tsar_stack){ .dim = c->dim,
+                               .n_layer = c->n_layer,
+                               .n_head = c->n_head,
+                               .n_kv_head = c->n_kv_head,
+                               .head_dim = c->dim / c->n_head,
+                               .ffn_hidden = c->ffn_hidden,
+                               .norm_eps = c->norm_eps,
+                               .rope_base = c->rope_base,
+                               .rope_2d = c->rope_2d };
         m->gpt.layers = tsar_alloc(c->n_layer, sizeof *m->gpt.layers, "layers", err);
         status = m->gpt.layers != NULL ? TSAR_OK : TSAR_ROOM;
     }
-    if (status == TSAR_OK && c->has_vq)
-        status = open_coder(&m->vq.encoder, c, c->vq_res_blocks, c->vq_levels - 1, err);
-    if (status == TSAR_OK && c->has_vq)
-        status = open_coder(&m->vq.decoder, c, c->vq_res_blocks + 1, 0, err);
+    if (status == TSAR_OK && c->has_vq) status = open_coder(&m->vq.encoder, c, c->vq_res_blocks, c->vq_levels - 1, err);
+    if (status == TSAR_OK && c->has_vq) status = open_coder(&m->vq.decoder, c, c->vq_res_blocks + 1, 0, err);
     return status == TSAR_OK ? tsar_weights(c, m, fill_weight, &dtype, err) : status;
 }
 
@@ -259,12 +245,9 @@ static tsar_status measure_matrix(bench *b, tsar_dtype dtype)
     tsar_matrix w = { 0 };
     double *x = tsar_alloc(MANY * COLS, sizeof *x, "vectors to measure", b->err), *y = NULL;
     tsar_status status = x != NULL ? fill_matrix(&w, rows, COLS, dtype, b->err) : TSAR_ROOM;
-    if (status == TSAR_OK)
-        y = tsar_alloc(4 * rows > MANY * MANY_ROWS ? 4 * rows : MANY * MANY_ROWS, sizeof *y, "vectors to measure", b->err);
-    if (y == NULL)
-        status = TSAR_ROOM;
-    if (status == TSAR_OK)
-        fill(x, TSAR_F64, MANY * COLS, 1);
+    if (status == TSAR_OK) y = tsar_alloc(4 * rows > MANY * MANY_ROWS ? 4 * rows : MANY * MANY_ROWS, sizeof *y, "vectors to measure", b->err);
+    if (y == NULL) status = TSAR_ROOM;
+    if (status == TSAR_OK) fill(x, TSAR_F64, MANY * COLS, 1);
     for (size_t round = 0; round < ROUNDS && status == TSAR_OK; round++) {
         for (size_t T = 1; T <= 4; T++) {
             try_read(b);
@@ -279,10 +262,8 @@ static tsar_status measure_matrix(bench *b, tsar_dtype dtype)
         tsar_matmul(y, x, &part, NULL, MANY, b->threads);
         keep_best(b, &many, start);
     }
-    if (status == TSAR_OK)
-        status = say(b, bytes / best[1] * 1e-9, "GB/s", b->read * 1e-9, "%s matrix of 1 GB times one vector", name);
-    for (size_t T = 2; T <= 4 && status == TSAR_OK; T++)
-        status = say(b, best[T] / best[1], "x", 0, "%s, %u vectors: time of one", name, (unsigned)T);
+    if (status == TSAR_OK) status = say(b, bytes / best[1] * 1e-9, "GB/s", b->read * 1e-9, "%s matrix of 1 GB times one vector", name);
+    for (size_t T = 2; T <= 4 && status == TSAR_OK; T++) status = say(b, best[T] / best[1], "x", 0, "%s, %u vectors: time of one", name, (unsigned)T);
     if (status == TSAR_OK)
         status = say(b, (double)MANY_ROWS * COLS * MANY / many * 1e-9, "GMAC/s", b->macs * 1e-9, "%s matrix times %d vectors", name, MANY);
     tsar_matrix_close(&w);
@@ -293,7 +274,9 @@ static tsar_status measure_matrix(bench *b, tsar_dtype dtype)
 
 /* ----------------------------------------------------------------------------------------------------------- transformer */
 
-typedef struct { double bytes, macs; } weight_sum;
+typedef struct {
+    double bytes, macs;
+} weight_sum;
 
 /* Adds up the matrices that every token passes. */
 static tsar_status count_weight(void *context, const tsar_weight *weight, tsar_error *err)
@@ -315,8 +298,7 @@ static tsar_status feed(bench *b, tsar_state *state, size_t sequences, size_t ro
                         size_t n_logits, double *best)
 {
     tsar_feed feeds[MOST_ROWS];
-    for (size_t i = 0; i < rows; i++)
-        feeds[i] = (tsar_feed){ i % sequences, *token + i / sequences, codes, 1, logits + i * n_logits };
+    for (size_t i = 0; i < rows; i++) feeds[i] = (tsar_feed){ i % sequences, *token + i / sequences, codes, 1, logits + i * n_logits };
     const double start = seconds(b->threads);
     const tsar_status status = tsar_forward(state, feeds, rows, b->err);
     keep_best(b, best, start);
@@ -333,10 +315,8 @@ static tsar_status open_state(tsar_state **state, const tsar_model *model, size_
     double *mask = tsar_alloc(c->cond_tokens, sizeof *mask, "a caption", err);
     tsar_status status = caption != NULL && mask != NULL ? tsar_state_open(state, model, sequences, err) : TSAR_ROOM;
     const tsar_prompt prompt = { .text = text, .n_text = 2, .class_id = 0, .caption = caption, .caption_mask = mask };
-    for (size_t i = 0; mask != NULL && i < c->cond_tokens; i++)
-        mask[i] = 1;
-    for (size_t i = 0; i < sequences && status == TSAR_OK; i++)
-        status = tsar_prefill(*state, i, &prompt, NULL, err);
+    for (size_t i = 0; mask != NULL && i < c->cond_tokens; i++) mask[i] = 1;
+    for (size_t i = 0; i < sequences && status == TSAR_OK; i++) status = tsar_prefill(*state, i, &prompt, NULL, err);
     tsar_free(caption);
     tsar_free(mask);
     return status;
@@ -345,7 +325,9 @@ static tsar_status open_state(tsar_state **state, const tsar_model *model, size_
 /* Decoding through tsar_forward: one sequence, a CFG pair, two and four tokens of one sequence, and 64 as in a prompt. */
 static tsar_status measure_decoding(bench *b, const tsar_model *model, const char *name)
 {
-    static const struct { size_t sequences, rows; } cases[5] = { { 1, 1 }, { 2, 2 }, { 1, 2 }, { 1, 4 }, { 1, MOST_ROWS } };
+    static const struct {
+        size_t sequences, rows;
+    } cases[5] = { { 1, 1 }, { 2, 2 }, { 1, 2 }, { 1, 4 }, { 1, MOST_ROWS } };
     const tsar_config *c = &model->config;
     const size_t n_logits = c->shuffle * c->shuffle * c->vocab;
     tsar_state *states[5] = { NULL };
@@ -354,15 +336,12 @@ static tsar_status measure_decoding(bench *b, const tsar_model *model, const cha
     int64_t *codes = tsar_alloc(c->shuffle * c->shuffle, sizeof *codes, "codes", b->err);
     double *logits = tsar_alloc(n_logits, MOST_ROWS * sizeof *logits, "logits", b->err);
     tsar_status status = codes != NULL && logits != NULL ? TSAR_OK : TSAR_ROOM;
-    if (status == TSAR_OK)
-        status = tsar_weights(c, (tsar_model *)model, count_weight, &sum, b->err); /* which changes nothing */
-    for (size_t i = 0; i < 5 && status == TSAR_OK; i++)
-        status = open_state(&states[i], model, cases[i].sequences, b->err);
+    if (status == TSAR_OK) status = tsar_weights(c, (tsar_model *)model, count_weight, &sum, b->err); /* which changes nothing */
+    for (size_t i = 0; i < 5 && status == TSAR_OK; i++) status = open_state(&states[i], model, cases[i].sequences, b->err);
     size_t tokens[5] = { 0 };
     for (size_t round = 0; round < ROUNDS && status == TSAR_OK; round++) {
         for (size_t i = 0; i < 5 && status == TSAR_OK; i++) {
-            if (tokens[i] + cases[i].rows > c->tokens)
-                continue;
+            if (tokens[i] + cases[i].rows > c->tokens) continue;
             if (i < 4)
                 try_read(b);
             else
@@ -370,18 +349,14 @@ static tsar_status measure_decoding(bench *b, const tsar_model *model, const cha
             status = feed(b, states[i], cases[i].sequences, cases[i].rows, &tokens[i], codes, logits, n_logits, &best[i]);
         }
     }
-    if (status == TSAR_OK)
-        status = say(b, sum.bytes / best[0] * 1e-9, "GB/s", b->read * 1e-9, "%s: one token, weights read", name);
-    if (status == TSAR_OK)
-        status = say(b, best[0] * 1e3, "ms", sum.bytes / b->read * 1e3, "%s: one token, time", name);
+    if (status == TSAR_OK) status = say(b, sum.bytes / best[0] * 1e-9, "GB/s", b->read * 1e-9, "%s: one token, weights read", name);
+    if (status == TSAR_OK) status = say(b, best[0] * 1e3, "ms", sum.bytes / b->read * 1e3, "%s: one token, time", name);
     static const char *const others[3] = { "CFG pair", "two tokens in a pass", "four tokens in a pass" };
     for (size_t i = 1; i < 4 && status == TSAR_OK; i++)
-        if (best[i] > 0)
-            status = say(b, best[i] / best[0], "x", 0, "%s: %s, time of one", name, others[i - 1]);
+        if (best[i] > 0) status = say(b, best[i] / best[0], "x", 0, "%s: %s, time of one", name, others[i - 1]);
     if (status == TSAR_OK && best[4] > 0)
         status = say(b, sum.macs * MOST_ROWS / best[4] * 1e-9, "GMAC/s", b->macs * 1e-9, "%s: %d tokens in a pass", name, MOST_ROWS);
-    for (size_t i = 0; i < 5; i++)
-        tsar_state_close(states[i]);
+    for (size_t i = 0; i < 5; i++) tsar_state_close(states[i]);
     tsar_free(codes);
     tsar_free(logits);
     return status;
@@ -399,23 +374,18 @@ static double res_macs(const tsar_resblock *r, double pixels)
     return conv_macs(&r->conv1, pixels) + conv_macs(&r->conv2, pixels) + conv_macs(&r->nin_shortcut, pixels);
 }
 
-static double attn_macs(const tsar_attnblock *a, double pixels)
-{
-    return 4 * conv_macs(&a->q, pixels) + 2 * (double)a->q.out * pixels * pixels;
-}
+static double attn_macs(const tsar_attnblock *a, double pixels) { return 4 * conv_macs(&a->q, pixels) + 2 * (double)a->q.out * pixels * pixels; }
 
 /* Multiply-adds of the decoder on `codes` codes. */
 static double decoder_macs(const tsar_model *model, double codes)
 {
     const tsar_coder *d = &model->vq.decoder;
-    double pixels = codes, sum = conv_macs(&model->vq.post_quant_conv, pixels) + conv_macs(&d->conv_in, pixels) + res_macs(&d->mid0, pixels)
-                              + attn_macs(&d->mid1, pixels) + res_macs(&d->mid2, pixels);
+    double pixels = codes, sum = conv_macs(&model->vq.post_quant_conv, pixels) + conv_macs(&d->conv_in, pixels) + res_macs(&d->mid0, pixels) +
+                                 attn_macs(&d->mid1, pixels) + res_macs(&d->mid2, pixels);
     for (size_t i = 0; i < model->config.vq_levels; i++) {
         const tsar_level *level = &d->levels[i];
-        for (size_t j = 0; j < level->n_res; j++)
-            sum += res_macs(&level->res[j], pixels);
-        for (size_t j = 0; j < level->n_attn; j++)
-            sum += attn_macs(&level->attn[j], pixels);
+        for (size_t j = 0; j < level->n_res; j++) sum += res_macs(&level->res[j], pixels);
+        for (size_t j = 0; j < level->n_attn; j++) sum += attn_macs(&level->attn[j], pixels);
         if (level->resample.out > 0) {
             pixels *= 4;
             sum += conv_macs(&level->resample, pixels);
@@ -432,8 +402,7 @@ static tsar_status measure_decoder(bench *b, const tsar_model *model, const char
     int64_t *codes = tsar_alloc(h * w, sizeof *codes, "codes", b->err);
     uint8_t *rgb = tsar_alloc(h * factor, w * factor * 3, "a picture", b->err);
     tsar_status status = codes != NULL && rgb != NULL ? TSAR_OK : TSAR_ROOM;
-    for (size_t i = 0; i < h * w && status == TSAR_OK; i++)
-        codes[i] = (int64_t)(tsar_mix(i) % model->config.codebook_size);
+    for (size_t i = 0; i < h * w && status == TSAR_OK; i++) codes[i] = (int64_t)(tsar_mix(i) % model->config.codebook_size);
     for (size_t round = 0; round < 3 && status == TSAR_OK; round++) {
         try_macs(b);
         const double start = seconds(b->threads);
@@ -442,9 +411,9 @@ static tsar_status measure_decoder(bench *b, const tsar_model *model, const char
         try_macs(b);
     }
     if (status == TSAR_OK)
-        status = say(b, macs / best * 1e-9, "GMAC/s", b->macs * 1e-9, "%s: decoder, %u x %u pixels", name, (unsigned)(h * factor), (unsigned)(w * factor));
-    if (status == TSAR_OK)
-        status = say(b, best, "s", macs / b->macs, "%s: time of a picture", name);
+        status =
+            say(b, macs / best * 1e-9, "GMAC/s", b->macs * 1e-9, "%s: decoder, %u x %u pixels", name, (unsigned)(h * factor), (unsigned)(w * factor));
+    if (status == TSAR_OK) status = say(b, best, "s", macs / b->macs, "%s: time of a picture", name);
     tsar_free(codes);
     tsar_free(rgb);
     return status;
@@ -453,13 +422,14 @@ static tsar_status measure_decoder(bench *b, const tsar_model *model, const char
 /* ------------------------------------------------------------------------------------------------------------- the run */
 
 /* LlamaGen's shapes: a transformer of about 1 GB (18 or 37 layers of 12.8 M weights and a head), and its VQ-16 tokenizer. */
-#define GPT_KEYS(layers) \
-    "arch", "llamagen-c2i", "dim", "1024", "n_layer", layers, "n_head", "16", "n_kv_head", "16", "ffn_hidden", "2816", \
-    "norm_eps", "1e-5", "rope", "2d", "codebook_size", "16384", "grid_h", "24", "grid_w", "24", "num_classes", "1000", \
-    "cond_tokens", "1", "shuffle", "1", NULL
+#define GPT_KEYS(layers)                                                                                                                             \
+    "arch", "llamagen-c2i", "dim", "1024", "n_layer", layers, "n_head", "16", "n_kv_head", "16", "ffn_hidden", "2816", "norm_eps", "1e-5", "rope",   \
+        "2d", "codebook_size", "16384", "grid_h", "24", "grid_w", "24", "num_classes", "1000", "cond_tokens", "1", "shuffle", "1", NULL
 static const char *const gpt_f32[] = { GPT_KEYS("18") }, *const gpt_bf16[] = { GPT_KEYS("37") };
-static const char *const vq_16[] = { "codebook_size", "16384", "vq_ch", "128", "vq_ch_mult", "1,1,2,2,4", "vq_res_blocks", "2",
-                                     "vq_z_channels", "256", "vq_embed_dim", "8", "vq_l2_norm", "1", NULL };
+static const char *const vq_16[] = {
+    "codebook_size", "16384",        "vq_ch", "128",        "vq_ch_mult", "1,1,2,2,4", "vq_res_blocks", "2", "vq_z_channels",
+    "256",           "vq_embed_dim", "8",     "vq_l2_norm", "1",          NULL
+};
 
 /* The measurements of one kind of synthetic model, with one thread and with all. */
 static tsar_status measure_synthetic(bench *b, const char *const *pairs, tsar_dtype dtype, const char *name, size_t threads)
@@ -470,8 +440,7 @@ static tsar_status measure_synthetic(bench *b, const char *const *pairs, tsar_dt
         b->threads = model->threads = n;
         b->read = b->macs = 0;
         status = model->config.has_gpt ? measure_decoding(b, model, name) : measure_decoder(b, model, name);
-        if (n == threads)
-            break;
+        if (n == threads) break;
     }
     tsar_model_close(model);
     return status;
@@ -489,19 +458,13 @@ static tsar_status measure_all(bench *b, size_t threads)
             try_macs(b);
         }
         status = say(b, b->read * 1e-9, "GB/s", 0, "limit: reading memory");
-        if (status == TSAR_OK)
-            status = say(b, b->macs * 1e-9, "GMAC/s", 0, "limit: multiplying and adding");
-        for (size_t i = 0; i < 3 && status == TSAR_OK; i++)
-            status = measure_matrix(b, dtypes[i]);
-        if (n == threads)
-            break;
+        if (status == TSAR_OK) status = say(b, b->macs * 1e-9, "GMAC/s", 0, "limit: multiplying and adding");
+        for (size_t i = 0; i < 3 && status == TSAR_OK; i++) status = measure_matrix(b, dtypes[i]);
+        if (n == threads) break;
     }
-    if (status == TSAR_OK)
-        status = measure_synthetic(b, gpt_f32, TSAR_F32, "GPT F32, 1 GB", threads);
-    if (status == TSAR_OK)
-        status = measure_synthetic(b, gpt_bf16, TSAR_BF16, "GPT BF16, 1 GB", threads);
-    if (status == TSAR_OK)
-        status = measure_synthetic(b, vq_16, TSAR_F32, "VQ-16", threads);
+    if (status == TSAR_OK) status = measure_synthetic(b, gpt_f32, TSAR_F32, "GPT F32, 1 GB", threads);
+    if (status == TSAR_OK) status = measure_synthetic(b, gpt_bf16, TSAR_BF16, "GPT BF16, 1 GB", threads);
+    if (status == TSAR_OK) status = measure_synthetic(b, vq_16, TSAR_F32, "VQ-16", threads);
     return status;
 }
 
@@ -514,17 +477,14 @@ tsar_status tsar_bench(const tsar_model *model, size_t threads, tsar_measurement
     if (threads < 1 || threads > MOST_THREADS)
         return tsar_fail(err, TSAR_USAGE, "bench takes 1 to %d threads, not %u", MOST_THREADS, (unsigned)threads);
     b.buffer = tsar_alloc(BUFFER_BYTES, 1, "the limit of reading", err);
-    if (b.buffer == NULL)
-        return TSAR_ROOM;
-    for (size_t i = 0; i < BUFFER_BYTES / 8; i++)
-        b.buffer[i] = i;
+    if (b.buffer == NULL) return TSAR_ROOM;
+    for (size_t i = 0; i < BUFFER_BYTES / 8; i++) b.buffer[i] = i;
     tsar_status status = TSAR_OK;
     if (model == NULL)
         status = measure_all(&b, threads);
     else {
         b.threads = model->threads;
-        if (model->config.has_gpt)
-            status = measure_decoding(&b, model, "transformer");
+        if (model->config.has_gpt) status = measure_decoding(&b, model, "transformer");
         if (model->config.has_vq && status == TSAR_OK) {
             b.read = b.macs = 0;
             status = measure_decoder(&b, model, "tokenizer");

@@ -10,44 +10,43 @@
 static uint64_t state = 1;
 
 /* A number below n. */
-static size_t below(size_t n) {
+static size_t below(size_t n)
+{
     state += UINT64_C(0x9E3779B97F4A7C15);
     return (size_t)(tsar_mix(state) >> 33) % n;
 }
 
-static double number(void) {
-    return (double)below(1u << 30) / (double)(1u << 29) - 1.0;
-}
+static double number(void) { return (double)below(1u << 30) / (double)(1u << 29) - 1.0; }
 
 /* A random finite weight of the dtype into `out`; its value. Some F16 and BF16 weights are subnormal, zero or huge. */
-static double random_weight(tsar_dtype dtype, void *out) {
+static double random_weight(tsar_dtype dtype, void *out)
+{
     const double x = number() * (below(8) == 0 ? 1e-5 : 1.0);
     const float f = (float)x;
     uint16_t bits = (uint16_t)below(65536);
     switch (dtype) {
-    case TSAR_F64: memcpy(out, &x, sizeof x); return x;
-    case TSAR_F32: memcpy(out, &f, sizeof f); return f;
+    case TSAR_F64:
+        memcpy(out, &x, sizeof x);
+        return x;
+    case TSAR_F32:
+        memcpy(out, &f, sizeof f);
+        return f;
     case TSAR_F16:
-        if ((bits & 0x7c00u) == 0x7c00u) {
-            bits = (uint16_t)(bits & 0x83ffu);
-        }
+        if ((bits & 0x7c00u) == 0x7c00u) bits = (uint16_t)(bits & 0x83ffu);
         memcpy(out, &bits, sizeof bits);
         return tsar_widen_f16(bits);
     default:
-        if ((bits & 0x7f80u) == 0x7f80u) {
-            bits = (uint16_t)(bits & 0x807fu);
-        }
+        if ((bits & 0x7f80u) == 0x7f80u) bits = (uint16_t)(bits & 0x807fu);
         memcpy(out, &bits, sizeof bits);
         return tsar_widen_bf16(bits);
     }
 }
 
-static int same(const double *a, const double *b, size_t n) {
-    return memcmp(a, b, n * sizeof *a) == 0;
-}
+static int same(const double *a, const double *b, size_t n) { return memcmp(a, b, n * sizeof *a) == 0; }
 
 /* One random matrix: tsar_matmul, and tsar_accumulate over random pieces of k and panels with gaps between the rows of x and y. */
-static void test_matrix(tsar_dtype dtype, size_t rows, size_t cols, size_t T, size_t threads) {
+static void test_matrix(tsar_dtype dtype, size_t rows, size_t cols, size_t T, size_t threads)
+{
     const size_t size = tsar_dtype_size(dtype), panels = (rows + TSAR_PANEL - 1) / TSAR_PANEL;
     const size_t ldx = cols + below(3), ldy = rows + below(5);
     unsigned char *values = tsar_alloc(rows * cols, size, "values", NULL);
@@ -56,27 +55,18 @@ static void test_matrix(tsar_dtype dtype, size_t rows, size_t cols, size_t T, si
     double *naive = tsar_alloc(T * ldy, sizeof(double), "naive", NULL), *y = tsar_alloc(T * ldy, sizeof(double), "y", NULL);
     double *packed = tsar_alloc(T * rows, sizeof(double), "packed", NULL), *expected = tsar_alloc(T * rows, sizeof(double), "expected", NULL);
     tsar_matrix w;
-    if (!CHECK(values && wide && bias && x && dense && naive && y && packed && expected, "memory")
-        || !CHECK(tsar_matrix_open(&w, rows, cols, dtype, "w", NULL) == TSAR_OK, "matrix")) {
+    if (!CHECK(values && wide && bias && x && dense && naive && y && packed && expected, "memory") ||
+        !CHECK(tsar_matrix_open(&w, rows, cols, dtype, "w", NULL) == TSAR_OK, "matrix"))
         return;
-    }
-    for (size_t i = 0; i < rows * cols; i++) {
-        wide[i] = random_weight(dtype, values + i * size);
-    }
+    for (size_t i = 0; i < rows * cols; i++) wide[i] = random_weight(dtype, values + i * size);
     for (size_t r = 0, n; r < rows; r += n) {
         n = 1 + below(rows - r);
         tsar_matrix_set_rows(&w, r, n, values + r * cols * size);
     }
-    for (size_t r = 0; r < rows; r++) {
-        bias[r] = number();
-    }
+    for (size_t r = 0; r < rows; r++) bias[r] = number();
     for (size_t t = 0; t < T; t++) {
-        for (size_t k = 0; k < cols; k++) {
-            dense[t * cols + k] = x[t * ldx + k] = number();
-        }
-        for (size_t i = 0; i < ldy; i++) {
-            naive[t * ldy + i] = y[t * ldy + i] = i < rows ? bias[i] : 7.0;
-        }
+        for (size_t k = 0; k < cols; k++) dense[t * cols + k] = x[t * ldx + k] = number();
+        for (size_t i = 0; i < ldy; i++) naive[t * ldy + i] = y[t * ldy + i] = i < rows ? bias[i] : 7.0;
         for (size_t r = 0; r < rows; r++) {
             double sum = 0.0;
             for (size_t k = 0; k < cols; k++) {
@@ -97,20 +87,17 @@ static void test_matrix(tsar_dtype dtype, size_t rows, size_t cols, size_t T, si
         }
     }
     CHECK(same(y, naive, T * ldy), "pieces of %s [%d][%d], %d vectors", name, (int)rows, (int)cols, (int)T);
-    for (size_t t = 0; t < T; t++) {
-        memcpy(expected + t * rows, naive + t * ldy, rows * sizeof(double));
-    }
+    for (size_t t = 0; t < T; t++) memcpy(expected + t * rows, naive + t * ldy, rows * sizeof(double));
     tsar_matmul(packed, dense, &w, bias, T, threads);
     CHECK(same(packed, expected, T * rows), "matmul with bias %s [%d][%d], %d vectors", name, (int)rows, (int)cols, (int)T);
     tsar_matrix_close(&w);
-    void *all[] = {values, wide, bias, x, dense, naive, y, packed, expected};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        tsar_free(all[i]);
-    }
+    void *all[] = { values, wide, bias, x, dense, naive, y, packed, expected };
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) tsar_free(all[i]);
 }
 
-static void test_matrices(void) {
-    static const tsar_dtype dtypes[4] = {TSAR_F64, TSAR_F32, TSAR_F16, TSAR_BF16};
+static void test_matrices(void)
+{
+    static const tsar_dtype dtypes[4] = { TSAR_F64, TSAR_F32, TSAR_F16, TSAR_BF16 };
     for (size_t i = 0; i < 120; i++) {
         const size_t large = i % 10 == 9 ? 5 : 1;
         test_matrix(dtypes[i % 4], 1 + below(90 * large), 1 + below(140 * large), below(14), 1 + below(3));
@@ -121,7 +108,8 @@ static void test_matrices(void) {
 }
 
 /* Every F16 and BF16 survives widening and rounding; halfway cases go to even; limits. */
-static void test_rounding(void) {
+static void test_rounding(void)
+{
     size_t wrong = 0;
     for (uint32_t h = 0; h < 65536; h++) {
         const float half = (float)tsar_widen_f16((uint16_t)h), brain = (float)tsar_widen_bf16((uint16_t)h);
@@ -146,13 +134,15 @@ static void test_rounding(void) {
 }
 
 /* The two numbers of SPEC 1.5. */
-static void test_uniform(void) {
+static void test_uniform(void)
+{
     CHECK(fabs(tsar_uniform(42, 0, 0, 0, 0, 0, 0) - 0.619645992262256) < 1e-15, "U(42; 0,0,0,0,0,0)");
     CHECK(fabs(tsar_uniform(42, 1, 2, 3, 1, 0, 0) - 0.8341607636119082) < 1e-15, "U(42; 1,2,3,1,0,0)");
 }
 
-static void test_memory(void) {
-    tsar_error err = {""};
+static void test_memory(void)
+{
+    tsar_error err = { "" };
     tsar_matrix w;
     unsigned char *bytes = tsar_alloc(3, 5, "bytes", &err), *none = tsar_alloc(0, 8, "nothing", &err);
     CHECK(bytes != NULL && none != NULL && (uintptr_t)bytes % 64 == 0 && (uintptr_t)none % 64 == 0, "alignment");
@@ -165,7 +155,8 @@ static void test_memory(void) {
     CHECK(tsar_matrix_open(&w, SIZE_MAX, 1, TSAR_BF16, "w", &err) == TSAR_ROOM && w.panels == NULL, "matrix of SIZE_MAX rows");
 }
 
-int main(void) {
+int main(void)
+{
     test_matrices();
     test_rounding();
     test_uniform();

@@ -14,8 +14,9 @@ typedef struct {
 /* The keys of SPEC 2 that describe the two transformers, and nothing else. */
 static int is_stack_key(const char *key)
 {
-    static const char *const keys[] = { "arch", "dim", "n_layer", "n_head", "n_kv_head", "ffn_hidden", "norm_eps", "rope", "rope_base", "text_vocab",
-        "shuffle", "shuffle_blocks", "shuffle_hidden", "num_classes", "cond_tokens", "caption_dim" };
+    static const char *const keys[] = { "arch",           "dim",         "n_layer",     "n_head",     "n_kv_head", "ffn_hidden",
+                                        "norm_eps",       "rope",        "rope_base",   "text_vocab", "shuffle",   "shuffle_blocks",
+                                        "shuffle_hidden", "num_classes", "cond_tokens", "caption_dim" };
     if (strncmp(key, "fine_", 5) == 0 || strncmp(key, "default_", 8) == 0) return 1;
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
         if (strcmp(key, keys[i]) == 0) return 1;
@@ -77,7 +78,8 @@ static tsar_status write_copy(const copier *c, const char *to, tsar_error *err)
     return status;
 }
 
-tsar_status tsar_cluster_write(const char *from, const char *to, size_t k, uint64_t seed, size_t threads, tsar_note_fn note, void *context, tsar_error *err)
+tsar_status tsar_cluster_write(const char *from, const char *to, size_t k, uint64_t seed, size_t threads, tsar_note_fn note, void *context,
+                               tsar_error *err)
 {
     tsar_model *model = NULL;
     int64_t *cluster_of = NULL;

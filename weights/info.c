@@ -7,7 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct { tsar_note_fn print; void *context; } output;
+typedef struct {
+    tsar_note_fn print;
+    void *context;
+} output;
 
 /* One line, at most 255 characters. */
 TSAR_FORMAT(2, 3) static void put_line(const output *out, const char *format, ...)
@@ -38,11 +41,14 @@ static const char *scaled(number text, double value)
 static const char *const part_names[4] = { "gpt", "fine", "vq", "other" };
 
 typedef struct {
-    size_t tensors, missing;     /* in the configuration; of these not in the file, or too short there */
+    size_t tensors, missing; /* in the configuration; of these not in the file, or too short there */
     uint64_t parameters, bytes;
-    int dtypes[TSAR_DTYPES];     /* which occur */
+    int dtypes[TSAR_DTYPES]; /* which occur */
 } part;
-typedef struct { const tsar_file *file; part parts[4]; } counter;
+typedef struct {
+    const tsar_file *file;
+    part parts[4];
+} counter;
 
 static part *part_of(counter *c, const char *name)
 {
@@ -86,7 +92,8 @@ static tsar_status put_parts(const output *out, const tsar_config *config, const
             if (p->dtypes[k]) (void)snprintf(types + strlen(types), sizeof types - strlen(types), " %s", tsar_dtype_name((tsar_dtype)k));
         if (p->missing) (void)snprintf(missing, sizeof missing, "  (%zu tensors are missing)", p->missing);
         if (p->tensors || p->bytes)
-            put_line(out, "%-8s %8zu %12s %12s %s%s", part_names[i], p->tensors, scaled(text[0], (double)p->parameters), scaled(text[1], (double)p->bytes), types, missing);
+            put_line(out, "%-8s %8zu %12s %12s %s%s", part_names[i], p->tensors, scaled(text[0], (double)p->parameters),
+                     scaled(text[1], (double)p->bytes), types, missing);
     }
     return TSAR_OK;
 }
@@ -96,20 +103,22 @@ static void put_shapes(const output *out, const tsar_config *c)
     static const char *const archs[] = { "", "token-shuffle", "llamagen-c2i", "llamagen-t2i" };
     char widths[TSAR_MAX_LEVELS * 24] = "";
     if (c->has_gpt) {
-        put_line(out, "gpt      %s: dim %zu, %zu layers, %zu heads of %zu (%zu for keys and values), ffn %zu, rope %s", archs[c->arch], c->dim, c->n_layer,
-                 c->n_head, c->dim / c->n_head, c->n_kv_head, c->ffn_hidden, c->rope_2d ? "2d" : "1d");
-        put_line(out, "         %zu x %zu codes of %zu, s = %zu: %zu x %zu = %zu fused tokens", c->grid_h, c->grid_w, c->codebook_size, c->shuffle, c->rows,
-                 c->columns, c->tokens);
+        put_line(out, "gpt      %s: dim %zu, %zu layers, %zu heads of %zu (%zu for keys and values), ffn %zu, rope %s", archs[c->arch], c->dim,
+                 c->n_layer, c->n_head, c->dim / c->n_head, c->n_kv_head, c->ffn_hidden, c->rope_2d ? "2d" : "1d");
+        put_line(out, "         %zu x %zu codes of %zu, s = %zu: %zu x %zu = %zu fused tokens", c->grid_h, c->grid_w, c->codebook_size, c->shuffle,
+                 c->rows, c->columns, c->tokens);
         if (c->text_vocab) put_line(out, "         %zu text ids", c->text_vocab);
         if (c->num_classes) put_line(out, "         %zu classes", c->num_classes);
         if (c->caption_dim) put_line(out, "         captions of %zu features x %zu", c->cond_tokens, c->caption_dim);
     }
     if (c->n_coarse) put_line(out, "ctf      %zu coarse labels for %zu codes", c->n_coarse, c->codebook_size);
-    if (c->has_fine) put_line(out, "fine     dim %zu, %zu layers, %zu heads, ffn %zu", c->fine_dim, c->fine_n_layer, c->fine_n_head, c->fine_ffn_hidden);
+    if (c->has_fine)
+        put_line(out, "fine     dim %zu, %zu layers, %zu heads, ffn %zu", c->fine_dim, c->fine_n_layer, c->fine_n_head, c->fine_ffn_hidden);
     if (!c->has_vq) return;
-    for (size_t i = 0; i < c->vq_levels; i++) (void)snprintf(widths + strlen(widths), sizeof widths - strlen(widths), " %zu", c->vq_ch * c->vq_ch_mult[i]);
-    put_line(out, "vq       widths%s, %zu x %zu pixels per code, codebook %zu x %zu%s", widths, c->vq_factor, c->vq_factor, c->codebook_size, c->vq_embed_dim,
-             c->vq_l2_norm ? " of unit length" : "");
+    for (size_t i = 0; i < c->vq_levels; i++)
+        (void)snprintf(widths + strlen(widths), sizeof widths - strlen(widths), " %zu", c->vq_ch * c->vq_ch_mult[i]);
+    put_line(out, "vq       widths%s, %zu x %zu pixels per code, codebook %zu x %zu%s", widths, c->vq_factor, c->vq_factor, c->codebook_size,
+             c->vq_embed_dim, c->vq_l2_norm ? " of unit length" : "");
 }
 
 /* ------------------------------------------------------------------------------------------------------------- tokens */
@@ -180,7 +189,8 @@ static void put_shuffle_table(const output *out, const tsar_config *config)
             const size_t side = pixels / factor / s, n = side * side;
             if (n == 0 || c.dim % (s * s)) continue;
             const token_cost cost = cost_of_token(&c, s);
-            put_line(out, "%8zu %4zu %10zu %10zu %12s %12s", pixels, s, n, n, scaled(text[0], cost_of_image(&cost, n)), scaled(text[1], cost.kv_bytes * (double)n));
+            put_line(out, "%8zu %4zu %10zu %10zu %12s %12s", pixels, s, n, n, scaled(text[0], cost_of_image(&cost, n)),
+                     scaled(text[1], cost.kv_bytes * (double)n));
         }
 }
 
@@ -199,7 +209,10 @@ static void put_costs(const output *out, const tsar_config *c)
 
 /* ---------------------------------------------------------------------------------------------------------- tokenizer */
 
-typedef struct { size_t levels; double positions, encoder, decoder; } vq_counter;
+typedef struct {
+    size_t levels;
+    double positions, encoder, decoder;
+} vq_counter;
 
 /* A convolution costs its weights once for each position it is evaluated at: N = h*w at the lowest resolution, 4 times as many on
  * each level above. Encoder level i lies levels - 1 - i above it, its downsampling (evaluated at its result) one less; decoder
@@ -234,15 +247,12 @@ static tsar_status put_tokenizer(const output *out, const tsar_config *config, t
     tsar_status status = tsar_weights(config, NULL, count_convolution, &c, err);
     if (status != TSAR_OK) return status;
     put_line(out, "%s", "");
-    put_line(out, "tokenizer        %zu x %zu codes, %zu x %zu pixels: encode %s MACs, decode %s MACs", h, w, w * config->vq_factor, h * config->vq_factor,
-             scaled(text[0], c.encoder), scaled(text[1], c.decoder));
+    put_line(out, "tokenizer        %zu x %zu codes, %zu x %zu pixels: encode %s MACs, decode %s MACs", h, w, w * config->vq_factor,
+             h * config->vq_factor, scaled(text[0], c.encoder), scaled(text[1], c.decoder));
     return TSAR_OK;
 }
 
-static const char *lookup(const void *source, const char *key)
-{
-    return tsar_file_meta(source, key);
-}
+static const char *lookup(const void *source, const char *key) { return tsar_file_meta(source, key); }
 
 tsar_status tsar_info(const char *path, tsar_note_fn print, void *context, tsar_error *err)
 {

@@ -20,7 +20,9 @@
 #define MAX_HEADER ((uint64_t)100000000) /* the limit of the safetensors library */
 #define CHUNK ((size_t)4096)             /* elements converted at a time */
 
-typedef struct { const char *key, *value; } meta_pair;
+typedef struct {
+    const char *key, *value;
+} meta_pair;
 
 /* ---------------------------------------------------------------------------------------------------------- helpers */
 
@@ -35,8 +37,7 @@ static int host_is_little_endian(void)
 /* Between the file's byte order and the host's, either way: reverses the bytes of every element on big-endian hosts. */
 static void swap_to_little_endian(void *values, size_t count, size_t size)
 {
-    if (size == 1 || host_is_little_endian())
-        return;
+    if (size == 1 || host_is_little_endian()) return;
     unsigned char *bytes = values;
     for (size_t i = 0; i < count; i++, bytes += size)
         for (size_t b = 0; b < size / 2; b++) {
@@ -50,22 +51,18 @@ static char *copy_string(const char *string, tsar_error *err)
 {
     const size_t length = strlen(string) + 1;
     char *copy = tsar_alloc(length, 1, "a name", err);
-    if (copy)
-        memcpy(copy, string, length);
+    if (copy) memcpy(copy, string, length);
     return copy;
 }
 
 /* Room for one more element of `size` bytes in *array: doubles its capacity when it is full. */
 static tsar_status grow(void **array, size_t count, size_t *capacity, size_t size, const char *what, tsar_error *err)
 {
-    if (count < *capacity)
-        return TSAR_OK;
+    if (count < *capacity) return TSAR_OK;
     const size_t wider = *capacity ? *capacity * 2 : 16;
     void *copy = tsar_alloc(wider, size, what, err);
-    if (!copy)
-        return TSAR_ROOM;
-    if (count)
-        memcpy(copy, *array, count * size);
+    if (!copy) return TSAR_ROOM;
+    if (count) memcpy(copy, *array, count * size);
     tsar_free(*array);
     *array = copy;
     *capacity = wider;
@@ -75,18 +72,14 @@ static tsar_status grow(void **array, size_t count, size_t *capacity, size_t siz
 /* Length of the UTF-8 sequence at s, of at most n bytes; 0 if it is none (overlong forms and surrogates included). */
 static size_t utf8_length(const unsigned char *s, size_t n)
 {
-    static const uint32_t smallest[5] = {0, 0, 0x80, 0x800, 0x10000};
-    if (n == 0)
-        return 0;
-    if (s[0] < 0x80)
-        return 1;
+    static const uint32_t smallest[5] = { 0, 0, 0x80, 0x800, 0x10000 };
+    if (n == 0) return 0;
+    if (s[0] < 0x80) return 1;
     const size_t length = s[0] >= 0xF8 ? 0 : s[0] >= 0xF0 ? 4 : s[0] >= 0xE0 ? 3 : s[0] >= 0xC0 ? 2 : 0;
-    if (length == 0 || length > n)
-        return 0;
+    if (length == 0 || length > n) return 0;
     uint32_t point = s[0] & (0x7Fu >> length);
     for (size_t i = 1; i < length; i++) {
-        if ((s[i] & 0xC0) != 0x80)
-            return 0;
+        if ((s[i] & 0xC0) != 0x80) return 0;
         point = point << 6 | (s[i] & 0x3Fu);
     }
     return point < smallest[length] || point > 0x10FFFF || (point >= 0xD800 && point < 0xE000) ? 0 : length;
@@ -97,8 +90,7 @@ static int is_utf8(const char *string)
     size_t rest = strlen(string);
     while (rest) {
         const size_t length = utf8_length((const unsigned char *)string, rest);
-        if (length == 0)
-            return 0;
+        if (length == 0) return 0;
         string += length;
         rest -= length;
     }
@@ -110,16 +102,13 @@ static int measure(size_t rank, const size_t *shape, size_t size, uint64_t *coun
 {
     uint64_t product = 1;
     int empty = 0;
-    for (size_t i = 0; i < rank; i++)
-        empty |= shape[i] == 0;
+    for (size_t i = 0; i < rank; i++) empty |= shape[i] == 0;
     for (size_t i = 0; i < rank && !empty; i++) {
-        if (product > UINT64_MAX / shape[i])
-            return 0;
+        if (product > UINT64_MAX / shape[i]) return 0;
         product *= shape[i];
     }
     *count = empty ? 0 : product;
-    if (*count > UINT64_MAX / size)
-        return 0;
+    if (*count > UINT64_MAX / size) return 0;
     *bytes = *count * size;
     return 1;
 }
@@ -135,22 +124,20 @@ typedef struct {
 
 static tsar_status json_refuse(const json *j, const char *expected)
 {
-    return tsar_fail(j->err, TSAR_INPUT, "%s: byte %zu of the header should be %s (the file is damaged or no safetensors file)",
-                     j->path, (size_t)(j->at - j->start), expected);
+    return tsar_fail(j->err, TSAR_INPUT, "%s: byte %zu of the header should be %s (the file is damaged or no safetensors file)", j->path,
+                     (size_t)(j->at - j->start), expected);
 }
 
 static void json_space(json *j)
 {
-    while (j->at < j->end && (*j->at == ' ' || *j->at == '\t' || *j->at == '\n' || *j->at == '\r'))
-        j->at++;
+    while (j->at < j->end && (*j->at == ' ' || *j->at == '\t' || *j->at == '\n' || *j->at == '\r')) j->at++;
 }
 
 /* Skips white space and then the character c, if it is there. */
 static int json_take(json *j, char c)
 {
     json_space(j);
-    if (j->at == j->end || *j->at != (unsigned char)c)
-        return 0;
+    if (j->at == j->end || *j->at != (unsigned char)c) return 0;
     j->at++;
     return 1;
 }
@@ -160,13 +147,11 @@ static long json_hex(json *j)
 {
     static const char digits[] = "0123456789abcdefABCDEF";
     long value = 0;
-    if (j->end - j->at < 4)
-        return -1;
+    if (j->end - j->at < 4) return -1;
     for (int i = 0; i < 4; i++) {
         const int c = *j->at++;
         const char *digit = c ? strchr(digits, c) : NULL;
-        if (!digit)
-            return -1;
+        if (!digit) return -1;
         value = value * 16 + (long)(digit - digits < 16 ? digit - digits : digit - digits - 6);
     }
     return value;
@@ -176,10 +161,8 @@ static long json_hex(json *j)
 static uint32_t json_unicode(json *j)
 {
     const long high = json_hex(j);
-    if (high < 0xD800 || high >= 0xE000)
-        return high > 0 ? (uint32_t)high : 0;
-    if (high >= 0xDC00 || j->end - j->at < 2 || j->at[0] != '\\' || j->at[1] != 'u')
-        return 0;
+    if (high < 0xD800 || high >= 0xE000) return high > 0 ? (uint32_t)high : 0;
+    if (high >= 0xDC00 || j->end - j->at < 2 || j->at[0] != '\\' || j->at[1] != 'u') return 0;
     j->at += 2;
     const long low = json_hex(j);
     return low < 0xDC00 || low >= 0xE000 ? 0 : 0x10000u + ((uint32_t)(high - 0xD800) << 10) + (uint32_t)(low - 0xDC00);
@@ -196,42 +179,35 @@ static tsar_status json_escape(json *j, unsigned char **to)
         *(*to)++ = (unsigned char)into[plain - from];
         return TSAR_OK;
     }
-    if (j->at == j->end || *j->at++ != 'u')
-        return json_refuse(j, "a JSON escape sequence");
+    if (j->at == j->end || *j->at++ != 'u') return json_refuse(j, "a JSON escape sequence");
     const uint32_t point = json_unicode(j);
-    if (point == 0)
-        return json_refuse(j, "\\uXXXX other than \\u0000, surrogates in pairs");
+    if (point == 0) return json_refuse(j, "\\uXXXX other than \\u0000, surrogates in pairs");
     const int more = point < 0x80 ? 0 : point < 0x800 ? 1 : point < 0x10000 ? 2 : 3; /* bytes behind the first */
-    static const unsigned char lead[4] = {0, 0xC0, 0xE0, 0xF0};
+    static const unsigned char lead[4] = { 0, 0xC0, 0xE0, 0xF0 };
     *(*to)++ = (unsigned char)(lead[more] | point >> (6 * more));
-    for (int i = more - 1; i >= 0; i--)
-        *(*to)++ = (unsigned char)(0x80 | (point >> (6 * i) & 0x3F));
+    for (int i = more - 1; i >= 0; i--) *(*to)++ = (unsigned char)(0x80 | (point >> (6 * i) & 0x3F));
     return TSAR_OK;
 }
 
 /* A string, decoded and 0-terminated within the header. */
 static tsar_status json_string(json *j, const char **out)
 {
-    if (!json_take(j, '"'))
-        return json_refuse(j, "a string");
+    if (!json_take(j, '"')) return json_refuse(j, "a string");
     unsigned char *to = j->at;
     *out = (const char *)to;
     while (j->at < j->end && *j->at != '"') {
         if (*j->at == '\\') {
             const tsar_status status = json_escape(j, &to);
-            if (status)
-                return status;
+            if (status) return status;
             continue;
         }
         const size_t length = *j->at < 0x20 ? 0 : utf8_length(j->at, (size_t)(j->end - j->at));
-        if (length == 0)
-            return json_refuse(j, "UTF-8 text without control characters");
+        if (length == 0) return json_refuse(j, "UTF-8 text without control characters");
         memmove(to, j->at, length);
         to += length;
         j->at += length;
     }
-    if (j->at == j->end)
-        return json_refuse(j, "the end of a string");
+    if (j->at == j->end) return json_refuse(j, "the end of a string");
     j->at++;
     *to = 0;
     return TSAR_OK;
@@ -245,12 +221,10 @@ static tsar_status json_u64(json *j, uint64_t *out)
     uint64_t value = 0;
     for (; j->at < j->end && *j->at >= '0' && *j->at <= '9'; j->at++) {
         const uint64_t digit = (uint64_t)(*j->at - '0');
-        if (value > (UINT64_MAX - digit) / 10)
-            return json_refuse(j, "the end of an integer below 2^64");
+        if (value > (UINT64_MAX - digit) / 10) return json_refuse(j, "the end of an integer below 2^64");
         value = value * 10 + digit;
     }
-    if (j->at == first || (j->at - first > 1 && *first == '0') ||
-        (j->at < j->end && (*j->at == '.' || *j->at == 'e' || *j->at == 'E')))
+    if (j->at == first || (j->at - first > 1 && *first == '0') || (j->at < j->end && (*j->at == '.' || *j->at == 'e' || *j->at == 'E')))
         return json_refuse(j, "a plain non-negative integer");
     *out = value;
     return TSAR_OK;
@@ -260,13 +234,10 @@ static tsar_status json_u64(json *j, uint64_t *out)
 static tsar_status json_member(json *j, int first, const char **key)
 {
     *key = NULL;
-    if (json_take(j, '}'))
-        return TSAR_OK;
-    if (!first && !json_take(j, ','))
-        return json_refuse(j, "',' or '}'");
+    if (json_take(j, '}')) return TSAR_OK;
+    if (!first && !json_take(j, ',')) return json_refuse(j, "',' or '}'");
     const tsar_status status = json_string(j, key);
-    if (status)
-        return status;
+    if (status) return status;
     return json_take(j, ':') ? TSAR_OK : json_refuse(j, "':'");
 }
 
@@ -274,16 +245,12 @@ static tsar_status json_member(json *j, int first, const char **key)
 static tsar_status json_list(json *j, size_t room, size_t *count, uint64_t *values)
 {
     *count = 0;
-    if (!json_take(j, '['))
-        return json_refuse(j, "'['");
+    if (!json_take(j, '[')) return json_refuse(j, "'['");
     while (!json_take(j, ']')) {
-        if (*count && !json_take(j, ','))
-            return json_refuse(j, "',' or ']'");
-        if (*count == room)
-            return json_refuse(j, "the end of the list (tsar reads at most 8 dimensions and exactly 2 offsets)");
+        if (*count && !json_take(j, ',')) return json_refuse(j, "',' or ']'");
+        if (*count == room) return json_refuse(j, "the end of the list (tsar reads at most 8 dimensions and exactly 2 offsets)");
         const tsar_status status = json_u64(j, &values[*count]);
-        if (status)
-            return status;
+        if (status) return status;
         ++*count;
     }
     return TSAR_OK;
@@ -294,13 +261,13 @@ static tsar_status json_list(json *j, size_t room, size_t *count, uint64_t *valu
 struct tsar_file {
     FILE *stream;
     char *path;
-    unsigned char *header;      /* the text of the names and of the metadata */
-    tsar_tensor *tensors;       /* [n_tensors], in the order of the data */
+    unsigned char *header;       /* the text of the names and of the metadata */
+    tsar_tensor *tensors;        /* [n_tensors], in the order of the data */
     const tsar_tensor **by_name; /* [n_tensors], sorted */
     size_t n_tensors, tensors_room;
-    meta_pair *meta;            /* [n_meta], sorted by key */
+    meta_pair *meta; /* [n_meta], sorted by key */
     size_t n_meta, meta_room;
-    uint64_t position;          /* of the stream; UINT64_MAX if unknown */
+    uint64_t position; /* of the stream; UINT64_MAX if unknown */
 };
 
 /* Moves to `offset`; 0 if the file ends before it. fseek takes a long, which has 32 bits on some hosts: there it goes in
@@ -308,24 +275,18 @@ struct tsar_file {
 static int seek_to(FILE *stream, uint64_t offset)
 {
     uint64_t step = offset < (uint64_t)LONG_MAX ? offset : (uint64_t)LONG_MAX;
-    if (fseek(stream, (long)step, SEEK_SET))
-        return 0;
+    if (fseek(stream, (long)step, SEEK_SET)) return 0;
     for (offset -= step; offset > 0; offset -= step) {
-        if (getc(stream) == EOF)
-            return 0;
+        if (getc(stream) == EOF) return 0;
         offset--;
         step = offset < (uint64_t)LONG_MAX ? offset : (uint64_t)LONG_MAX;
-        if (step && fseek(stream, (long)step, SEEK_CUR))
-            return 0;
+        if (step && fseek(stream, (long)step, SEEK_CUR)) return 0;
     }
     return 1;
 }
 
 /* Whether the file has at least `size` bytes; then the stream stands behind the last of them. */
-static int has_bytes(FILE *stream, uint64_t size)
-{
-    return seek_to(stream, size - 1) && getc(stream) != EOF;
-}
+static int has_bytes(FILE *stream, uint64_t size) { return seek_to(stream, size - 1) && getc(stream) != EOF; }
 
 static int compare_meta(const void *a, const void *b)
 {
@@ -343,10 +304,8 @@ static int compare_names(const void *a, const void *b)
 static int compare_offsets(const void *a, const void *b)
 {
     const tsar_tensor *x = a, *y = b;
-    if (x->offset != y->offset)
-        return x->offset < y->offset ? -1 : 1;
-    if ((x->count == 0) != (y->count == 0))
-        return x->count == 0 ? -1 : 1;
+    if (x->offset != y->offset) return x->offset < y->offset ? -1 : 1;
+    if ((x->count == 0) != (y->count == 0)) return x->count == 0 ? -1 : 1;
     return x->name < y->name ? -1 : x->name > y->name;
 }
 
@@ -355,20 +314,18 @@ static tsar_status parse_tensor(json *j, tsar_tensor *tensor)
 {
     enum { DTYPE = 1, SHAPE = 2, OFFSETS = 4 };
     unsigned seen = 0;
-    uint64_t dimensions[TSAR_MAX_RANK] = {0}, offsets[2] = {0};
+    uint64_t dimensions[TSAR_MAX_RANK] = { 0 }, offsets[2] = { 0 };
     const char *key, *dtype;
-    if (!json_take(j, '{'))
-        return json_refuse(j, "'{'");
+    if (!json_take(j, '{')) return json_refuse(j, "'{'");
     for (;;) {
         tsar_status status = json_member(j, seen == 0, &key);
         if (status || !key) {
-            if (status)
-                return status;
+            if (status) return status;
             break;
         }
         size_t n = 2;
-        const unsigned field = (!strcmp(key, "dtype") ? DTYPE : 0) | (!strcmp(key, "shape") ? SHAPE : 0) |
-                               (!strcmp(key, "data_offsets") ? OFFSETS : 0);
+        const unsigned field =
+            (!strcmp(key, "dtype") ? DTYPE : 0) | (!strcmp(key, "shape") ? SHAPE : 0) | (!strcmp(key, "data_offsets") ? OFFSETS : 0);
         if (field == 0 || (seen & field))
             return tsar_fail(j->err, TSAR_INPUT,
                              "%s: tensor %.100s has %s key \"%.60s\" in the header (each of dtype, shape and data_offsets "
@@ -377,8 +334,7 @@ static tsar_status parse_tensor(json *j, tsar_tensor *tensor)
         seen |= field;
         if (field == DTYPE && (status = json_string(j, &dtype)) == TSAR_OK) {
             tensor->dtype = TSAR_F64;
-            while (tensor->dtype < TSAR_DTYPES && strcmp(dtype, tsar_dtype_name(tensor->dtype)))
-                tensor->dtype = (tsar_dtype)(tensor->dtype + 1);
+            while (tensor->dtype < TSAR_DTYPES && strcmp(dtype, tsar_dtype_name(tensor->dtype))) tensor->dtype = (tsar_dtype)(tensor->dtype + 1);
             if (tensor->dtype == TSAR_DTYPES)
                 return tsar_fail(j->err, TSAR_INPUT,
                                  "%s: tensor %.100s has the unknown dtype \"%.60s\" (tsar knows F64, F32, F16, BF16, BOOL and "
@@ -389,14 +345,14 @@ static tsar_status parse_tensor(json *j, tsar_tensor *tensor)
         } else if (field == OFFSETS) {
             status = json_list(j, 2, &n, offsets);
         }
-        if (status)
-            return status;
-        if (n != 2)
-            return json_refuse(j, "behind two offsets");
+        if (status) return status;
+        if (n != 2) return json_refuse(j, "behind two offsets");
     }
     if (seen != (DTYPE | SHAPE | OFFSETS))
         return tsar_fail(j->err, TSAR_INPUT, "%s: tensor %.100s has no %s in the header", j->path, tensor->name,
-                         !(seen & DTYPE) ? "dtype" : !(seen & SHAPE) ? "shape" : "data_offsets");
+                         !(seen & DTYPE)   ? "dtype"
+                         : !(seen & SHAPE) ? "shape"
+                                           : "data_offsets");
 
     uint64_t bytes = 0;
     int fits = 1;
@@ -408,8 +364,7 @@ static tsar_status parse_tensor(json *j, tsar_tensor *tensor)
         return tsar_fail(j->err, TSAR_INPUT, "%s: the shape of tensor %.100s is too large for %s", j->path, tensor->name,
                          fits ? "any file" : "this machine");
     if (offsets[1] < offsets[0] || offsets[1] - offsets[0] != bytes)
-        return tsar_fail(j->err, TSAR_INPUT,
-                         "%s: tensor %.100s has data_offsets [%" PRIu64 ", %" PRIu64 "], but its shape takes %" PRIu64 " bytes",
+        return tsar_fail(j->err, TSAR_INPUT, "%s: tensor %.100s has data_offsets [%" PRIu64 ", %" PRIu64 "], but its shape takes %" PRIu64 " bytes",
                          j->path, tensor->name, offsets[0], offsets[1], bytes);
     tensor->offset = offsets[0];
     return TSAR_OK;
@@ -417,22 +372,18 @@ static tsar_status parse_tensor(json *j, tsar_tensor *tensor)
 
 static tsar_status parse_metadata(json *j, tsar_file *file)
 {
-    if (!json_take(j, '{'))
-        return json_refuse(j, "'{'");
+    if (!json_take(j, '{')) return json_refuse(j, "'{'");
     for (;;) {
         const char *key;
         void *meta = file->meta;
         tsar_status status = json_member(j, file->n_meta == 0, &key);
-        if (status || !key)
-            return status;
+        if (status || !key) return status;
         status = grow(&meta, file->n_meta, &file->meta_room, sizeof *file->meta, "the metadata", j->err);
         file->meta = meta;
-        if (status)
-            return status;
+        if (status) return status;
         file->meta[file->n_meta].key = key;
         status = json_string(j, &file->meta[file->n_meta].value);
-        if (status)
-            return status;
+        if (status) return status;
         file->n_meta++;
     }
 }
@@ -441,19 +392,15 @@ static tsar_status parse_metadata(json *j, tsar_file *file)
 static tsar_status parse_header(json *j, tsar_file *file)
 {
     int has_meta = 0;
-    if (j->at == j->end || *j->at != '{')
-        return json_refuse(j, "'{'");
+    if (j->at == j->end || *j->at != '{') return json_refuse(j, "'{'");
     j->at++;
     for (;;) {
         const char *key;
         tsar_status status = json_member(j, file->n_tensors == 0 && !has_meta, &key);
-        if (status)
-            return status;
-        if (!key)
-            break;
+        if (status) return status;
+        if (!key) break;
         if (!strcmp(key, "__metadata__")) {
-            if (has_meta++)
-                return tsar_fail(j->err, TSAR_INPUT, "%s: the header has the key __metadata__ twice", j->path);
+            if (has_meta++) return tsar_fail(j->err, TSAR_INPUT, "%s: the header has the key __metadata__ twice", j->path);
             status = parse_metadata(j, file);
         } else {
             void *tensors = file->tensors;
@@ -465,11 +412,9 @@ static tsar_status parse_header(json *j, tsar_file *file)
                 file->n_tensors++;
             }
         }
-        if (status)
-            return status;
+        if (status) return status;
     }
-    while (j->at < j->end && *j->at == ' ')
-        j->at++;
+    while (j->at < j->end && *j->at == ' ') j->at++;
     return j->at == j->end ? TSAR_OK : json_refuse(j, "a space, behind the JSON object");
 }
 
@@ -477,14 +422,10 @@ static tsar_status parse_header(json *j, tsar_file *file)
 static tsar_status index_names(tsar_file *file, tsar_error *err)
 {
     file->by_name = tsar_alloc(file->n_tensors, sizeof *file->by_name, "the list of tensors", err);
-    if (!file->by_name)
-        return TSAR_ROOM;
-    for (size_t i = 0; i < file->n_tensors; i++)
-        file->by_name[i] = &file->tensors[i];
-    if (file->n_tensors)
-        qsort(file->by_name, file->n_tensors, sizeof *file->by_name, compare_names);
-    if (file->n_meta)
-        qsort(file->meta, file->n_meta, sizeof *file->meta, compare_meta);
+    if (!file->by_name) return TSAR_ROOM;
+    for (size_t i = 0; i < file->n_tensors; i++) file->by_name[i] = &file->tensors[i];
+    if (file->n_tensors) qsort(file->by_name, file->n_tensors, sizeof *file->by_name, compare_names);
+    if (file->n_meta) qsort(file->meta, file->n_meta, sizeof *file->meta, compare_meta);
     for (size_t i = 1; i < file->n_tensors; i++)
         if (!strcmp(file->by_name[i - 1]->name, file->by_name[i]->name))
             return tsar_fail(err, TSAR_INPUT, "%s: the header names tensor %.100s twice", file->path, file->by_name[i]->name);
@@ -497,30 +438,24 @@ static tsar_status index_names(tsar_file *file, tsar_error *err)
 /* Puts the tensors in the order of their data, which must follow one another from 0 to the end of the file. */
 static tsar_status check_layout(tsar_file *file, uint64_t data, tsar_error *err)
 {
-    if (file->n_tensors)
-        qsort(file->tensors, file->n_tensors, sizeof *file->tensors, compare_offsets);
+    if (file->n_tensors) qsort(file->tensors, file->n_tensors, sizeof *file->tensors, compare_offsets);
     uint64_t end = 0;
     for (size_t i = 0; i < file->n_tensors; i++) {
         tsar_tensor *tensor = &file->tensors[i];
         if (tensor->offset != end)
-            return tsar_fail(err, TSAR_INPUT,
-                             "%s: the data of tensor %.100s begin at %" PRIu64 " and %s (those before end at %" PRIu64 ")",
-                             file->path, tensor->name, tensor->offset, tensor->offset < end ? "overlap others" : "leave a gap",
-                             end);
+            return tsar_fail(err, TSAR_INPUT, "%s: the data of tensor %.100s begin at %" PRIu64 " and %s (those before end at %" PRIu64 ")",
+                             file->path, tensor->name, tensor->offset, tensor->offset < end ? "overlap others" : "leave a gap", end);
         end += tensor->count * tsar_dtype_size(tensor->dtype); /* offset + bytes, which parse_tensor has shown to fit */
         tensor->offset += data;
     }
     if (end > UINT64_MAX - data || !has_bytes(file->stream, data + end)) {
         size_t i = 0; /* the first tensor that is cut */
-        while (i + 1 < file->n_tensors && (file->tensors[i].count == 0 || has_bytes(file->stream, file->tensors[i + 1].offset)))
-            i++;
-        return tsar_fail(err, TSAR_INPUT,
-                         "%s: the data of tensor %.100s reach beyond the end of the file (it was cut short: copy it again)",
+        while (i + 1 < file->n_tensors && (file->tensors[i].count == 0 || has_bytes(file->stream, file->tensors[i + 1].offset))) i++;
+        return tsar_fail(err, TSAR_INPUT, "%s: the data of tensor %.100s reach beyond the end of the file (it was cut short: copy it again)",
                          file->path, file->n_tensors ? file->tensors[i].name : "(none)");
     }
     if (getc(file->stream) != EOF)
-        return tsar_fail(err, TSAR_INPUT,
-                         "%s: there are bytes behind the data of the last tensor (is it one file, and no other appended?)",
+        return tsar_fail(err, TSAR_INPUT, "%s: there are bytes behind the data of the last tensor (is it one file, and no other appended?)",
                          file->path);
     return TSAR_OK;
 }
@@ -534,27 +469,23 @@ static tsar_status read_header(tsar_file *file, tsar_error *err)
     if (fread(prefix, 1, 8, file->stream) != 8)
         return ferror(file->stream) ? tsar_fail(err, TSAR_INPUT, "cannot read %s: %s", file->path, strerror(errno))
                                     : tsar_fail(err, TSAR_INPUT, "%s has fewer than 8 bytes: it is no safetensors file", file->path);
-    for (int i = 7; i >= 0; i--)
-        length = length << 8 | prefix[i];
+    for (int i = 7; i >= 0; i--) length = length << 8 | prefix[i];
     if (length > MAX_HEADER)
         return tsar_fail(err, TSAR_INPUT,
                          "%s claims a header of %" PRIu64 " bytes, more than 100 MB: it is no safetensors file (tsar import "
                          "reads PyTorch checkpoints)",
                          file->path, length);
     if (!has_bytes(file->stream, 8 + length))
-        return tsar_fail(err, TSAR_INPUT,
-                         "%s ends within its header of %" PRIu64 " bytes: it was cut short, or is no safetensors file", file->path,
+        return tsar_fail(err, TSAR_INPUT, "%s ends within its header of %" PRIu64 " bytes: it was cut short, or is no safetensors file", file->path,
                          length);
     file->header = tsar_alloc((size_t)length + 1, 1, "the header of a file", err);
-    if (!file->header)
-        return TSAR_ROOM;
+    if (!file->header) return TSAR_ROOM;
     if (!seek_to(file->stream, 8) || fread(file->header, 1, (size_t)length, file->stream) != length)
         return tsar_fail(err, TSAR_INPUT, "cannot read the header of %s", file->path);
 
-    json j = {file->header, file->header, file->header + length, file->path, err};
+    json j = { file->header, file->header, file->header + length, file->path, err };
     tsar_status status = parse_header(&j, file);
-    if (status == TSAR_OK)
-        status = check_layout(file, 8 + length, err);
+    if (status == TSAR_OK) status = check_layout(file, 8 + length, err);
     return status == TSAR_OK ? index_names(file, err) : status;
 }
 
@@ -562,16 +493,14 @@ tsar_status tsar_file_open(tsar_file **file, const char *path, tsar_error *err)
 {
     *file = NULL;
     tsar_file *opened = tsar_alloc(1, sizeof *opened, "a file", err);
-    if (!opened)
-        return TSAR_ROOM;
+    if (!opened) return TSAR_ROOM;
     tsar_status status = TSAR_ROOM;
     opened->position = UINT64_MAX;
     opened->path = copy_string(path, err);
     if (opened->path) {
         errno = 0;
         opened->stream = fopen(path, "rb");
-        status = opened->stream ? read_header(opened, err)
-                                : tsar_fail(err, TSAR_INPUT, "cannot open %s: %s (check the path)", path, strerror(errno));
+        status = opened->stream ? read_header(opened, err) : tsar_fail(err, TSAR_INPUT, "cannot open %s: %s (check the path)", path, strerror(errno));
     }
     if (status)
         tsar_file_close(opened);
@@ -582,10 +511,8 @@ tsar_status tsar_file_open(tsar_file **file, const char *path, tsar_error *err)
 
 void tsar_file_close(tsar_file *file)
 {
-    if (!file)
-        return;
-    if (file->stream)
-        fclose(file->stream);
+    if (!file) return;
+    if (file->stream) fclose(file->stream);
     tsar_free(file->path);
     tsar_free(file->header);
     tsar_free(file->tensors);
@@ -602,11 +529,10 @@ const tsar_tensor *tsar_file_at(const tsar_file *file, size_t index) { return &f
 
 const tsar_tensor *tsar_file_find(const tsar_file *file, const char *name)
 {
-    tsar_tensor wanted = {0};
+    tsar_tensor wanted = { 0 };
     const tsar_tensor *key = &wanted;
     wanted.name = name;
-    const tsar_tensor **found =
-        file->n_tensors ? bsearch(&key, file->by_name, file->n_tensors, sizeof *file->by_name, compare_names) : NULL;
+    const tsar_tensor **found = file->n_tensors ? bsearch(&key, file->by_name, file->n_tensors, sizeof *file->by_name, compare_names) : NULL;
     return found ? *found : NULL;
 }
 
@@ -620,7 +546,7 @@ void tsar_file_meta_at(const tsar_file *file, size_t index, const char **key, co
 
 const char *tsar_file_meta(const tsar_file *file, const char *key)
 {
-    const meta_pair wanted = {key, NULL};
+    const meta_pair wanted = { key, NULL };
     const meta_pair *found = file->n_meta ? bsearch(&wanted, file->meta, file->n_meta, sizeof *file->meta, compare_meta) : NULL;
     return found ? found->value : NULL;
 }
@@ -629,17 +555,14 @@ tsar_status tsar_file_read(tsar_file *file, const tsar_tensor *tensor, uint64_t 
 {
     const size_t size = tsar_dtype_size(tensor->dtype);
     if (first > tensor->count || count > tensor->count - first || count > SIZE_MAX / size)
-        return tsar_fail(err, TSAR_INPUT,
-                         "%s: elements %" PRIu64 " ... %" PRIu64 " + %" PRIu64 " were asked of tensor %.100s, which has %" PRIu64,
+        return tsar_fail(err, TSAR_INPUT, "%s: elements %" PRIu64 " ... %" PRIu64 " + %" PRIu64 " were asked of tensor %.100s, which has %" PRIu64,
                          file->path, first, first, count, tensor->name, tensor->count);
-    if (count == 0)
-        return TSAR_OK;
+    if (count == 0) return TSAR_OK;
     const uint64_t offset = tensor->offset + first * size;
     const size_t bytes = (size_t)count * size;
     if ((file->position != offset && !seek_to(file->stream, offset)) || fread(out, 1, bytes, file->stream) != bytes) {
         file->position = UINT64_MAX;
-        return tsar_fail(err, TSAR_INPUT,
-                         "%s: cannot read the data of tensor %.100s (the file changed meanwhile, or its disk is failing)",
+        return tsar_fail(err, TSAR_INPUT, "%s: cannot read the data of tensor %.100s (the file changed meanwhile, or its disk is failing)",
                          file->path, tensor->name);
     }
     file->position = offset + bytes;
@@ -655,9 +578,15 @@ static double float_at(const void *values, tsar_dtype dtype, size_t i)
     float single;
     uint16_t half;
     switch (dtype) {
-    case TSAR_F64: memcpy(&wide, at, 8); return wide;
-    case TSAR_F32: memcpy(&single, at, 4); return (double)single;
-    default: memcpy(&half, at, 2); return dtype == TSAR_F16 ? tsar_widen_f16(half) : tsar_widen_bf16(half);
+    case TSAR_F64:
+        memcpy(&wide, at, 8);
+        return wide;
+    case TSAR_F32:
+        memcpy(&single, at, 4);
+        return (double)single;
+    default:
+        memcpy(&half, at, 2);
+        return dtype == TSAR_F16 ? tsar_widen_f16(half) : tsar_widen_bf16(half);
     }
 }
 
@@ -671,33 +600,41 @@ static int64_t integer_at(const void *values, tsar_dtype dtype, size_t i)
     uint32_t u32;
     uint16_t u16;
     switch (dtype) {
-    case TSAR_I64: case TSAR_U64: memcpy(&wide, at, 8); return wide;
-    case TSAR_I32: memcpy(&i32, at, 4); return i32;
-    case TSAR_U32: memcpy(&u32, at, 4); return u32;
-    case TSAR_I16: memcpy(&i16, at, 2); return i16;
-    case TSAR_U16: memcpy(&u16, at, 2); return u16;
-    case TSAR_I8: return *at < 128 ? *at : *at - 256;
-    default: return *at;
+    case TSAR_I64:
+    case TSAR_U64:
+        memcpy(&wide, at, 8);
+        return wide;
+    case TSAR_I32:
+        memcpy(&i32, at, 4);
+        return i32;
+    case TSAR_U32:
+        memcpy(&u32, at, 4);
+        return u32;
+    case TSAR_I16:
+        memcpy(&i16, at, 2);
+        return i16;
+    case TSAR_U16:
+        memcpy(&u16, at, 2);
+        return u16;
+    case TSAR_I8:
+        return *at < 128 ? *at : *at - 256;
+    default:
+        return *at;
     }
 }
 
-static int is_float(tsar_dtype dtype)
-{
-    return dtype == TSAR_F64 || dtype == TSAR_F32 || dtype == TSAR_F16 || dtype == TSAR_BF16;
-}
+static int is_float(tsar_dtype dtype) { return dtype == TSAR_F64 || dtype == TSAR_F32 || dtype == TSAR_F16 || dtype == TSAR_BF16; }
 
 tsar_status tsar_file_read_f64(tsar_file *file, const tsar_tensor *tensor, uint64_t first, uint64_t count, double *out, tsar_error *err)
 {
     const int64_t limit = (int64_t)1 << 53;
     const tsar_dtype dtype = tensor->dtype;
     double chunk[CHUNK]; /* large enough for CHUNK elements of any dtype */
-    if (dtype == TSAR_F64)
-        return tsar_file_read(file, tensor, first, count, out, err);
+    if (dtype == TSAR_F64) return tsar_file_read(file, tensor, first, count, out, err);
     for (uint64_t done = 0; done < count;) {
         const size_t n = count - done < CHUNK ? (size_t)(count - done) : CHUNK;
         const tsar_status status = tsar_file_read(file, tensor, first + done, n, chunk, err);
-        if (status)
-            return status;
+        if (status) return status;
         for (size_t i = 0; i < n; i++) {
             if (is_float(dtype)) {
                 out[done + i] = float_at(chunk, dtype, i);
@@ -705,8 +642,7 @@ tsar_status tsar_file_read_f64(tsar_file *file, const tsar_tensor *tensor, uint6
             }
             const int64_t value = integer_at(chunk, dtype, i);
             if (value > limit || value < -limit || (dtype == TSAR_U64 && value < 0))
-                return tsar_fail(err, TSAR_INPUT,
-                                 "%s: element %" PRIu64 " of tensor %.100s is an integer beyond 2^53, which double cannot hold",
+                return tsar_fail(err, TSAR_INPUT, "%s: element %" PRIu64 " of tensor %.100s is an integer beyond 2^53, which double cannot hold",
                                  file->path, first + done + i, tensor->name);
             out[done + i] = (double)value;
         }
@@ -715,8 +651,7 @@ tsar_status tsar_file_read_f64(tsar_file *file, const tsar_tensor *tensor, uint6
     return TSAR_OK;
 }
 
-tsar_status tsar_file_read_i64(tsar_file *file, const tsar_tensor *tensor, uint64_t first, uint64_t count, int64_t *out,
-                               tsar_error *err)
+tsar_status tsar_file_read_i64(tsar_file *file, const tsar_tensor *tensor, uint64_t first, uint64_t count, int64_t *out, tsar_error *err)
 {
     const tsar_dtype dtype = tensor->dtype;
     int64_t chunk[CHUNK];
@@ -726,13 +661,12 @@ tsar_status tsar_file_read_i64(tsar_file *file, const tsar_tensor *tensor, uint6
     for (uint64_t done = 0; done < count;) {
         const size_t n = count - done < CHUNK ? (size_t)(count - done) : CHUNK;
         const tsar_status status = tsar_file_read(file, tensor, first + done, n, chunk, err);
-        if (status)
-            return status;
+        if (status) return status;
         for (size_t i = 0; i < n; i++) {
             out[done + i] = integer_at(chunk, dtype, i);
             if (dtype == TSAR_U64 && out[done + i] < 0)
-                return tsar_fail(err, TSAR_INPUT, "%s: element %" PRIu64 " of tensor %.100s is above 2^63 - 1", file->path,
-                                 first + done + i, tensor->name);
+                return tsar_fail(err, TSAR_INPUT, "%s: element %" PRIu64 " of tensor %.100s is above 2^63 - 1", file->path, first + done + i,
+                                 tensor->name);
         }
         done += n;
     }
@@ -750,8 +684,7 @@ struct tsar_output {
 /* Devices are written in place: renaming a file over /dev/null would replace it. */
 static int is_device(const char *path)
 {
-    while (path[0] == '/' && path[1] == '/')
-        path++;
+    while (path[0] == '/' && path[1] == '/') path++;
     return (!strncmp(path, "/dev/", 5) && strncmp(path, "/dev/shm/", 9)) || !strncmp(path, "/proc/", 6);
 }
 
@@ -760,8 +693,7 @@ static int is_directory(const char *path)
 #ifdef EISDIR
     errno = 0;
     FILE *stream = fopen(path, "r+b");
-    if (stream)
-        fclose(stream);
+    if (stream) fclose(stream);
     return !stream && errno == EISDIR;
 #else
     (void)path;
@@ -776,8 +708,7 @@ static char *temporary_name(const char *path, tsar_error *err)
     const char *slash = strrchr(path, '/');
     const size_t folder = slash ? (size_t)(slash - path) + 1 : 0, room = strlen(path) + 32;
     char *name = tsar_alloc(room, 1, "a name", err);
-    if (!name)
-        return NULL;
+    if (!name) return NULL;
     uint64_t state = (uint64_t)time(NULL) << 20 ^ (uint64_t)clock() ^ (uint64_t)(uintptr_t)name;
     FILE *taken;
     memcpy(name, path, folder);
@@ -785,8 +716,7 @@ static char *temporary_name(const char *path, tsar_error *err)
         state = tsar_mix(state + 1);
         snprintf(name + folder, room - folder, "%.200s.%08" PRIx32 ".tmp", path + folder, (uint32_t)(state >> 32));
         taken = fopen(name, "rb");
-        if (taken)
-            fclose(taken);
+        if (taken) fclose(taken);
     } while (taken);
     return name;
 }
@@ -817,14 +747,11 @@ tsar_status tsar_output_open(tsar_output **output, const char *path, tsar_error 
     const int device = is_device(path);
     *output = NULL;
     if (!*path || (!device && is_directory(path)))
-        return tsar_fail(err, TSAR_INPUT, "cannot write '%s': it is %s (give the name of a file)", path,
-                         *path ? "a directory" : "an empty name");
+        return tsar_fail(err, TSAR_INPUT, "cannot write '%s': it is %s (give the name of a file)", path, *path ? "a directory" : "an empty name");
     tsar_output *opened = tsar_alloc(1, sizeof *opened, "an output file", err);
-    if (!opened)
-        return TSAR_ROOM;
+    if (!opened) return TSAR_ROOM;
     opened->path = copy_string(path, err);
-    if (opened->path && !device)
-        opened->temporary = temporary_name(path, err);
+    if (opened->path && !device) opened->temporary = temporary_name(path, err);
     if (!opened->path || (!opened->temporary && !device)) {
         output_release(opened);
         return TSAR_ROOM;
@@ -834,8 +761,8 @@ tsar_status tsar_output_open(tsar_output **output, const char *path, tsar_error 
     if (!opened->stream) {
         const int error = errno;
         output_release(opened);
-        return tsar_fail(err, out_of_room(error) ? TSAR_ROOM : TSAR_INPUT,
-                         "cannot create %s: %s (check the folder and its permissions)", path, strerror(error));
+        return tsar_fail(err, out_of_room(error) ? TSAR_ROOM : TSAR_INPUT, "cannot create %s: %s (check the folder and its permissions)", path,
+                         strerror(error));
     }
     *output = opened;
     return TSAR_OK;
@@ -851,10 +778,8 @@ tsar_status tsar_output_commit(tsar_output *output, tsar_error *err)
 {
     tsar_status status = TSAR_OK;
     errno = 0;
-    if (fflush(output->stream) || ferror(output->stream))
-        status = write_failed(output, err);
-    if (fclose(output->stream) && status == TSAR_OK)
-        status = write_failed(output, err);
+    if (fflush(output->stream) || ferror(output->stream)) status = write_failed(output, err);
+    if (fclose(output->stream) && status == TSAR_OK) status = write_failed(output, err);
     if (status == TSAR_OK && output->temporary) {
 #ifdef _WIN32
         remove(output->path); /* rename does not replace a file there */
@@ -863,19 +788,16 @@ tsar_status tsar_output_commit(tsar_output *output, tsar_error *err)
         if (rename(output->temporary, output->path))
             status = tsar_fail(err, out_of_room(errno) ? TSAR_ROOM : TSAR_INPUT, "cannot write %s: %s", output->path, strerror(errno));
     }
-    if (status && output->temporary)
-        remove(output->temporary);
+    if (status && output->temporary) remove(output->temporary);
     output_release(output);
     return status;
 }
 
 void tsar_output_abandon(tsar_output *output)
 {
-    if (!output)
-        return;
+    if (!output) return;
     fclose(output->stream);
-    if (output->temporary)
-        remove(output->temporary);
+    if (output->temporary) remove(output->temporary);
     output_release(output);
 }
 
@@ -884,14 +806,14 @@ void tsar_output_abandon(tsar_output *output)
 struct tsar_writer {
     tsar_output *output;
     char *path;
-    tsar_tensor *tensors;  /* as declared; in the order of their data once that is fixed. Names are owned. */
+    tsar_tensor *tensors; /* as declared; in the order of their data once that is fixed. Names are owned. */
     size_t n_tensors, tensors_room;
-    meta_pair *meta;       /* owned strings */
+    meta_pair *meta; /* owned strings */
     size_t n_meta, meta_room;
-    int begun;             /* the header is written, the order fixed */
-    size_t current;        /* 1 + index of the tensor under way; 0: none yet */
-    uint64_t written;      /* of its elements */
-    tsar_status status;    /* of tsar_writer_next, which cannot return it: told by the next put or commit */
+    int begun;          /* the header is written, the order fixed */
+    size_t current;     /* 1 + index of the tensor under way; 0: none yet */
+    uint64_t written;   /* of its elements */
+    tsar_status status; /* of tsar_writer_next, which cannot return it: told by the next put or commit */
     tsar_error error;
 };
 
@@ -906,8 +828,7 @@ typedef struct {
 static void emit(emitter *e, const char *text, size_t length)
 {
     e->bytes += length;
-    if (e->output && e->status == TSAR_OK)
-        e->status = tsar_output_write(e->output, text, length, e->err);
+    if (e->output && e->status == TSAR_OK) e->status = tsar_output_write(e->output, text, length, e->err);
 }
 
 static void emit_text(emitter *e, const char *text) { emit(e, text, strlen(text)); }
@@ -945,8 +866,7 @@ static void emit_header(emitter *e, const tsar_writer *writer)
         emit_text(e, ":");
         emit_string(e, writer->meta[i].value);
     }
-    if (writer->n_meta)
-        emit_text(e, "}");
+    if (writer->n_meta) emit_text(e, "}");
     for (size_t i = 0; i < writer->n_tensors; i++) {
         const tsar_tensor *tensor = &writer->tensors[i];
         emit_text(e, i || writer->n_meta ? "," : "");
@@ -977,8 +897,7 @@ static tsar_status lay_out(tsar_writer *writer, tsar_error *err)
     uint64_t end = 0;
     for (size_t size = 8; size > 0 && status == TSAR_OK; size /= 2)
         for (size_t i = 0; i < writer->n_tensors && status == TSAR_OK; i++) {
-            if (tsar_dtype_size(writer->tensors[i].dtype) != size)
-                continue;
+            if (tsar_dtype_size(writer->tensors[i].dtype) != size) continue;
             ordered[n] = writer->tensors[i];
             sorted[n] = &ordered[n];
             ordered[n].offset = end;
@@ -986,8 +905,7 @@ static tsar_status lay_out(tsar_writer *writer, tsar_error *err)
                 status = tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s does not fit into any file", writer->path, ordered[n].name);
             end += ordered[n++].count * size;
         }
-    if (status == TSAR_OK && n)
-        qsort(sorted, n, sizeof *sorted, compare_names);
+    if (status == TSAR_OK && n) qsort(sorted, n, sizeof *sorted, compare_names);
     for (size_t i = 1; i < n && status == TSAR_OK; i++)
         if (!strcmp(sorted[i - 1]->name, sorted[i]->name))
             status = tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s would be written twice", writer->path, sorted[i]->name);
@@ -1005,27 +923,22 @@ static tsar_status lay_out(tsar_writer *writer, tsar_error *err)
 static tsar_status begin(tsar_writer *writer, tsar_error *err)
 {
     writer->begun = 1;
-    if (writer->n_meta)
-        qsort(writer->meta, writer->n_meta, sizeof *writer->meta, compare_meta);
+    if (writer->n_meta) qsort(writer->meta, writer->n_meta, sizeof *writer->meta, compare_meta);
     const tsar_status status = lay_out(writer, err);
-    if (status)
-        return status;
-    emitter count = {NULL, 0, TSAR_OK, err}, text = {writer->output, 0, TSAR_OK, err};
+    if (status) return status;
+    emitter count = { NULL, 0, TSAR_OK, err }, text = { writer->output, 0, TSAR_OK, err };
     emit_header(&count, writer);
     const uint64_t length = (count.bytes + 7) / 8 * 8;
     if (length > MAX_HEADER)
-        return tsar_fail(err, TSAR_INPUT,
-                         "%s: names and metadata would take %" PRIu64 " bytes, more than safetensors allows (100 MB)", writer->path,
+        return tsar_fail(err, TSAR_INPUT, "%s: names and metadata would take %" PRIu64 " bytes, more than safetensors allows (100 MB)", writer->path,
                          length);
     for (int i = 0; i < 8; i++) {
         const char byte = (char)(length >> (8 * i) & 0xFF);
         emit(&text, &byte, 1);
     }
     emit_header(&text, writer);
-    while (text.bytes < 8 + length)
-        emit(&text, " ", 1);
-    for (size_t i = 0; i < writer->n_tensors; i++)
-        writer->tensors[i].offset += 8 + length;
+    while (text.bytes < 8 + length) emit(&text, " ", 1);
+    for (size_t i = 0; i < writer->n_tensors; i++) writer->tensors[i].offset += 8 + length;
     return text.status;
 }
 
@@ -1033,8 +946,7 @@ tsar_status tsar_writer_open(tsar_writer **writer, const char *path, tsar_error 
 {
     *writer = NULL;
     tsar_writer *opened = tsar_alloc(1, sizeof *opened, "a writer", err);
-    if (!opened)
-        return TSAR_ROOM;
+    if (!opened) return TSAR_ROOM;
     opened->path = copy_string(path, err);
     const tsar_status status = opened->path ? tsar_output_open(&opened->output, path, err) : TSAR_ROOM;
     if (status)
@@ -1047,8 +959,7 @@ tsar_status tsar_writer_open(tsar_writer **writer, const char *path, tsar_error 
 /* Releases the writer but not its output. */
 static void writer_release(tsar_writer *writer)
 {
-    for (size_t i = 0; i < writer->n_tensors; i++)
-        tsar_free((void *)writer->tensors[i].name);
+    for (size_t i = 0; i < writer->n_tensors; i++) tsar_free((void *)writer->tensors[i].name);
     for (size_t i = 0; i < writer->n_meta; i++) {
         tsar_free((void *)writer->meta[i].key);
         tsar_free((void *)writer->meta[i].value);
@@ -1061,22 +972,18 @@ static void writer_release(tsar_writer *writer)
 
 void tsar_writer_abandon(tsar_writer *writer)
 {
-    if (!writer)
-        return;
+    if (!writer) return;
     tsar_output_abandon(writer->output);
     writer_release(writer);
 }
 
 tsar_status tsar_writer_meta(tsar_writer *writer, const char *key, const char *value, tsar_error *err)
 {
-    if (writer->begun)
-        return tsar_fail(err, TSAR_INPUT, "%s: metadata %.100s comes too late, behind the header", writer->path, key);
+    if (writer->begun) return tsar_fail(err, TSAR_INPUT, "%s: metadata %.100s comes too late, behind the header", writer->path, key);
     if (!is_utf8(key) || !is_utf8(value))
-        return tsar_fail(err, TSAR_INPUT, "%s: the metadata key %.60s or its value is not UTF-8 text", writer->path,
-                         is_utf8(key) ? key : "");
+        return tsar_fail(err, TSAR_INPUT, "%s: the metadata key %.60s or its value is not UTF-8 text", writer->path, is_utf8(key) ? key : "");
     char *copy = copy_string(value, err);
-    if (!copy)
-        return TSAR_ROOM;
+    if (!copy) return TSAR_ROOM;
     for (size_t i = 0; i < writer->n_meta; i++)
         if (!strcmp(writer->meta[i].key, key)) {
             tsar_free((void *)writer->meta[i].value);
@@ -1096,31 +1003,24 @@ tsar_status tsar_writer_meta(tsar_writer *writer, const char *key, const char *v
     return TSAR_OK;
 }
 
-tsar_status tsar_writer_declare(tsar_writer *writer, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape,
-                                tsar_error *err)
+tsar_status tsar_writer_declare(tsar_writer *writer, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, tsar_error *err)
 {
-    tsar_tensor tensor = {0};
+    tsar_tensor tensor = { 0 };
     uint64_t bytes;
-    if (writer->begun)
-        return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s is declared too late, behind the header", writer->path, name);
+    if (writer->begun) return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s is declared too late, behind the header", writer->path, name);
     if (!is_utf8(name) || !strcmp(name, "__metadata__"))
-        return tsar_fail(err, TSAR_INPUT, "%s: a tensor cannot be named %.100s", writer->path,
-                         is_utf8(name) ? name : "by bytes that are not UTF-8");
+        return tsar_fail(err, TSAR_INPUT, "%s: a tensor cannot be named %.100s", writer->path, is_utf8(name) ? name : "by bytes that are not UTF-8");
     if (rank > TSAR_MAX_RANK || !measure(rank, shape, tsar_dtype_size(dtype), &tensor.count, &bytes))
         return tsar_fail(err, TSAR_INPUT, "%s: the shape of tensor %.100s is too large for any file", writer->path, name);
     tensor.dtype = dtype;
     tensor.rank = rank;
-    for (size_t i = 0; i < rank; i++)
-        tensor.shape[i] = shape[i];
+    for (size_t i = 0; i < rank; i++) tensor.shape[i] = shape[i];
     void *tensors = writer->tensors;
-    const tsar_status status =
-        grow(&tensors, writer->n_tensors, &writer->tensors_room, sizeof *writer->tensors, "the list of tensors", err);
+    const tsar_status status = grow(&tensors, writer->n_tensors, &writer->tensors_room, sizeof *writer->tensors, "the list of tensors", err);
     writer->tensors = tensors;
-    if (status)
-        return status;
+    if (status) return status;
     tensor.name = copy_string(name, err);
-    if (!tensor.name)
-        return TSAR_ROOM;
+    if (!tensor.name) return TSAR_ROOM;
     writer->tensors[writer->n_tensors++] = tensor;
     return TSAR_OK;
 }
@@ -1130,35 +1030,29 @@ static tsar_status check_complete(const tsar_writer *writer, tsar_error *err)
 {
     const tsar_tensor *tensor = writer->current ? &writer->tensors[writer->current - 1] : NULL;
     if (tensor && writer->written < tensor->count)
-        return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s got %" PRIu64 " of its %" PRIu64 " elements", writer->path,
-                         tensor->name, writer->written, tensor->count);
+        return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s got %" PRIu64 " of its %" PRIu64 " elements", writer->path, tensor->name,
+                         writer->written, tensor->count);
     return TSAR_OK;
 }
 
 const tsar_tensor *tsar_writer_next(tsar_writer *writer)
 {
-    if (writer->status == TSAR_OK)
-        writer->status = writer->begun ? check_complete(writer, &writer->error) : begin(writer, &writer->error);
-    if (writer->status || writer->current == writer->n_tensors)
-        return NULL;
+    if (writer->status == TSAR_OK) writer->status = writer->begun ? check_complete(writer, &writer->error) : begin(writer, &writer->error);
+    if (writer->status || writer->current == writer->n_tensors) return NULL;
     writer->written = 0;
     return &writer->tensors[writer->current++];
 }
 
 tsar_status tsar_writer_put(tsar_writer *writer, const void *values, uint64_t count, tsar_error *err)
 {
-    if (writer->status)
-        return tsar_fail(err, writer->status, "%s", writer->error.text);
+    if (writer->status) return tsar_fail(err, writer->status, "%s", writer->error.text);
     const tsar_tensor *tensor = writer->current ? &writer->tensors[writer->current - 1] : NULL;
     if (!tensor || count > tensor->count - writer->written)
-        return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s got more elements than it was declared with", writer->path,
-                         tensor ? tensor->name : "");
+        return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s got more elements than it was declared with", writer->path, tensor ? tensor->name : "");
     const size_t size = tsar_dtype_size(tensor->dtype);
-    if (count > SIZE_MAX / size)
-        return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s is given in too large a piece", writer->path, tensor->name);
+    if (count > SIZE_MAX / size) return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s is given in too large a piece", writer->path, tensor->name);
     writer->written += count;
-    if (host_is_little_endian())
-        return tsar_output_write(writer->output, values, (size_t)count * size, err);
+    if (host_is_little_endian()) return tsar_output_write(writer->output, values, (size_t)count * size, err);
     double chunk[CHUNK];
     const unsigned char *from = values;
     tsar_status status = TSAR_OK;
@@ -1181,11 +1075,9 @@ tsar_status tsar_writer_commit(tsar_writer *writer, tsar_error *err)
     else
         status = writer->begun ? check_complete(writer, err) : begin(writer, err);
     if (status == TSAR_OK && writer->current < writer->n_tensors) {
-        while (writer->current < writer->n_tensors && writer->tensors[writer->current].count == 0)
-            writer->current++;
+        while (writer->current < writer->n_tensors && writer->tensors[writer->current].count == 0) writer->current++;
         if (writer->current < writer->n_tensors)
-            status = tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s got none of its elements", writer->path,
-                               writer->tensors[writer->current].name);
+            status = tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s got none of its elements", writer->path, writer->tensors[writer->current].name);
     }
     if (status)
         tsar_output_abandon(writer->output);

@@ -13,19 +13,18 @@
 typedef struct {
     const int64_t *merges; /* [n_merges][2] */
     size_t n_merges;
-    uint32_t *order;       /* [n_merges]: ranks, sorted by pair */
-    int64_t *ids;          /* [n]; -1 where a token was merged into its left neighbour */
+    uint32_t *order;        /* [n_merges]: ranks, sorted by pair */
+    int64_t *ids;           /* [n]; -1 where a token was merged into its left neighbour */
     uint32_t *left, *right; /* [n]: places of the neighbours; n where there is none */
     size_t n;
-    uint64_t *heap;        /* rank << 32 | place: at most n - 1 pairs at the start, and two new ones for each of n - 1 merges */
+    uint64_t *heap; /* rank << 32 | place: at most n - 1 pairs at the start, and two new ones for each of n - 1 merges */
     size_t n_heap;
 } merger;
 
 /* The order of pairs: by the left id, then by the right one. */
 static int compare_pairs(const int64_t *a, int64_t left, int64_t right)
 {
-    if (a[0] != left)
-        return a[0] < left ? -1 : 1;
+    if (a[0] != left) return a[0] < left ? -1 : 1;
     return a[1] < right ? -1 : a[1] > right;
 }
 
@@ -34,15 +33,14 @@ static void sort_ranks(merger *m, uint32_t *other)
 {
     const size_t n = m->n_merges;
     uint32_t *from = m->order, *to = other;
-    for (size_t i = 0; i < n; i++)
-        from[i] = (uint32_t)i;
+    for (size_t i = 0; i < n; i++) from[i] = (uint32_t)i;
     for (size_t run = 1; run < n; run *= 2) {
         for (size_t start = 0; start < n; start += 2 * run) {
             const size_t middle = n - start < run ? n : start + run, end = n - middle < run ? n : middle + run;
             size_t a = start, b = middle;
             for (size_t k = start; k < end; k++) {
-                const int take_a = b == end || (a < middle && compare_pairs(m->merges + 2 * from[a], m->merges[2 * from[b]],
-                                                                            m->merges[2 * from[b] + 1]) <= 0);
+                const int take_a =
+                    b == end || (a < middle && compare_pairs(m->merges + 2 * from[a], m->merges[2 * from[b]], m->merges[2 * from[b] + 1]) <= 0);
                 to[k] = take_a ? from[a++] : from[b++];
             }
         }
@@ -50,8 +48,7 @@ static void sort_ranks(merger *m, uint32_t *other)
         from = to;
         to = swap;
     }
-    if (from != m->order)
-        memcpy(m->order, from, n * sizeof *from);
+    if (from != m->order) memcpy(m->order, from, n * sizeof *from);
 }
 
 /* The lowest rank that merges this pair; n_merges if none does. */
@@ -71,19 +68,16 @@ static size_t rank_of(const merger *m, int64_t left, int64_t right)
 /* The rank of the pair that begins at `place`; n_merges if there is none. */
 static size_t rank_at(const merger *m, size_t place)
 {
-    return place < m->n && m->ids[place] >= 0 && m->right[place] < m->n ? rank_of(m, m->ids[place], m->ids[m->right[place]])
-                                                                        : m->n_merges;
+    return place < m->n && m->ids[place] >= 0 && m->right[place] < m->n ? rank_of(m, m->ids[place], m->ids[m->right[place]]) : m->n_merges;
 }
 
 static void heap_push(merger *m, size_t place)
 {
     const size_t rank = rank_at(m, place);
-    if (rank == m->n_merges)
-        return;
+    if (rank == m->n_merges) return;
     const uint64_t key = (uint64_t)rank << 32 | place;
     size_t i = m->n_heap++;
-    for (; i > 0 && m->heap[(i - 1) / 2] > key; i = (i - 1) / 2)
-        m->heap[i] = m->heap[(i - 1) / 2];
+    for (; i > 0 && m->heap[(i - 1) / 2] > key; i = (i - 1) / 2) m->heap[i] = m->heap[(i - 1) / 2];
     m->heap[i] = key;
 }
 
@@ -92,10 +86,8 @@ static uint64_t heap_pop(merger *m)
     const uint64_t top = m->heap[0], key = m->heap[--m->n_heap];
     size_t i = 0;
     for (size_t child = 1; child < m->n_heap; child = 2 * i + 1) {
-        if (child + 1 < m->n_heap && m->heap[child + 1] < m->heap[child])
-            child++;
-        if (m->heap[child] >= key)
-            break;
+        if (child + 1 < m->n_heap && m->heap[child + 1] < m->heap[child]) child++;
+        if (m->heap[child] >= key) break;
         m->heap[i] = m->heap[child];
         i = child;
     }
@@ -107,19 +99,16 @@ static uint64_t heap_pop(merger *m)
  * smaller than the id it makes; so the lowest rank in the heap is always the next. O(n log n). */
 static void merge_all(merger *m)
 {
-    for (size_t i = 0; i + 1 < m->n; i++)
-        heap_push(m, i);
+    for (size_t i = 0; i + 1 < m->n; i++) heap_push(m, i);
     while (m->n_heap) {
         const uint64_t key = heap_pop(m);
         const size_t place = (size_t)(key & UINT32_MAX), rank = (size_t)(key >> 32);
-        if (rank_at(m, place) != rank)
-            continue; /* an older merge has taken one of the two */
+        if (rank_at(m, place) != rank) continue; /* an older merge has taken one of the two */
         const size_t gone = m->right[place], next = m->right[gone];
         m->ids[place] = FIRST_MERGE + (int64_t)rank;
         m->ids[gone] = -1;
         m->right[place] = (uint32_t)next;
-        if (next < m->n)
-            m->left[next] = (uint32_t)place;
+        if (next < m->n) m->left[next] = (uint32_t)place;
         heap_push(m, place);
         heap_push(m, m->left[place]);
     }
@@ -145,14 +134,11 @@ tsar_status tsar_text_encode(const tsar_model *model, const char *prompt, int64_
     if (model->config.arch != TSAR_TOKEN_SHUFFLE)
         return tsar_fail(err, TSAR_INPUT, "this model takes no text prompt (llamagen-c2i takes --class, llamagen-t2i --caption)");
     if (model->config.text_vocab < (size_t)FIRST_MERGE)
-        return tsar_fail(err, TSAR_INPUT,
-                         "the model has text_vocab=%zu, too small for text, which needs %" PRId64
-                         " (give its ids by --prompt-ids)",
+        return tsar_fail(err, TSAR_INPUT, "the model has text_vocab=%zu, too small for text, which needs %" PRId64 " (give its ids by --prompt-ids)",
                          model->config.text_vocab, FIRST_MERGE);
-    if (length > MAX_PROMPT)
-        return tsar_fail(err, TSAR_INPUT, "the prompt has %zu bytes, more than %zu", length, MAX_PROMPT);
+    if (length > MAX_PROMPT) return tsar_fail(err, TSAR_INPUT, "the prompt has %zu bytes, more than %zu", length, MAX_PROMPT);
 
-    merger m = {.merges = model->merges, .n_merges = model->n_merges, .n = length};
+    merger m = { .merges = model->merges, .n_merges = model->n_merges, .n = length };
     uint32_t *scratch = tsar_alloc(m.n_merges, sizeof *scratch, "the prompt", err);
     m.order = tsar_alloc(m.n_merges, sizeof *m.order, "the prompt", err);
     m.left = tsar_alloc(length, sizeof *m.left, "the prompt", err);
@@ -167,8 +153,7 @@ tsar_status tsar_text_encode(const tsar_model *model, const char *prompt, int64_
         size_t used = 0;
         out[used++] = TSAR_BOS;
         for (size_t i = 0; i < length; i++)
-            if (m.ids[i] >= 0)
-                out[used++] = m.ids[i]; /* never beyond place i, where it comes from */
+            if (m.ids[i] >= 0) out[used++] = m.ids[i]; /* never beyond place i, where it comes from */
         out[used++] = TSAR_SOI;
         *ids = out;
         *n = used;
@@ -192,8 +177,7 @@ static void merge_sizes(const tsar_model *model, uint64_t *sizes, uint64_t limit
             const int64_t id = model->merges[2 * r + part];
             sizes[r] += id < FIRST_MERGE ? 1 : sizes[id - FIRST_MERGE];
         }
-        if (sizes[r] > limit)
-            sizes[r] = limit + 1;
+        if (sizes[r] > limit) sizes[r] = limit + 1;
     }
 }
 
@@ -230,21 +214,17 @@ tsar_status tsar_text_decode(const tsar_model *model, const int64_t *ids, size_t
         merge_sizes(model, sizes, MAX_PROMPT);
     for (size_t i = 0; i < n && status == TSAR_OK; i++) {
         if (ids[i] < 0 || ids[i] >= end)
-            status =
-                tsar_fail(err, TSAR_INPUT, "id %" PRId64 " at place %zu is no text of this model (ids are from 0 to %" PRId64 ")",
-                          ids[i], i, end - 1);
+            status = tsar_fail(err, TSAR_INPUT, "id %" PRId64 " at place %zu is no text of this model (ids are from 0 to %" PRId64 ")", ids[i], i,
+                               end - 1);
         else if (ids[i] >= FIRST_BYTE)
             total += ids[i] < FIRST_MERGE ? 1 : sizes[ids[i] - FIRST_MERGE];
-        if (status == TSAR_OK && total > MAX_PROMPT)
-            status = tsar_fail(err, TSAR_INPUT, "the ids stand for more than %zu bytes of text", MAX_PROMPT);
+        if (status == TSAR_OK && total > MAX_PROMPT) status = tsar_fail(err, TSAR_INPUT, "the ids stand for more than %zu bytes of text", MAX_PROMPT);
     }
     char *out = status == TSAR_OK ? tsar_alloc((size_t)total + 1, 1, "text", err) : NULL;
-    if (status == TSAR_OK && !out)
-        status = TSAR_ROOM;
+    if (status == TSAR_OK && !out) status = TSAR_ROOM;
     *text = out;
     for (size_t i = 0; i < n && out; i++)
-        if (ids[i] >= FIRST_BYTE)
-            out = expand(model, ids[i], stack, out);
+        if (ids[i] >= FIRST_BYTE) out = expand(model, ids[i], stack, out);
     tsar_free(sizes);
     tsar_free(stack);
     return status;
