@@ -1,4 +1,4 @@
-# tsar: see README.md. Targets: all (default), deps, demo, test, test-cpus, bench, fuzz, install, clean, digests.
+# tsar: see README.md. Targets: all (default), deps, demo, trainer, weights, test, test-cpus, bench, fuzz, install, clean, digests.
 #
 #   make                  tuned for this machine
 #   make PORTABLE=1       for any CPU of the architecture
@@ -61,7 +61,7 @@ $(BUILD)/weights/import.o $(BUILD)/weights/pickle.o $(BUILD)/weights/zip.o $(BUI
 $(BUILD)/weights/image.o: EXTRA_weights/image = $(PNG)
 $(BUILD)/weights/image.o: | png-header
 
-$(BUILD)/main.o: EXTRA_main = -DTSAR_DATADIR='"$(DATADIR)"'
+$(BUILD)/main.o: EXTRA_main = -DTSAR_DATADIR='"$(DATADIR)"' $(if $(NO_PNG),$(PNG))
 $(BUILD)/main.o tsar.pc: $(BUILD)/prefix
 
 # Everything is built again when the compiler or a flag changes, and what names the prefix when that does.
@@ -111,6 +111,26 @@ demo: tsar
 	./tsar generate -m $(BUILD)/demo.safetensors -p 'a first picture' --decode zipar:4 --seed 1 -o demo.$(if $(NO_PNG),ppm,png)
 	@echo 'The picture is demo.$(if $(NO_PNG),ppm,png). README.md shows how to import trained weights and to verify your own implementation.'
 
+# ---- training ---------------------------------------------------------------------------------------------------------
+
+# weights/train makes tsar's own models. -fno-trapping-math and -fno-math-errno let compilers vectorise clamps and roots; neither
+# changes a bit. Two threads want OMP=1; on a busy machine set OMP_WAIT_POLICY=passive.
+SCENES := weights/scenes.c weights/shapes.c weights/referee.c
+TRAINER := weights/train.c weights/train_ops.c weights/train_tape.c weights/train_run.c weights/train_vq.c weights/train_gpt.c weights/train_text.c \
+           weights/train_codes.c weights/train_score.c weights/train_bench.c $(SCENES)
+TRAIN_FLAGS := $(call accepted,-fno-trapping-math) $(call accepted,-fno-math-errno)
+$(foreach f,$(TRAINER),$(eval EXTRA_$(f:.c=) := $(TRAIN_FLAGS)))
+$(TRAINER:%.c=$(BUILD)/%.o): weights/train.h weights/train_run.h weights/train_vq.h weights/train_gpt.h weights/train_score.h weights/scenes.h weights/shapes.h
+
+trainer: $(BUILD)/weights/train
+
+# Trains the models from nothing, resumable at any time.
+weights: $(BUILD)/weights/train
+	sh weights/make_weights.sh $(BUILD)/weights/train
+
+$(BUILD)/weights/train: $(TRAINER:%.c=$(BUILD)/%.o) $(BUILD)/libtsar.a
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lm
+
 # ---- tests ------------------------------------------------------------------------------------------------------------
 
 # The comparison with MPFR is made where the library is installed.
@@ -118,11 +138,16 @@ MPFR := $(shell printf '\#include <mpfr.h>\nint main(void){return 0;}' >.mpfr.$$
 $(BUILD)/tests/test_math: TEST_FLAGS = $(if $(MPFR),-DHAVE_MPFR)
 $(BUILD)/tests/test_math: TEST_LIBS = $(if $(MPFR),-lmpfr -lgmp)
 
+# test_train compiles the trainer's sources a second time, with double.
+$(BUILD)/tests/test_train: TEST_FLAGS = $(TRAIN_FLAGS)
+$(BUILD)/tests/test_train: $(BUILD)/weights/scenes.o $(BUILD)/weights/shapes.o
+$(BUILD)/tests/test_scenes: $(SCENES:%.c=$(BUILD)/%.o)
+
 $(BUILD)/tests/%: tests/%.c tests/test.h $(BUILD)/libtsar.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(TEST_FLAGS) $(LDFLAGS) -o $@ $< $(BUILD)/libtsar.a $(TEST_LIBS) -lm
+	$(CC) $(ALL_CFLAGS) $(TEST_FLAGS) $(LDFLAGS) -o $@ $< $(filter %.o,$^) $(BUILD)/libtsar.a $(TEST_LIBS) -lm
 
-test: all $(TESTS) $(BUILD)/tests/bits
+test: all $(TESTS) $(BUILD)/tests/bits $(BUILD)/weights/train
 	BUILD=$(BUILD) sh tests/run.sh
 
 test-cpus:
@@ -141,4 +166,4 @@ clean:
 	rm -rf $(BUILD) tsar libtsar.a tsar.1 tsar.pc
 
 FORCE:
-.PHONY: all deps demo install test test-cpus digests bench fuzz clean png-header FORCE
+.PHONY: all deps demo trainer weights install test test-cpus digests bench fuzz clean png-header FORCE

@@ -1,0 +1,93 @@
+#!/bin/sh
+# The trainer's command line: the first steps of each stage against recorded digests; one thread and two, and an
+# interrupted run, give the same bytes; a full disk leaves the checkpoint. Usage: test_train.sh [TRAIN] [--record]
+TRAIN=${1:-${BUILD:-.build}/weights/train}
+HERE=$(dirname "$0")
+WORK=$(mktemp -d) || exit 1
+trap 'rm -rf "$WORK"' EXIT
+export OMP_WAIT_POLICY=passive
+failed=0
+
+fail() {
+    echo "FAILED test_train.sh: $*"
+    failed=$((failed + 1))
+}
+
+run() { # run NAME ARGUMENTS...: trains; the result is $WORK/NAME
+    name=$1
+    shift
+    "$TRAIN" "$@" -o "$WORK/$name" --threads "${THREADS:-1}" >/dev/null 2>"$WORK/log" || fail "$name: $(tail -n 1 "$WORK/log")"
+}
+
+digest() { sha256sum <"$WORK/$1" | cut -d ' ' -f 1; }
+
+stages() { # the whole chain, a few steps each
+    run vq vq --steps 4 --batch 2
+    run codes codes --vq "$WORK/vq" -n 24
+    for s in 1 2 4; do
+        run "gpt$s" gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle $s --steps 3 --batch 3 --layers 2 --without-vq
+    done
+    run coarse coarse --vq "$WORK/vq" --codes "$WORK/codes" --coarse 16 --steps 3 --batch 2 --layers 2
+    run fine fine --vq "$WORK/vq" --codes "$WORK/codes" --coarse 16 --model "$WORK/coarse" --steps 3 --batch 2 --layers 2
+    for name in vq codes gpt1 gpt2 gpt4 coarse fine; do
+        echo "$(digest $name)  $name"
+    done
+}
+
+stages >"$WORK/first"
+if [ "${2:-}" = --record ]; then
+    cp "$WORK/first" "$HERE/train_digests.txt"
+else
+    diff "$HERE/train_digests.txt" "$WORK/first" >"$WORK/difference" || fail "other bytes than recorded: $(cat "$WORK/difference")"
+fi
+
+# Two threads, from nothing.
+mkdir "$WORK/two"
+mv "$WORK/vq" "$WORK/codes" "$WORK/gpt2" "$WORK/two/"
+rm -f "$WORK"/*.checkpoint
+THREADS=2
+run vq vq --steps 4 --batch 2
+run codes codes --vq "$WORK/vq" -n 24
+run gpt2 gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch 3 --layers 2 --without-vq
+for name in vq codes gpt2; do
+    cmp -s "$WORK/$name" "$WORK/two/$name" || fail "$name differs between one thread and two"
+done
+
+# In two sittings.
+THREADS=1
+rm -f "$WORK"/*.checkpoint "$WORK/vq" "$WORK/gpt2"
+run vq vq --steps 4 --batch 2 --stop-after 3
+run vq vq --steps 4 --batch 2
+run gpt2 gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch 3 --layers 2 --without-vq --stop-after 1
+run gpt2 gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch 3 --layers 2 --without-vq
+for name in vq gpt2; do
+    cmp -s "$WORK/$name" "$WORK/two/$name" || fail "$name differs when it is trained in two sittings"
+done
+
+# An interrupt ends a run with a checkpoint from which it continues to the same bytes.
+rm -f "$WORK/vq" "$WORK/vq.checkpoint"
+"$TRAIN" vq --steps 4 --batch 2 -o "$WORK/vq" 2>/dev/null &
+process=$!
+sleep 1
+kill -INT $process
+wait $process || fail "an interrupted run ends with status $?"
+run vq vq --steps 4 --batch 2
+cmp -s "$WORK/vq" "$WORK/two/vq" || fail "vq differs after an interrupt"
+
+# A full disk: status 4, and the checkpoint of before.
+rm -f "$WORK/gpt2" "$WORK/gpt2.checkpoint"
+run gpt2 gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch 3 --layers 2 --without-vq --stop-after 1
+before=$(digest gpt2.checkpoint)
+(trap '' XFSZ; ulimit -f 1000; "$TRAIN" gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch 3 --layers 2 --without-vq -o "$WORK/gpt2" 2>"$WORK/log")
+status=$?
+[ $status -eq 4 ] || fail "a full disk ends with status $status: $(tail -n 1 "$WORK/log")"
+[ "$before" = "$(digest gpt2.checkpoint)" ] || fail "a full disk has damaged the checkpoint"
+run gpt2 gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch 3 --layers 2 --without-vq
+cmp -s "$WORK/gpt2" "$WORK/two/gpt2" || fail "gpt2 differs after a full disk"
+
+# A checkpoint of another run is refused.
+"$TRAIN" gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 4 --steps 3 --batch 3 --layers 2 -o "$WORK/other" --checkpoint "$WORK/gpt2.checkpoint" 2>/dev/null
+[ $? -eq 3 ] || fail "the checkpoint of another run is not refused"
+
+if [ $failed -eq 0 ]; then echo '1 passed, 0 failed'; else echo "0 passed, $failed failed"; fi
+[ $failed -eq 0 ]

@@ -1,0 +1,242 @@
+/* weights/train: makes and scores tsar's own models. See --help. */
+#include "train_gpt.h"
+#include "train_vq.h"
+#include "train_score.h"
+#include "scenes.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char help[] =
+    "usage: train COMMAND [flags]; the same command continues where an interrupted one stopped\n"
+    "  vq      -o VQ [--steps 12000]                          the image tokenizer\n"
+    "  codes   --vq VQ [-n 160000] -o CODES                   codes of that many pictures, for the transformers\n"
+    "  gpt     --vq VQ --codes CODES --shuffle S -o MODEL     a Token-Shuffle transformer [--steps N]\n"
+    "          [--dim D] [--layers L] [--heads H] [--ffn F] [--shuffle-hidden W] [--without-vq]\n"
+    "  coarse  --vq VQ --codes CODES --coarse K -o MODEL      a transformer of cluster labels (CTF, stage one); flags of gpt\n"
+    "  fine    --vq VQ --codes CODES --coarse K [--model MODEL] -o MODEL2   stage two, joined with stage one in MODEL; flags of gpt\n"
+    "  trace   --model MODEL [--part vq|gpt|fine] [-p PROMPT] -o TRACE    the forward pass in float32, for tsar verify\n"
+    "  score   --model MODEL [-n 100] [--held-out] [--cfg A] [--cfg-schedule S] [--temperature T] [--top-k K] [--top-p P] [--greedy]\n"
+    "          [--decode ORDER]                               mini-GenEval, n pictures of each category\n"
+    "  score-vq --model MODEL [-n 600]                        the tokenizer on unseen scenes\n"
+    "  scenes  [-n 16] [--category 0-5] [--held-out] -o SHEET a sheet of scenes, their captions on stdout\n"
+    "  bench   [--threads N]                                  a step of each stage against the machine's own limit\n"
+    "common: [--seed N] [--threads N] [--batch N] [--rate R] [--checkpoint FILE] [--minutes M] [--stop-after STEPS] [--f32]\n";
+
+typedef struct {
+    const char *output, *checkpoint, *model, *vq, *codes, *part, *prompt;
+    uint64_t seed, steps, stop_after;
+    size_t n, batch, threads, shuffle, coarse, dim, layers, heads, ffn, hidden;
+    double rate, minutes, category;
+    score_plan score;
+    int held_out, f32, without_vq;
+    char checkpoint_room[512];
+} options;
+
+/* What follows a flag, and where it goes. SWITCH takes no value. */
+typedef enum { TEXT, COUNT, BIG_COUNT, NUMBER, SWITCH } flag_kind;
+typedef struct {
+    const char *name;
+    flag_kind kind;
+    size_t offset;
+} flag;
+
+static const flag flags[] = { { "-o", TEXT, offsetof(options, output) },
+                              { "--checkpoint", TEXT, offsetof(options, checkpoint) },
+                              { "--model", TEXT, offsetof(options, model) },
+                              { "--vq", TEXT, offsetof(options, vq) },
+                              { "--codes", TEXT, offsetof(options, codes) },
+                              { "--part", TEXT, offsetof(options, part) },
+                              { "-p", TEXT, offsetof(options, prompt) },
+                              { "--decode", TEXT, offsetof(options, score.decode) },
+                              { "--cfg-schedule", TEXT, offsetof(options, score.schedule) },
+                              { "--seed", BIG_COUNT, offsetof(options, seed) },
+                              { "--steps", BIG_COUNT, offsetof(options, steps) },
+                              { "--stop-after", BIG_COUNT, offsetof(options, stop_after) },
+                              { "-n", COUNT, offsetof(options, n) },
+                              { "--batch", COUNT, offsetof(options, batch) },
+                              { "--threads", COUNT, offsetof(options, threads) },
+                              { "--shuffle", COUNT, offsetof(options, shuffle) },
+                              { "--coarse", COUNT, offsetof(options, coarse) },
+                              { "--dim", COUNT, offsetof(options, dim) },
+                              { "--layers", COUNT, offsetof(options, layers) },
+                              { "--heads", COUNT, offsetof(options, heads) },
+                              { "--ffn", COUNT, offsetof(options, ffn) },
+                              { "--shuffle-hidden", COUNT, offsetof(options, hidden) },
+                              { "--category", NUMBER, offsetof(options, category) },
+                              { "--rate", NUMBER, offsetof(options, rate) },
+                              { "--minutes", NUMBER, offsetof(options, minutes) },
+                              { "--cfg", NUMBER, offsetof(options, score.cfg) },
+                              { "--temperature", NUMBER, offsetof(options, score.temperature) },
+                              { "--top-k", NUMBER, offsetof(options, score.top_k) },
+                              { "--top-p", NUMBER, offsetof(options, score.top_p) },
+                              { "--held-out", SWITCH, offsetof(options, held_out) },
+                              { "--greedy", SWITCH, offsetof(options, score.greedy) },
+                              { "--f32", SWITCH, offsetof(options, f32) },
+                              { "--without-vq", SWITCH, offsetof(options, without_vq) } };
+
+/* Stores what follows flag f. Every slot has the type that its kind names, so that it may be written by its address. */
+static tsar_status store(options *o, const flag *f, const char *text, tsar_error *err)
+{
+    void *slot = (char *)o + f->offset;
+    char *end;
+    if (f->kind != SWITCH && !text) return tsar_fail(err, TSAR_USAGE, "%s needs a value", f->name);
+    if (f->kind == SWITCH) {
+        *(int *)slot = 1;
+        return TSAR_OK;
+    }
+    if (f->kind == TEXT) {
+        *(const char **)slot = text;
+        return TSAR_OK;
+    }
+    double value = strtod(text, &end);
+    if (end == text || *end || !(value >= 0.0) || value > 1e15 || (f->kind != NUMBER && floor(value) < value))
+        return tsar_fail(err, TSAR_USAGE, "%s needs a %snumber, not %.60s", f->name, f->kind == NUMBER ? "" : "whole ", text);
+    if (f->kind == NUMBER)
+        *(double *)slot = value;
+    else if (f->kind == COUNT)
+        *(size_t *)slot = value < 1e9 ? (size_t)value : 1000000000;
+    else
+        *(uint64_t *)slot = (uint64_t)value;
+    return TSAR_OK;
+}
+
+static tsar_status parse(options *o, int argc, char **argv, tsar_error *err)
+{
+    tsar_status status = TSAR_OK;
+    for (int i = 2; i < argc && status == TSAR_OK; i++) {
+        size_t k = 0, n = sizeof flags / sizeof flags[0];
+        while (k < n && strcmp(flags[k].name, argv[i]) != 0) k++;
+        if (k == n) return tsar_fail(err, TSAR_USAGE, "unknown flag %s (train --help lists them)", argv[i]);
+        status = store(o, &flags[k], i + 1 < argc ? argv[i + 1] : NULL, err);
+        i += flags[k].kind != SWITCH;
+    }
+    if (status == TSAR_OK && !o->output && strncmp(argv[1], "score", 5) != 0 && strcmp(argv[1], "bench") != 0)
+        status = tsar_fail(err, TSAR_USAGE, "-o FILE is missing");
+    if (status == TSAR_OK && o->category >= SCENE_CATEGORIES)
+        status = tsar_fail(err, TSAR_USAGE, "--category is 0 to %d, in the order of GenEval's six", SCENE_CATEGORIES - 1);
+    if (status == TSAR_OK && (o->threads < 1 || o->threads > 64 || o->batch > 4096))
+        status = tsar_fail(err, TSAR_USAGE, "--threads is 1 to 64, --batch at most 4096");
+    if (status == TSAR_OK && !o->checkpoint && o->output) {
+        snprintf(o->checkpoint_room, sizeof o->checkpoint_room, "%s.checkpoint", o->output);
+        o->checkpoint = o->checkpoint_room;
+    }
+    return status;
+}
+
+/* A sheet of n scenes, six in a row, two pixels apart. */
+static tsar_status draw_sheet(const options *o, tsar_error *err)
+{
+    size_t n = o->n ? o->n : 16, columns = n < 6 ? n : 6, rows = (n + columns - 1) / columns, W = columns * (SCENE_SIDE + 2),
+           H = rows * (SCENE_SIDE + 2);
+    uint8_t *sheet = tsar_alloc(H * W, 3, "the sheet", err), rgb[SCENE_SIDE * SCENE_SIDE * 3];
+    if (!sheet) return TSAR_ROOM;
+    for (size_t i = 0; i < n; i++) {
+        scene s;
+        scene_draw(&s, o->seed, i, (int)o->category, o->held_out);
+        scene_render(&s, rgb);
+        printf("%zu: %s%s\n", i, s.caption, s.held_out ? " (held out)" : "");
+        for (size_t y = 0; y < SCENE_SIDE; y++)
+            memcpy(sheet + ((i / columns * (SCENE_SIDE + 2) + y) * W + i % columns * (SCENE_SIDE + 2)) * 3, rgb + y * SCENE_SIDE * 3, SCENE_SIDE * 3);
+    }
+    tsar_status status = tsar_image_write(o->output, sheet, H, W, NULL, NULL, 0, err);
+    tsar_free(sheet);
+    return status;
+}
+
+/* Sizes that a transformer needs to be divisible by. */
+static tsar_status check_plan(const options *o, const gpt_plan *p, int fine, tsar_error *err)
+{
+    size_t d = fine ? p->fine.dim : p->gpt.dim, heads = fine ? p->fine.n_head : p->gpt.n_head, s = p->gpt.s;
+    if (!o->vq || !o->codes) return tsar_fail(err, TSAR_USAGE, "--vq FILE and --codes FILE are needed");
+    if (!d || !heads || d % heads || d / heads % 4 || !s || d % (s * s) || 16 % s)
+        return tsar_fail(err, TSAR_USAGE, "--dim must be a multiple of 4 * --heads and of --shuffle squared, --shuffle 1, 2 or 4");
+    return TSAR_OK;
+}
+
+static tsar_status train_transformer(const char *command, const options *o, tsar_error *err)
+{
+    int fine = !strcmp(command, "fine"), coarse = !strcmp(command, "coarse");
+    size_t d = o->dim ? o->dim : fine ? 128 : 160, layers = o->layers ? o->layers : fine ? 4 : 6, heads = o->heads ? o->heads : d / 32;
+    size_t ffn = o->ffn ? o->ffn : (d * 8 / 3 + 15) / 16 * 16;
+    gpt_plan plan;
+    memset(&plan, 0, sizeof plan);
+    plan.vq = o->vq;
+    plan.codes = o->codes;
+    plan.output = o->output;
+    plan.checkpoint = o->checkpoint;
+    plan.seed = o->seed;
+    plan.steps = o->steps ? o->steps : 10000;
+    plan.stop_after = o->stop_after;
+    plan.batch = o->batch ? o->batch : 32;
+    plan.threads = o->threads;
+    plan.rate = o->rate > 0.0 ? o->rate : 2e-3;
+    plan.rate_end = 2e-5;
+    plan.minutes = o->minutes;
+    plan.dtype = o->f32 ? TSAR_F32 : TSAR_BF16;
+    plan.without_vq = o->without_vq;
+    plan.n_coarse = fine || coarse ? o->coarse : 0;
+    plan.stage_one = o->model;
+    plan.gpt = (gpt_shape){ d, layers, heads, ffn, coarse ? 1 : o->shuffle, 2, o->hidden ? o->hidden : d, 0, 0, 0, 1e-5, 10000.0 };
+    plan.fine = (fine_shape){ d, layers, heads, ffn, 0, 0, 0, 1e-5, 10000.0 };
+    if ((fine || coarse) && o->coarse < 2) return tsar_fail(err, TSAR_USAGE, "--coarse K, the number of cluster labels, is at least 2");
+    tsar_status status = check_plan(o, &plan, fine, err);
+    if (status != TSAR_OK) return status;
+    return fine ? train_fine(&plan, err) : train_gpt(&plan, err);
+}
+
+static tsar_status run_command(const char *command, options *o, tsar_error *err)
+{
+    if (!strcmp(command, "vq")) {
+        double rate = o->rate > 0.0 ? o->rate : 5e-4;
+        vq_plan plan = { o->output, o->checkpoint, o->seed,    o->steps ? o->steps : 12000,   o->stop_after, o->batch ? o->batch : 8, o->threads,
+                         rate,      2e-5,          o->minutes, o->f32 ? TSAR_F32 : TSAR_BF16, vq_standard() };
+        return train_vq(&plan, err);
+    }
+    if (!strcmp(command, "codes"))
+        return o->vq ? train_codes(o->vq, o->output, o->n ? o->n : 160000, o->seed, o->threads, o->minutes, err)
+                     : tsar_fail(err, TSAR_USAGE, "--vq FILE is missing");
+    if (!strcmp(command, "gpt") || !strcmp(command, "coarse") || !strcmp(command, "fine")) return train_transformer(command, o, err);
+    int score = !strcmp(command, "score"), score_vq = !strcmp(command, "score-vq");
+    if ((score || score_vq || !strcmp(command, "trace")) && !o->model) return tsar_fail(err, TSAR_USAGE, "--model FILE is missing");
+    if (!strcmp(command, "trace") && !strcmp(o->part, "vq")) return train_vq_trace(o->model, o->seed, 0, o->output, o->threads, err);
+    if (!strcmp(command, "trace")) return train_trace(o->model, !strcmp(o->part, "fine"), o->prompt, o->output, o->threads, err);
+    if (score || score_vq) {
+        o->score.model = o->model;
+        o->score.n = o->n ? o->n : score ? 100 : 600;
+        o->score.threads = o->threads;
+        o->score.seed = o->seed;
+        o->score.held_out = o->held_out;
+        return score ? score_generation(&o->score, err) : score_tokenizer(&o->score, err);
+    }
+    if (!strcmp(command, "bench")) return train_bench(o->threads, err);
+    if (!strcmp(command, "scenes")) return draw_sheet(o, err);
+    return tsar_fail(err, TSAR_USAGE, "unknown command %s (train --help lists them)", command);
+}
+
+int main(int argc, char **argv)
+{
+    tsar_error err = { "" };
+    options o = { 0 };
+    o.seed = 1;
+    o.threads = 1;
+    o.shuffle = 2;
+    o.minutes = 10.0;
+    o.score.cfg = o.score.temperature = o.score.top_k = o.score.top_p = -1.0;
+    o.category = -1.0;
+    o.part = "vq";
+    o.prompt = "three yellow stars above a blue ring";
+    if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")) {
+        fputs(help, argc < 2 ? stderr : stdout);
+        return argc < 2 ? TSAR_USAGE : TSAR_OK;
+    }
+    run_catch_interrupt();
+    tsar_status status = tsar_self_check(&err);
+    status = status == TSAR_OK ? parse(&o, argc, argv, &err) : status;
+    status = status == TSAR_OK ? run_command(argv[1], &o, &err) : status;
+    if (status != TSAR_OK) fprintf(stderr, "train: %s\n", err.text);
+    return (int)status;
+}

@@ -1,0 +1,146 @@
+/* The codes that the transformers learn from: see train_gpt.h. */
+#include "train_gpt.h"
+#include "train_vq.h"
+#include "scenes.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define ENCODE_BATCH 8
+
+/* A digest of the tokenizer's weights, so that codes of another one are noticed. */
+static uint64_t digest_of(const train_tape *tape)
+{
+    uint64_t digest = 0;
+    for (size_t i = 0; i < tape->n_params; i++)
+        for (size_t k = 0; k < tape->params[i].n; k++) {
+            union {
+                float value;
+                uint32_t bits;
+            } u = { (float)tape->params[i].w[k] };
+            digest = tsar_mix(digest + UINT64_C(0x9E3779B97F4A7C15) + u.bits);
+        }
+    return digest;
+}
+
+static tsar_status code_set_write(const code_set *set, const char *path, tsar_error *err)
+{
+    tsar_writer *writer;
+    char text[32];
+    const char *const keys[3] = { "codes.done", "codes.seed", "codes.tokenizer" };
+    const uint64_t values[3] = { set->done, set->seed, set->tokenizer };
+    const size_t shape[3] = { set->count, set->side, set->side };
+    tsar_status status = tsar_writer_open(&writer, path, err);
+    if (status != TSAR_OK) return status;
+    for (size_t i = 0; i < 3 && status == TSAR_OK; i++) {
+        snprintf(text, sizeof text, "%" PRIu64, values[i]);
+        status = tsar_writer_meta(writer, keys[i], text, err);
+    }
+    status = status == TSAR_OK ? tsar_writer_declare(writer, "codes", TSAR_I16, 3, shape, err) : status;
+    if (status == TSAR_OK && tsar_writer_next(writer)) status = tsar_writer_put(writer, set->codes, set->count * set->side * set->side, err);
+    if (status == TSAR_OK) return tsar_writer_commit(writer, err);
+    tsar_writer_abandon(writer);
+    return status;
+}
+
+static uint64_t meta_number(const tsar_file *file, const char *key)
+{
+    const char *value = tsar_file_meta(file, key);
+    return value ? strtoull(value, NULL, 10) : 0;
+}
+
+tsar_status code_set_read(code_set *set, const char *path, tsar_error *err)
+{
+    tsar_file *file;
+    memset(set, 0, sizeof *set);
+    tsar_status status = tsar_file_open(&file, path, err);
+    if (status != TSAR_OK) return status;
+    const tsar_tensor *tensor = tsar_file_find(file, "codes");
+    if (!tensor || tensor->dtype != TSAR_I16 || tensor->rank != 3 || tensor->shape[1] != tensor->shape[2])
+        status = tsar_fail(err, TSAR_INPUT, "%s holds no codes (make them with: train codes)", path);
+    else {
+        set->count = tensor->shape[0];
+        set->side = tensor->shape[1];
+        set->done = meta_number(file, "codes.done");
+        set->seed = meta_number(file, "codes.seed");
+        set->tokenizer = meta_number(file, "codes.tokenizer");
+        set->codes = tsar_alloc(tensor->count, sizeof *set->codes, "codes", err);
+        status = set->codes ? tsar_file_read(file, tensor, 0, tensor->count, set->codes, err) : TSAR_ROOM;
+    }
+    tsar_file_close(file);
+    if (status != TSAR_OK) code_set_close(set);
+    return status;
+}
+
+void code_set_close(code_set *set)
+{
+    tsar_free(set->codes);
+    memset(set, 0, sizeof *set);
+}
+
+/* A new set, or what is there already. */
+static tsar_status code_set_continue(code_set *set, const code_set *wanted, const char *path, tsar_error *err)
+{
+    FILE *exists = fopen(path, "rb");
+    *set = *wanted;
+    if (!exists) {
+        set->codes = tsar_alloc(set->count * set->side * set->side, sizeof *set->codes, "codes", err);
+        return set->codes ? TSAR_OK : TSAR_ROOM;
+    }
+    fclose(exists);
+    tsar_status status = code_set_read(set, path, err);
+    if (status == TSAR_OK &&
+        (set->count != wanted->count || set->side != wanted->side || set->seed != wanted->seed || set->tokenizer != wanted->tokenizer)) {
+        status = tsar_fail(err, TSAR_INPUT, "%s holds the codes of other pictures or of another tokenizer (remove it, or choose another name)", path);
+        code_set_close(set);
+    }
+    return status;
+}
+
+static void encode_batch(vq_net *net, code_set *set)
+{
+    size_t N = set->side * set->side;
+    vq_draw(net, set->seed, set->done);
+    vq_encode(net);
+    for (size_t i = 0; i < net->B * N && set->done * N + i < set->count * N; i++) set->codes[set->done * N + i] = (int16_t)net->codes[i];
+    set->done += net->B < set->count - set->done ? net->B : set->count - set->done;
+}
+
+tsar_status train_codes(const char *vq, const char *path, size_t count, uint64_t seed, size_t threads, double minutes, tsar_error *err)
+{
+    vq_net net;
+    code_set set;
+    tsar_status status = vq_open_file(&net, vq, ENCODE_BATCH, threads, err);
+    if (status != TSAR_OK) return status;
+    code_set wanted = { count, 0, net.shape.side >> (net.shape.levels - 1), seed, digest_of(&net.tape), NULL };
+    status = code_set_continue(&set, &wanted, path, err);
+    if (status != TSAR_OK) {
+        vq_close(&net);
+        return status;
+    }
+    int64_t started = (int64_t)time(NULL), saved = started, reported = started;
+    size_t first = set.done;
+    while (status == TSAR_OK && set.done < set.count) {
+        encode_batch(&net, &set);
+        int64_t now = (int64_t)time(NULL);
+        int stop = run_interrupted() || set.done == set.count;
+        if (now - reported >= 5 || stop) {
+            size_t done = set.done - first, left = set.count - set.done;
+            double seconds = (double)(now - started), remaining = seconds * (double)left / (double)done;
+            fprintf(stderr, "codes %zu/%zu  %.1f pictures/s  %d:%02d left\n", set.done, set.count, seconds > 0.0 ? (double)done / seconds : 0.0,
+                    (int)(remaining / 3600.0), (int)(remaining / 60.0) % 60);
+            reported = now;
+        }
+        if (stop || (double)(now - saved) >= 60.0 * minutes) {
+            status = code_set_write(&set, path, err);
+            saved = now;
+        }
+        if (stop) break;
+    }
+    code_set_close(&set);
+    vq_close(&net);
+    return status;
+}

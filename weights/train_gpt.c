@@ -1,0 +1,688 @@
+/* Training the transformers: Token-Shuffle (arXiv 2504.17789; SPEC 3) and coarse-to-fine (arXiv 2503.16194; SPEC 6). */
+#include "train_gpt.h"
+#include "scenes.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define TEXT_SHARE 0.1   /* of the text's entropy in the loss */
+#define DROP_CAPTION 0.1 /* of captions, for guidance */
+#define Z_LOSS 1e-4
+#define CLIP 1.0
+
+/* ----------------------------------------------------------------------------------------------------------- blocks */
+
+/* Bound of a uniform distribution with standard deviation 0.4 / sqrt(inputs). */
+static double linear_bound(size_t inputs) { return 0.4 * sqrt(3.0 / (double)inputs); }
+
+static size_t new_matrix(train_tape *t, const char *prefix, const char *name, size_t rows, size_t columns, double bound)
+{
+    char text[128];
+    const size_t shape[2] = { rows, columns };
+    snprintf(text, sizeof text, "%s%s", prefix, name);
+    return train_param_new(t, text, 2, shape, 0.0, bound);
+}
+
+static size_t new_gain(train_tape *t, const char *prefix, const char *name, size_t d)
+{
+    char text[128];
+    snprintf(text, sizeof text, "%s%s", prefix, name);
+    return train_param_new(t, text, 1, &d, 1.0, 0.0);
+}
+
+static size_t linear(train_tape *t, size_t in, const char *prefix, const char *name, size_t rows, size_t columns, double shrink)
+{
+    return train_linear(t, in, new_matrix(t, prefix, name, rows, columns, shrink * linear_bound(columns)), 0, rows);
+}
+
+typedef struct {
+    size_t dim, n_layer, n_head, ffn;
+    double eps;
+    int causal;
+    const train_ragged *ragged;
+    const real *cosine, *sine;
+} stack_shape;
+
+/* h = x + wo . attention(q, k, v); y = h + w2 . (silu(w1 . n) * (w3 . n)), n_layer times. */
+static size_t stack(train_tape *t, size_t x, const char *part, const stack_shape *s)
+{
+    double shrink = 1.0 / sqrt(2.0 * (double)s->n_layer);
+    for (size_t i = 0; i < s->n_layer; i++) {
+        char prefix[64];
+        snprintf(prefix, sizeof prefix, "%slayers.%zu.", part, i);
+        size_t n = train_rms_norm(t, x, new_gain(t, prefix, "attention_norm.weight", s->dim), s->eps);
+        size_t qkv = linear(t, n, prefix, "attention.wqkv.weight", 3 * s->dim, s->dim, 1.0);
+        size_t mixed = train_attention(t, qkv, qkv, qkv, s->n_head, s->ragged, s->causal, s->cosine, s->sine);
+        x = train_add(t, x, linear(t, mixed, prefix, "attention.wo.weight", s->dim, s->dim, shrink));
+        n = train_rms_norm(t, x, new_gain(t, prefix, "ffn_norm.weight", s->dim), s->eps);
+        size_t gate = linear(t, n, prefix, "feed_forward.w1.weight", s->ffn, s->dim, 1.0);
+        size_t up = linear(t, n, prefix, "feed_forward.w3.weight", s->ffn, s->dim, 1.0);
+        x = train_add(t, x, linear(t, train_swiglu(t, gate, up), prefix, "feed_forward.w2.weight", s->dim, s->ffn, shrink));
+        train_name(t, x, "%sblock.%zu", part, i);
+    }
+    return x;
+}
+
+/* x + fc2 . gelu(fc1 . rmsnorm(x)), `blocks` times. */
+static size_t shuffle_blocks(train_tape *t, size_t x, const char *module, const gpt_shape *s)
+{
+    for (size_t b = 0; b < s->blocks; b++) {
+        char prefix[64];
+        snprintf(prefix, sizeof prefix, "gpt.%s.blocks.%zu.", module, b);
+        size_t n = train_rms_norm(t, x, new_gain(t, prefix, "norm.weight", s->dim), s->eps);
+        n = train_gelu(t, linear(t, n, prefix, "fc1.weight", s->hidden, s->dim, 1.0));
+        x = train_add(t, x, linear(t, n, prefix, "fc2.weight", s->dim, s->hidden, 0.5));
+        train_name(t, x, "gpt.%s.block.%zu", module, b);
+    }
+    return x;
+}
+
+/* cos and sin of position * base^(-2i/hd), [T][hd/2]; in two dimensions the first half of the pairs takes the row of a
+ * grid `side` wide, the second its column, each with base^(-2i/(hd/2)). */
+static void rotary(real *cosine, real *sine, size_t T, size_t hd, double base, size_t side)
+{
+    size_t pairs = hd / 2, part = side ? pairs / 2 : pairs;
+    for (size_t t = 0; t < T; t++)
+        for (size_t i = 0; i < pairs; i++) {
+            size_t at = !side ? t : i < part ? t / side : t % side;
+            double angle = (double)at * tsar_pow(base, -(double)(2 * (i % part)) / (double)(2 * part));
+            cosine[t * pairs + i] = (real)tsar_cos(angle);
+            sine[t * pairs + i] = (real)tsar_sin(angle);
+        }
+}
+
+/* ---------------------------------------------------------------------------------------------------- Token-Shuffle */
+
+/* The values of a gpt_net come in sections that have the same number of rows. */
+enum { ROWS_TEXT, ROWS_CODES, ROWS_FUSED, ROWS_BODY, ROWS_IMAGE, ROWS_LOGITS, ROWS_NEXT, SECTIONS };
+
+/* Embeddings of text and of codes; token-shuffle's input side; one sequence of both. */
+static size_t gpt_input(gpt_net *net, size_t table, size_t image_rows, size_t text_rows)
+{
+    train_tape *t = &net->tape;
+    const gpt_shape *s = &net->shape;
+    size_t area = s->s * s->s;
+    size_t text = train_lookup(t, table, net->text_index, text_rows);
+    net->section[ROWS_TEXT] = t->n_values;
+    size_t z = train_lookup(t, table, net->code_index, image_rows * area);
+    if (area > 1) z = linear(t, z, "gpt.shuffle.", "compress.weight", s->dim / area, s->dim, 2.5);
+    if (area > 1 && t->status == TSAR_OK) {
+        train_name(t, z, "gpt.shuffle.compress");
+        t->values[z].order = net->raster;
+    }
+    net->section[ROWS_CODES] = t->n_values;
+    if (area > 1) {
+        z = train_view(t, z, image_rows, s->dim);
+        train_name(t, z, "gpt.shuffle.merge");
+        z = shuffle_blocks(t, z, "shuffle", s);
+    }
+    net->section[ROWS_FUSED] = t->n_values;
+    size_t x = train_choose(t, text, z, net->row_index, image_rows + text_rows);
+    train_name(t, x, "gpt.embed");
+    return x;
+}
+
+/* Token-unshuffle's output side and the head, for the rows that predict codes; the head alone for those that predict text. */
+static void gpt_output(gpt_net *net, size_t x, size_t image_rows, size_t text_rows)
+{
+    train_tape *t = &net->tape;
+    const gpt_shape *s = &net->shape;
+    size_t area = s->s * s->s;
+    size_t gain = new_gain(t, "gpt.", "norm.weight", s->dim);
+    size_t head = new_matrix(t, "gpt.", "output.weight", s->text_vocab + s->V, s->dim, linear_bound(s->dim));
+    size_t h = train_choose(t, x, x, net->image_index, image_rows);
+    if (area > 1) h = shuffle_blocks(t, h, "unshuffle", s);
+    net->section[ROWS_IMAGE] = t->n_values;
+    if (area > 1) {
+        h = train_view(t, h, image_rows * area, s->dim / area);
+        h = linear(t, h, "gpt.unshuffle.", "expand.weight", s->dim, s->dim / area, 2.5);
+        train_name(t, h, "gpt.unshuffle.expand");
+    }
+    h = train_rms_norm(t, h, gain, s->eps);
+    train_name(t, h, "gpt.norm");
+    net->logits = train_linear(t, h, head, s->text_vocab, s->V);
+    train_name(t, net->logits, "gpt.logits");
+    for (size_t i = net->section[ROWS_IMAGE]; t->status == TSAR_OK && i < t->n_values; i++) t->values[i].window = area;
+    net->section[ROWS_LOGITS] = t->n_values;
+    h = train_rms_norm(t, train_choose(t, x, x, net->next_index, text_rows), gain, s->eps);
+    net->text_logits = train_linear(t, h, head, 0, s->text_vocab + s->V);
+    net->section[ROWS_NEXT] = t->n_values;
+}
+
+/* Raster index of code c of window t. */
+static size_t window_code(const gpt_shape *s, size_t t, size_t c)
+{
+    size_t columns = s->side / s->s;
+    return (t / columns * s->s + c / s->s) * s->side + t % columns * s->s + c % s->s;
+}
+
+tsar_status gpt_open(gpt_net *net, const gpt_shape *shape, size_t B, size_t max_text, uint64_t seed, size_t threads, tsar_error *err)
+{
+    memset(net, 0, sizeof *net);
+    net->shape = *shape;
+    net->B = B;
+    net->n = (shape->side / shape->s) * (shape->side / shape->s);
+    net->max_text = max_text;
+    train_tape *t = &net->tape;
+    train_tape_open(t, seed, threads);
+    size_t N = shape->side * shape->side, T = max_text + net->n, hd = shape->dim / shape->n_head;
+    size_t sizes[7] = { B * max_text, B * N, B * T, B * net->n, B * max_text, B * N, B * max_text };
+    int64_t **arrays[7] = { &net->text_index, &net->code_index,  &net->row_index,  &net->image_index,
+                            &net->next_index, &net->code_target, &net->text_target };
+    int full = 0;
+    for (size_t i = 0; i < 7; i++) full |= !(*arrays[i] = tsar_alloc(sizes[i], sizeof(int64_t), "the batch", err));
+    full |= !(net->ragged.start = tsar_alloc(B, sizeof(size_t), "the batch", err));
+    full |= !(net->ragged.length = tsar_alloc(B, sizeof(size_t), "the batch", err));
+    full |= !(net->raster = tsar_alloc(N, sizeof(size_t), "the batch", err));
+    full |= !(net->row_loss = tsar_alloc(B * (N + max_text), 3 * sizeof(double), "the batch", err));
+    net->code_weight = train_keep(t, B * N + B * max_text + T * hd);
+    if (full || t->status != TSAR_OK) {
+        gpt_close(net);
+        return TSAR_ROOM;
+    }
+    net->text_weight = net->code_weight + B * N;
+    net->cosine = net->text_weight + B * max_text;
+    net->sine = net->cosine + T * (hd / 2);
+    rotary(net->cosine, net->sine, T, hd, shape->rope_base, 0);
+    net->ragged.n = B;
+    for (size_t b = 0; b < B; b++) net->ragged.length[b] = T;
+    for (size_t i = 0; i < N; i++) net->raster[window_code(shape, i / (shape->s * shape->s), i % (shape->s * shape->s))] = i;
+    stack_shape body = { shape->dim, shape->n_layer, shape->n_head, shape->ffn, shape->eps, 1, &net->ragged, net->cosine, net->sine };
+    size_t table = new_matrix(t, "gpt.", "tok_embeddings.weight", shape->text_vocab + shape->V, shape->dim, 0.1);
+    size_t x = gpt_input(net, table, B * net->n, B * max_text);
+    x = stack(t, x, "gpt.", &body);
+    net->section[ROWS_BODY] = t->n_values;
+    gpt_output(net, x, B * net->n, B * max_text);
+    if (t->status == TSAR_OK) return TSAR_OK;
+    *err = t->err;
+    gpt_close(net);
+    return TSAR_ROOM;
+}
+
+void gpt_close(gpt_net *net)
+{
+    train_tape_close(&net->tape);
+    void *owned[] = { net->text_index,  net->code_index,   net->row_index,     net->image_index, net->next_index, net->code_target,
+                      net->text_target, net->ragged.start, net->ragged.length, net->raster,      net->row_loss,   net->code_weight };
+    for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) tsar_free(owned[i]);
+    memset(net, 0, sizeof *net);
+}
+
+/* ----------------------------------------------------------------------------------------------------------- batches */
+
+void gpt_begin(gpt_net *net, size_t feed)
+{
+    net->feed = feed;
+    net->n_text = net->n_next = 0;
+}
+
+void gpt_sequence(gpt_net *net, size_t b, const int64_t *text, size_t n_text, const int64_t *codes, int learn_text)
+{
+    const gpt_shape *s = &net->shape;
+    size_t area = s->s * s->s, start = net->n_text + b * net->feed;
+    net->ragged.start[b] = start;
+    net->ragged.length[b] = n_text + net->feed;
+    for (size_t i = 0; i < n_text; i++) {
+        net->row_index[start + i] = (int64_t)(net->n_text + i);
+        net->text_index[net->n_text + i] = text[i];
+        if (learn_text && i + 1 < n_text) {
+            net->next_index[net->n_next] = (int64_t)(start + i);
+            net->text_target[net->n_next++] = text[i + 1];
+        }
+    }
+    for (size_t t = 0; t < net->n; t++) {
+        net->image_index[b * net->n + t] = (int64_t)(start + n_text + t) - 1;
+        if (t < net->feed) net->row_index[start + n_text + t] = -1 - (int64_t)(b * net->feed + t);
+        for (size_t c = 0; c < area; c++) {
+            int64_t code = codes[window_code(s, t, c)];
+            net->code_target[(b * net->n + t) * area + c] = code;
+            if (t < net->feed) net->code_index[(b * net->feed + t) * area + c] = (int64_t)s->text_vocab + code;
+        }
+    }
+    net->n_text += n_text;
+}
+
+void gpt_end(gpt_net *net)
+{
+    size_t area = net->shape.s * net->shape.s, B = net->B;
+    const size_t rows[SECTIONS] = { net->n_text, B * net->feed * area, B * net->feed, net->n_text + B * net->feed,
+                                    B * net->n,  B * net->n * area,    net->n_next };
+    size_t section = 0;
+    for (size_t i = 0; i < net->tape.n_values; i++) {
+        while (i >= net->section[section]) section++;
+        train_set_rows(&net->tape, i, rows[section]);
+    }
+    for (size_t i = 0; i < rows[ROWS_LOGITS]; i++) net->code_weight[i] = (real)(1.0 / (double)rows[ROWS_LOGITS]);
+    for (size_t i = 0; i < net->n_next; i++) net->text_weight[i] = (real)(TEXT_SHARE / (double)net->n_next);
+}
+
+double gpt_loss(gpt_net *net, double z_loss)
+{
+    train_tape *t = &net->tape;
+    train_value *image = &t->values[net->logits], *text = &t->values[net->text_logits];
+    size_t right, right_text;
+    double loss = op_cross_entropy(image->g, image->x, net->code_target, net->code_weight, image->W, image->C, z_loss, t->threads, net->row_loss,
+                                   &net->loss_image, &right);
+    loss += op_cross_entropy(text->g, text->x, net->text_target, net->text_weight, text->W, text->C, z_loss, t->threads, net->row_loss,
+                             &net->loss_text, &right_text);
+    net->right_image = (double)right / (double)image->W;
+    return loss;
+}
+
+void gpt_backward(gpt_net *net)
+{
+    const size_t seeds[2] = { net->logits, net->text_logits };
+    train_backward(&net->tape, seeds, 2);
+}
+
+/* ------------------------------------------------------------------------------------------------ CTF, the fine stage */
+
+tsar_status fine_open(fine_net *net, const fine_shape *s, const int64_t *cluster_of, size_t B, uint64_t seed, size_t threads, tsar_error *err)
+{
+    memset(net, 0, sizeof *net);
+    net->shape = *s;
+    net->B = B;
+    net->cluster_of = cluster_of;
+    train_tape *t = &net->tape;
+    train_tape_open(t, seed, threads);
+    size_t N = s->side * s->side, hd = s->dim / s->n_head;
+    net->ragged.n = B;
+    net->ragged.start = tsar_alloc(B, sizeof(size_t), "the batch", err);
+    net->ragged.length = tsar_alloc(B, sizeof(size_t), "the batch", err);
+    net->label_index = tsar_alloc(B * N, sizeof(int64_t), "the batch", err);
+    net->target = tsar_alloc(B * N, sizeof(int64_t), "the batch", err);
+    net->row_loss = tsar_alloc(B * N, 3 * sizeof(double), "the batch", err);
+    net->weight = train_keep(t, B * N + N * hd);
+    if (!net->ragged.start || !net->ragged.length || !net->label_index || !net->target || !net->row_loss || t->status != TSAR_OK) {
+        fine_close(net);
+        return TSAR_ROOM;
+    }
+    net->cosine = net->weight + B * N;
+    net->sine = net->cosine + N * (hd / 2);
+    rotary(net->cosine, net->sine, N, hd, s->rope_base, s->side);
+    for (size_t b = 0; b < B; b++) {
+        net->ragged.start[b] = b * N;
+        net->ragged.length[b] = N;
+    }
+    for (size_t i = 0; i < B * N; i++) net->weight[i] = (real)(1.0 / (double)(B * N));
+    stack_shape body = { s->dim, s->n_layer, s->n_head, s->ffn, s->eps, 0, &net->ragged, net->cosine, net->sine };
+    size_t x = train_lookup(t, new_matrix(t, "fine.", "coarse_embeddings.weight", s->n_coarse, s->dim, 0.1), net->label_index, B * N);
+    train_name(t, x, "fine.embed");
+    x = stack(t, x, "fine.", &body);
+    x = train_rms_norm(t, x, new_gain(t, "fine.", "norm.weight", s->dim), s->eps);
+    train_name(t, x, "fine.norm");
+    net->logits = linear(t, x, "fine.", "output.weight", s->K, s->dim, 1.0);
+    train_name(t, net->logits, "fine.logits");
+    if (t->status == TSAR_OK) return TSAR_OK;
+    *err = t->err;
+    fine_close(net);
+    return TSAR_ROOM;
+}
+
+void fine_close(fine_net *net)
+{
+    train_tape_close(&net->tape);
+    void *owned[] = { net->ragged.start, net->ragged.length, net->label_index, net->target, net->row_loss, net->weight };
+    for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) tsar_free(owned[i]);
+    memset(net, 0, sizeof *net);
+}
+
+void fine_sequence(fine_net *net, size_t b, const int64_t *codes)
+{
+    size_t N = net->shape.side * net->shape.side;
+    for (size_t i = 0; i < N; i++) {
+        net->target[b * N + i] = codes[i];
+        net->label_index[b * N + i] = net->cluster_of[codes[i]];
+    }
+}
+
+/* Cross entropy over the codes of each label's cluster: the others' logits are -infinity, their gradients 0. */
+double fine_loss(fine_net *net, double z_loss)
+{
+    train_tape *t = &net->tape;
+    train_value *logits = &t->values[net->logits];
+    size_t right, R = logits->W, K = logits->C;
+    for (size_t i = 0; i < R; i++)
+        for (size_t c = 0; c < K; c++)
+            if (net->cluster_of[c] != net->label_index[i]) logits->x[i * K + c] = (real)-1e30;
+    double loss = op_cross_entropy(logits->g, logits->x, net->target, net->weight, R, K, z_loss, t->threads, net->row_loss, &net->loss, &right);
+    for (size_t i = 0; i < R; i++)
+        for (size_t c = 0; c < K; c++)
+            if (net->cluster_of[c] != net->label_index[i]) logits->g[i * K + c] = 0;
+    net->right = (double)right / (double)R;
+    return loss;
+}
+
+void fine_backward(fine_net *net) { train_backward(&net->tape, &net->logits, 1); }
+
+/* --------------------------------------------------------------------------------------------------------- training */
+
+/* What both stages start from: codes, merges, the tokenizer's file, the labels. */
+typedef struct {
+    code_set codes;
+    int64_t *merges, *cluster_of;
+    size_t n_merges;
+    tsar_file *vq;
+    tsar_model text; /* arch, text_vocab and merges only: what tsar_text_encode looks at */
+} corpus;
+
+static void corpus_close(corpus *c)
+{
+    code_set_close(&c->codes);
+    tsar_free(c->merges);
+    tsar_free(c->cluster_of);
+    if (c->vq) tsar_file_close(c->vq);
+    memset(c, 0, sizeof *c);
+}
+
+static tsar_status cluster_codes(corpus *c, const gpt_plan *plan, tsar_error *err)
+{
+    tsar_model *model;
+    tsar_status status = tsar_model_open(&model, plan->vq, 1, err);
+    if (status != TSAR_OK) return status;
+    c->cluster_of = tsar_alloc(model->config.codebook_size, sizeof *c->cluster_of, "cluster labels", err);
+    status = c->cluster_of ? tsar_cluster(model, plan->n_coarse, plan->seed, c->cluster_of, err) : TSAR_ROOM;
+    tsar_model_close(model);
+    return status;
+}
+
+static tsar_status corpus_open(corpus *c, const gpt_plan *plan, tsar_error *err)
+{
+    memset(c, 0, sizeof *c);
+    tsar_status status = code_set_read(&c->codes, plan->codes, err);
+    if (status == TSAR_OK && c->codes.done < c->codes.count)
+        status =
+            tsar_fail(err, TSAR_INPUT, "%s holds only %zu of %zu pictures (finish it with: train codes)", plan->codes, c->codes.done, c->codes.count);
+    status = status == TSAR_OK ? tsar_file_open(&c->vq, plan->vq, err) : status;
+    status = status == TSAR_OK ? train_merges(c->codes.seed, &c->merges, &c->n_merges, err) : status;
+    if (status == TSAR_OK && plan->n_coarse > 0) status = cluster_codes(c, plan, err);
+    c->text.config.arch = TSAR_TOKEN_SHUFFLE;
+    c->text.config.text_vocab = TSAR_SPECIALS + 256 + c->n_merges;
+    c->text.merges = c->merges;
+    c->text.n_merges = c->n_merges;
+    if (status != TSAR_OK) corpus_close(c);
+    return status;
+}
+
+/* Codes of picture i (labels where the model is coarse). */
+static void corpus_codes(const corpus *c, uint64_t i, int coarse, int64_t *out)
+{
+    size_t N = c->codes.side * c->codes.side;
+    for (size_t k = 0; k < N; k++) {
+        int64_t code = c->codes.codes[i * N + k];
+        out[k] = coarse ? c->cluster_of[code] : code;
+    }
+}
+
+#define MAX_TEXT 48 /* ids of a prefix: the longest caption has 21 words */
+#define MAX_CODES 4096
+
+/* Caption b of the step as ids, or <bos> <soi> when it is dropped, and its codes. */
+static tsar_status add_sequence(gpt_net *net, const corpus *c, const train_run *run, size_t b, tsar_error *err)
+{
+    int64_t codes[MAX_CODES], *ids, bare[2] = { TSAR_BOS, TSAR_SOI };
+    uint64_t at = run->step * run->batch + b, picture = at % c->codes.count;
+    scene s;
+    size_t n;
+    scene_stream stream = scene_stream_open(run->seed ^ UINT64_C(0x44524F5000000000), at);
+    scene_draw(&s, c->codes.seed, picture, -1, 0);
+    corpus_codes(c, picture, c->cluster_of != NULL, codes);
+    tsar_status status = tsar_text_encode(&c->text, s.caption, &ids, &n, err);
+    if (status != TSAR_OK) return status;
+    int dropped = scene_uniform(&stream) < DROP_CAPTION;
+    if (n > net->max_text)
+        status = tsar_fail(err, TSAR_INPUT, "the caption '%s' has %zu ids, more than %zu", s.caption, n, net->max_text);
+    else
+        gpt_sequence(net, b, dropped ? bare : ids, dropped ? 2 : n, codes, !dropped);
+    tsar_free(ids);
+    return status;
+}
+
+static void describe_gpt(train_run *run, const gpt_shape *s, size_t K)
+{
+    run_key(run, "arch", "token-shuffle");
+    run_key(run, "dim", "%zu", s->dim);
+    run_key(run, "n_layer", "%zu", s->n_layer);
+    run_key(run, "n_head", "%zu", s->n_head);
+    run_key(run, "n_kv_head", "%zu", s->n_head);
+    run_key(run, "ffn_hidden", "%zu", s->ffn);
+    run_key(run, "norm_eps", "%g", s->eps);
+    run_key(run, "rope", "1d");
+    run_key(run, "rope_base", "%g", s->rope_base);
+    run_key(run, "text_vocab", "%zu", s->text_vocab);
+    run_key(run, "codebook_size", "%zu", K);
+    run_key(run, "grid_h", "%zu", s->side);
+    run_key(run, "grid_w", "%zu", s->side);
+    run_key(run, "shuffle", "%zu", s->s);
+    if (s->s > 1) {
+        run_key(run, "shuffle_blocks", "%zu", s->blocks);
+        run_key(run, "shuffle_hidden", "%zu", s->hidden);
+    }
+}
+
+static tsar_status update(const train_run *run, train_tape *tape, double *norm, tsar_error *err)
+{
+    *norm = train_gradient_norm(tape);
+    if (!(*norm < 1e6))
+        return tsar_fail(err, TSAR_INPUT, "the gradient has norm %g at step %" PRIu64 ": training diverged (lower --rate)", *norm, run->step + 1);
+    train_adam(tape, run->step + 1, run_rate(run), 0.95, 0.05, *norm > CLIP ? CLIP / *norm : 1.0);
+    return TSAR_OK;
+}
+
+static train_run new_run(const char *stage, const gpt_plan *plan)
+{
+    train_run run;
+    memset(&run, 0, sizeof run);
+    run.stage = stage;
+    run.checkpoint = plan->checkpoint;
+    run.output = plan->output;
+    run.seed = plan->seed;
+    run.steps = plan->steps;
+    run.batch = plan->batch;
+    run.rate = plan->rate;
+    run.rate_end = plan->rate_end;
+    run.warm_up = plan->steps / 20 < 500 ? plan->steps / 20 + 1 : 500;
+    run.minutes = plan->minutes;
+    run.stop_after = plan->stop_after;
+    return run;
+}
+
+static size_t codebook_size(const corpus *c)
+{
+    const char *text = tsar_file_meta(c->vq, "codebook_size");
+    return text ? (size_t)strtoull(text, NULL, 10) : 0;
+}
+
+tsar_status train_gpt(const gpt_plan *plan, tsar_error *err)
+{
+    corpus c;
+    gpt_net net;
+    tsar_status status = corpus_open(&c, plan, err);
+    if (status != TSAR_OK) return status;
+    gpt_shape shape = plan->gpt;
+    shape.text_vocab = c.text.config.text_vocab;
+    shape.side = c.codes.side;
+    shape.V = plan->n_coarse > 0 ? plan->n_coarse : codebook_size(&c);
+    status = gpt_open(&net, &shape, plan->batch, MAX_TEXT, plan->seed, plan->threads, err);
+    if (status != TSAR_OK) {
+        corpus_close(&c);
+        return status;
+    }
+    train_run run = new_run(plan->n_coarse ? "coarse" : "gpt", plan);
+    describe_gpt(&run, &shape, codebook_size(&c));
+    if (plan->n_coarse > 0) run_key(&run, "n_coarse", "%zu", plan->n_coarse);
+    status = run_resume(&run, &net.tape, err);
+    int stop = run.step >= run.steps;
+    double smooth_image = 0.0, smooth_text = 0.0, smooth_right = 0.0, norm = 0.0;
+    for (uint64_t k = 0; status == TSAR_OK && !stop; k++) {
+        gpt_begin(&net, net.n - 1);
+        for (size_t b = 0; b < plan->batch && status == TSAR_OK; b++) status = add_sequence(&net, &c, &run, b, err);
+        if (status != TSAR_OK) break;
+        gpt_end(&net);
+        train_forward(&net.tape);
+        gpt_loss(&net, Z_LOSS);
+        gpt_backward(&net);
+        status = update(&run, &net.tape, &norm, err);
+        double keep = k < 50 ? (double)k / (double)(k + 1) : 0.98;
+        smooth_image = keep * smooth_image + (1.0 - keep) * net.loss_image;
+        smooth_text = keep * smooth_text + (1.0 - keep) * net.loss_text / TEXT_SHARE;
+        smooth_right = keep * smooth_right + (1.0 - keep) * net.right_image;
+        if (status == TSAR_OK && run_due(&run))
+            run_report(&run, "image %.4f  text %.3f  likeliest %.3f  gradient %.2f", smooth_image, smooth_text, smooth_right, norm);
+        if (status == TSAR_OK) status = run_after_step(&run, &net.tape, &stop, err);
+    }
+    if (status == TSAR_OK && run.step >= run.steps) {
+        run_integers integers[2] = { { "tokenizer.merges", 2, { c.n_merges, 2 }, c.merges },
+                                     { "ctf.cluster_of", 1, { codebook_size(&c), 0 }, c.cluster_of } };
+        status = run_export(&run, &net.tape, plan->dtype, integers, c.cluster_of ? 2 : 1, plan->without_vq ? NULL : c.vq, 0, err);
+    }
+    gpt_close(&net);
+    corpus_close(&c);
+    return status;
+}
+
+static void describe_fine(train_run *run, const fine_shape *s)
+{
+    run_key(run, "fine_dim", "%zu", s->dim);
+    run_key(run, "fine_n_layer", "%zu", s->n_layer);
+    run_key(run, "fine_n_head", "%zu", s->n_head);
+    run_key(run, "fine_ffn_hidden", "%zu", s->ffn);
+    run_key(run, "n_coarse", "%zu", s->n_coarse);
+    run_key(run, "codebook_size", "%zu", s->K);
+    run_key(run, "grid_h", "%zu", s->side);
+    run_key(run, "grid_w", "%zu", s->side);
+    run_key(run, "norm_eps", "%g", s->eps);
+    run_key(run, "rope_base", "%g", s->rope_base);
+}
+
+tsar_status train_fine(const gpt_plan *plan, tsar_error *err)
+{
+    corpus c;
+    fine_net net;
+    int64_t codes[MAX_CODES];
+    tsar_status status = corpus_open(&c, plan, err);
+    if (status != TSAR_OK) return status;
+    fine_shape shape = plan->fine;
+    shape.n_coarse = plan->n_coarse;
+    shape.K = codebook_size(&c);
+    shape.side = c.codes.side;
+    status = fine_open(&net, &shape, c.cluster_of, plan->batch, plan->seed, plan->threads, err);
+    if (status != TSAR_OK) {
+        corpus_close(&c);
+        return status;
+    }
+    train_run run = new_run("fine", plan);
+    describe_fine(&run, &shape);
+    status = run_resume(&run, &net.tape, err);
+    int stop = run.step >= run.steps;
+    double smooth = 0.0, smooth_right = 0.0, norm = 0.0;
+    for (uint64_t k = 0; status == TSAR_OK && !stop; k++) {
+        for (size_t b = 0; b < plan->batch; b++) {
+            corpus_codes(&c, (run.step * run.batch + b) % c.codes.count, 0, codes);
+            fine_sequence(&net, b, codes);
+        }
+        train_forward(&net.tape);
+        fine_loss(&net, Z_LOSS);
+        fine_backward(&net);
+        status = update(&run, &net.tape, &norm, err);
+        double keep = k < 50 ? (double)k / (double)(k + 1) : 0.98;
+        smooth = keep * smooth + (1.0 - keep) * net.loss;
+        smooth_right = keep * smooth_right + (1.0 - keep) * net.right;
+        if (status == TSAR_OK && run_due(&run)) run_report(&run, "fine %.4f  likeliest %.3f  gradient %.2f", smooth, smooth_right, norm);
+        if (status == TSAR_OK) status = run_after_step(&run, &net.tape, &stop, err);
+    }
+    if (status == TSAR_OK && run.step >= run.steps) {
+        tsar_file *coarse = NULL;
+        if (plan->stage_one) status = tsar_file_open(&coarse, plan->stage_one, err);
+        if (status == TSAR_OK) status = run_export(&run, &net.tape, plan->dtype, NULL, 0, coarse, 1, err);
+        if (coarse) tsar_file_close(coarse);
+    }
+    fine_close(&net);
+    corpus_close(&c);
+    return status;
+}
+
+/* ------------------------------------------------------------------------------------------------------------ traces */
+
+static const char *meta_of_file(const void *file, const char *key) { return tsar_file_meta(file, key); }
+
+/* Codes (or labels) of a trace: any will do. */
+static void trace_codes(int64_t *codes, size_t N, size_t V, uint64_t seed)
+{
+    for (size_t i = 0; i < N; i++) codes[i] = (int64_t)((tsar_mix(seed + i) >> 33) % V);
+}
+
+/* Writes the forward pass of the transformer in `file` over `prompt` and some codes. */
+static tsar_status trace_gpt(tsar_file *file, const tsar_config *c, const tsar_model *model, const char *prompt, const char *path, size_t threads,
+                             tsar_error *err)
+{
+    gpt_net net;
+    gpt_shape s = { c->dim,        c->n_layer, c->n_head, c->ffn_hidden, c->shuffle,  c->shuffle_blocks, c->shuffle_hidden,
+                    c->text_vocab, c->vocab,   c->grid_h, c->norm_eps,   c->rope_base };
+    int64_t *ids, codes[MAX_CODES];
+    size_t n;
+    tsar_status status = tsar_text_encode(model, prompt, &ids, &n, err);
+    if (status != TSAR_OK) return status;
+    status = gpt_open(&net, &s, 1, n, 0, threads, err);
+    status = status == TSAR_OK ? run_load(&net.tape, file, "gpt.", err) : status;
+    if (status == TSAR_OK) {
+        train_run run = { 0 };
+        trace_codes(codes, s.side * s.side, s.V, 1);
+        gpt_begin(&net, net.n);
+        gpt_sequence(&net, 0, ids, n, codes, 1);
+        gpt_end(&net);
+        train_forward(&net.tape);
+        const run_input inputs[2] = { { "input.text", TSAR_I64, 1, { n, 0, 0 }, ids },
+                                      { c->n_coarse ? "input.coarse" : "input.codes", TSAR_I64, 2, { s.side, s.side, 0 }, codes } };
+        describe_gpt(&run, &s, c->codebook_size);
+        status = run_trace(&run, &net.tape, path, inputs, 2, err);
+        gpt_close(&net);
+    }
+    tsar_free(ids);
+    return status;
+}
+
+static tsar_status trace_fine(tsar_file *file, const tsar_config *c, const int64_t *cluster_of, const char *path, size_t threads, tsar_error *err)
+{
+    fine_net net;
+    fine_shape s = { c->fine_dim,      c->fine_n_layer, c->fine_n_head, c->fine_ffn_hidden, c->n_coarse,
+                     c->codebook_size, c->grid_h,       c->norm_eps,    c->rope_base };
+    int64_t codes[MAX_CODES];
+    tsar_status status = fine_open(&net, &s, cluster_of, 1, 0, threads, err);
+    if (status != TSAR_OK) return status;
+    status = run_load(&net.tape, file, "fine.", err);
+    if (status == TSAR_OK) {
+        train_run run = { 0 };
+        trace_codes(codes, s.side * s.side, s.K, 2);
+        fine_sequence(&net, 0, codes);
+        train_forward(&net.tape);
+        const run_input inputs[1] = { { "input.coarse", TSAR_I64, 2, { s.side, s.side, 0 }, net.label_index } };
+        describe_fine(&run, &s);
+        status = run_trace(&run, &net.tape, path, inputs, 1, err);
+    }
+    fine_close(&net);
+    return status;
+}
+
+tsar_status train_trace(const char *path, int fine, const char *prompt, const char *output, size_t threads, tsar_error *err)
+{
+    tsar_file *file;
+    tsar_model *model = NULL;
+    tsar_config c;
+    tsar_status status = tsar_file_open(&file, path, err);
+    if (status != TSAR_OK) return status;
+    status = tsar_config_read(&c, meta_of_file, file, path, err);
+    status = status == TSAR_OK ? tsar_model_open(&model, path, 1, err) : status;
+    if (status == TSAR_OK && (c.grid_h != c.grid_w || c.grid_h * c.grid_w > MAX_CODES ||
+                              (fine ? !c.has_fine : c.arch != TSAR_TOKEN_SHUFFLE || c.rope_2d || c.n_kv_head != c.n_head)))
+        status =
+            tsar_fail(err, TSAR_INPUT, "%s holds no %s of the kind that is trained here", path, fine ? "stage two" : "token-shuffle transformer");
+    if (status == TSAR_OK)
+        status = fine ? trace_fine(file, &c, model->cluster_of, output, threads, err) : trace_gpt(file, &c, model, prompt, output, threads, err);
+    if (model) tsar_model_close(model);
+    tsar_file_close(file);
+    return status;
+}

@@ -1,0 +1,102 @@
+/* The transformers as tapes (SPEC 3 and 6) and their training on the codes of a frozen tokenizer. */
+#ifndef TRAIN_GPT_H
+#define TRAIN_GPT_H
+
+#include "train_run.h"
+
+/* ------------------------------------------------------------------------------------------------- text (train_text.c) */
+
+/* Byte-pair merges learnt from the captions of a world, until every word of the grammar is one id; words take the space in
+ * front of them. *merges [n][2] is the caller's to tsar_free. */
+tsar_status train_merges(uint64_t seed, int64_t **merges, size_t *n, tsar_error *err);
+
+/* ------------------------------------------------------------------------------------------------ codes (train_codes.c) */
+
+/* Codes of pictures 0 ... count-1 of a world, made once and shared by all transformers. */
+typedef struct {
+    size_t count, done, side;
+    uint64_t seed, tokenizer;
+    int16_t *codes;
+} code_set; /* codes [count][side][side] */
+/* Encodes pictures with the tokenizer in `vq` into a file; continues a file that an interrupted run left. */
+tsar_status train_codes(const char *vq, const char *path, size_t count, uint64_t seed, size_t threads, double minutes, tsar_error *err);
+tsar_status code_set_read(code_set *set, const char *path, tsar_error *err);
+void code_set_close(code_set *set);
+
+/* ----------------------------------------------------------------------------------------------------- the transformers */
+
+typedef struct {
+    size_t dim, n_layer, n_head, ffn, s, blocks, hidden; /* shuffle s, its blocks and their width */
+    size_t text_vocab, V, side;                          /* V predicted codes or labels; codes per row and column */
+    double eps, rope_base;
+} gpt_shape;
+
+/* Sequences <bos> text <soi> z_0 ... of up to B captions, rows packed one after the other. */
+typedef struct {
+    train_tape tape;
+    gpt_shape shape;
+    size_t B, n, max_text, feed; /* sequences; fused tokens of one; longest prefix; fused tokens fed (n - 1, or n for a trace) */
+    train_ragged ragged;         /* [B] */
+    int64_t *text_index, *code_index, *row_index, *image_index, *next_index; /* what the lookups and choices take */
+    int64_t *code_target, *text_target;
+    size_t *raster; /* [side * side]: place of each code, in raster order, among the codes in window order */
+    real *code_weight, *text_weight, *cosine, *sine;
+    double *row_loss;
+    size_t section[7];                         /* where each section of values with one number of rows ends: see train_gpt.c */
+    size_t logits, text_logits;                /* values */
+    size_t n_text, n_next;                     /* rows of text; of them, those that predict text */
+    double loss_image, loss_text, right_image; /* of the last pass: means, share of codes that were the likeliest */
+} gpt_net;
+
+tsar_status gpt_open(gpt_net *net, const gpt_shape *shape, size_t B, size_t max_text, uint64_t seed, size_t threads, tsar_error *err);
+void gpt_close(gpt_net *net);
+/* Sequence b of the next batch, in order of b: prefix ids (<bos> ... <soi>), codes [side][side] in raster order; learn_text:
+ * whether the prefix is to be predicted too. Call gpt_begin first, gpt_end last. */
+void gpt_begin(gpt_net *net, size_t feed);
+void gpt_sequence(gpt_net *net, size_t b, const int64_t *text, size_t n_text, const int64_t *codes, int learn_text);
+void gpt_end(gpt_net *net);
+/* loss = mean over codes of (cross entropy + z) + 0.1 mean over text; gradients of the logits. */
+double gpt_loss(gpt_net *net, double z_loss);
+void gpt_backward(gpt_net *net);
+
+/* CTF stage two: labels in, codes of the label's cluster out. */
+typedef struct {
+    size_t dim, n_layer, n_head, ffn, n_coarse, K, side;
+    double eps, rope_base;
+} fine_shape;
+typedef struct {
+    train_tape tape;
+    fine_shape shape;
+    size_t B;
+    train_ragged ragged;
+    int64_t *label_index, *target;
+    const int64_t *cluster_of; /* [K] */
+    real *weight, *cosine, *sine;
+    double *row_loss;
+    size_t logits;
+    double loss, right;
+} fine_net;
+tsar_status fine_open(fine_net *net, const fine_shape *shape, const int64_t *cluster_of, size_t B, uint64_t seed, size_t threads, tsar_error *err);
+void fine_close(fine_net *net);
+void fine_sequence(fine_net *net, size_t b, const int64_t *codes);
+double fine_loss(fine_net *net, double z_loss);
+void fine_backward(fine_net *net);
+
+typedef struct {
+    const char *vq, *codes, *output, *checkpoint;
+    uint64_t seed, steps, stop_after;
+    size_t batch, threads;
+    double rate, rate_end, minutes;
+    tsar_dtype dtype;
+    int without_vq;        /* leave the tokenizer out of the result */
+    size_t n_coarse;       /* > 0: predict cluster labels (CTF) */
+    const char *stage_one; /* fine: the coarse model whose tensors the result joins */
+    gpt_shape gpt;
+    fine_shape fine;
+} gpt_plan;
+tsar_status train_gpt(const gpt_plan *plan, tsar_error *err);
+tsar_status train_fine(const gpt_plan *plan, tsar_error *err);
+/* The forward pass of the transformer (or of stage two) in a model file, as a trace to be verified by the oracle. */
+tsar_status train_trace(const char *path, int fine, const char *prompt, const char *output, size_t threads, tsar_error *err);
+
+#endif

@@ -1,0 +1,340 @@
+/* Checkpoints, results and progress of a training run: see train_run.h. */
+#include "train_run.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+void run_key(train_run *run, const char *key, const char *format, ...)
+{
+    va_list arguments;
+    size_t i = 0;
+    for (; i < run->n_keys && strcmp(run->keys[i], key) != 0; i++) {
+    }
+    if (i == RUN_KEYS) return;
+    run->keys[i] = key;
+    va_start(arguments, format);
+    vsnprintf(run->values[i], sizeof run->values[i], format, arguments);
+    va_end(arguments);
+    run->n_keys = i == run->n_keys ? i + 1 : run->n_keys;
+}
+
+/* Linear warm-up, then rate_end + (rate - rate_end) (1 + cos(pi x)) / 2 with x = the part of the rest that is done. */
+double run_rate(const train_run *run)
+{
+    if (run->step < run->warm_up) return run->rate * (double)(run->step + 1) / (double)run->warm_up;
+    double x = (double)(run->step - run->warm_up) / (double)(run->steps > run->warm_up ? run->steps - run->warm_up : 1);
+    return run->rate_end + (run->rate - run->rate_end) * 0.5 * (1.0 + tsar_cos(3.14159265358979323846 * (x < 1.0 ? x : 1.0)));
+}
+
+/* ------------------------------------------------------------------------------------------------------ checkpoints */
+
+static tsar_status check_meta(const tsar_file *file, const char *key, const char *expected, tsar_error *err)
+{
+    const char *value = tsar_file_meta(file, key);
+    if (!value || strcmp(value, expected) != 0)
+        return tsar_fail(err, TSAR_INPUT, "%s: the checkpoint has %s=%s, this run %s (give the run its own --checkpoint, or the same settings)",
+                         tsar_file_path(file), key, value ? value : "(none)", expected);
+    return TSAR_OK;
+}
+
+static tsar_status check_run(const train_run *run, const tsar_file *file, tsar_error *err)
+{
+    char text[32];
+    tsar_status status = check_meta(file, "train.stage", run->stage, err);
+    const char *const names[3] = { "train.seed", "train.steps", "train.batch" };
+    const uint64_t numbers[3] = { run->seed, run->steps, run->batch };
+    for (size_t i = 0; i < 3 && status == TSAR_OK; i++) {
+        snprintf(text, sizeof text, "%" PRIu64, numbers[i]);
+        status = check_meta(file, names[i], text, err);
+    }
+    for (size_t i = 0; i < run->n_keys && status == TSAR_OK; i++) status = check_meta(file, run->keys[i], run->values[i], err);
+    return status;
+}
+
+/* Tensor prefix+name of a file into n reals. */
+static tsar_status read_reals(tsar_file *file, const char *prefix, const train_param *p, real *out, tsar_error *err)
+{
+    char name[160];
+    double piece[256];
+    snprintf(name, sizeof name, "%s%s", prefix, p->name);
+    const tsar_tensor *tensor = tsar_file_find(file, name);
+    if (!tensor || tensor->count != p->n)
+        return tsar_fail(err, TSAR_INPUT, "%s: tensor %s is missing or has another size than the %zu elements of this model", tsar_file_path(file),
+                         name, p->n);
+    for (size_t i = 0; i < p->n; i += 256) {
+        size_t n = p->n - i < 256 ? p->n - i : 256;
+        tsar_status status = tsar_file_read_f64(file, tensor, i, n, piece, err);
+        if (status != TSAR_OK) return status;
+        for (size_t k = 0; k < n; k++) out[i + k] = (real)piece[k];
+    }
+    return TSAR_OK;
+}
+
+tsar_status run_load(train_tape *tape, tsar_file *file, const char *prefix, tsar_error *err)
+{
+    tsar_status status = TSAR_OK;
+    for (size_t i = 0; i < tape->n_params && status == TSAR_OK; i++)
+        if (strncmp(tape->params[i].name, prefix, strlen(prefix)) == 0) status = read_reals(file, "", &tape->params[i], tape->params[i].w, err);
+    return status;
+}
+
+tsar_status run_resume(train_run *run, train_tape *tape, tsar_error *err)
+{
+    run->started = run->saved = run->reported = (int64_t)time(NULL);
+    FILE *exists = fopen(run->checkpoint, "rb");
+    if (!exists) return TSAR_OK;
+    fclose(exists);
+    tsar_file *file;
+    tsar_status status = tsar_file_open(&file, run->checkpoint, err);
+    if (status != TSAR_OK) return status;
+    status = check_run(run, file, err);
+    for (size_t i = 0; i < tape->n_params && status == TSAR_OK; i++) {
+        train_param *p = &tape->params[i];
+        status = read_reals(file, "", p, p->w, err);
+        status = status == TSAR_OK ? read_reals(file, "adam.m.", p, p->m, err) : status;
+        status = status == TSAR_OK ? read_reals(file, "adam.v.", p, p->v, err) : status;
+    }
+    if (status == TSAR_OK && run->state.name) {
+        const tsar_tensor *tensor = tsar_file_find(file, run->state.name);
+        status = tensor && tensor->count == run->state.shape[0]
+                     ? tsar_file_read_i64(file, tensor, 0, tensor->count, run->state.values, err)
+                     : tsar_fail(err, TSAR_INPUT, "%s: tensor %s is missing or has the wrong size", run->checkpoint, run->state.name);
+    }
+    const char *step = status == TSAR_OK ? tsar_file_meta(file, "train.step") : NULL;
+    run->step = step ? strtoull(step, NULL, 10) : 0;
+    run->first_step = run->step;
+    if (status == TSAR_OK)
+        fprintf(stderr, "%s: continues %s after step %" PRIu64 " of %" PRIu64 "\n", run->stage, run->checkpoint, run->step, run->steps);
+    tsar_file_close(file);
+    return status;
+}
+
+static tsar_status write_meta(tsar_writer *writer, const train_run *run, int checkpoint, tsar_error *err)
+{
+    char text[32];
+    tsar_status status = TSAR_OK;
+    for (size_t i = 0; i < run->n_keys && status == TSAR_OK; i++) status = tsar_writer_meta(writer, run->keys[i], run->values[i], err);
+    const char *const names[4] = { "train.seed", "train.steps", "train.batch", "train.step" };
+    const uint64_t numbers[4] = { run->seed, run->steps, run->batch, run->step };
+    for (size_t i = 0; i < 4 && status == TSAR_OK && checkpoint; i++) {
+        snprintf(text, sizeof text, "%" PRIu64, numbers[i]);
+        status = tsar_writer_meta(writer, names[i], text, err);
+    }
+    return status == TSAR_OK && checkpoint ? tsar_writer_meta(writer, "train.stage", run->stage, err) : status;
+}
+
+static tsar_status declare(tsar_writer *writer, const char *prefix, const train_param *p, tsar_dtype dtype, tsar_error *err)
+{
+    char name[160];
+    snprintf(name, sizeof name, "%s%s", prefix, p->name);
+    return tsar_writer_declare(writer, name, dtype, p->rank, p->shape, err);
+}
+
+/* The array that a tensor of a checkpoint comes from. */
+static const real *array_of(const train_tape *tape, const char *name)
+{
+    int part = strncmp(name, "adam.m.", 7) == 0 ? 1 : strncmp(name, "adam.v.", 7) == 0 ? 2 : 0;
+    for (size_t i = 0; i < tape->n_params; i++)
+        if (strcmp(tape->params[i].name, name + (part ? 7 : 0)) == 0)
+            return part == 0 ? tape->params[i].w : part == 1 ? tape->params[i].m : tape->params[i].v;
+    return NULL;
+}
+
+/* n reals as dtype F32 or BF16. */
+static tsar_status put_reals(tsar_writer *writer, const real *x, uint64_t n, tsar_dtype dtype, tsar_error *err)
+{
+    float wide[256];
+    uint16_t narrow[256];
+    for (uint64_t i = 0; i < n; i += 256) {
+        uint64_t count = n - i < 256 ? n - i : 256;
+        for (uint64_t k = 0; k < count; k++) {
+            wide[k] = (float)x[i + k];
+            narrow[k] = tsar_round_bf16(wide[k]);
+        }
+        tsar_status status = tsar_writer_put(writer, dtype == TSAR_BF16 ? (const void *)narrow : (const void *)wide, count, err);
+        if (status != TSAR_OK) return status;
+    }
+    return TSAR_OK;
+}
+
+tsar_status run_save(const train_run *run, const train_tape *tape, tsar_error *err)
+{
+    tsar_writer *writer;
+    tsar_status status = tsar_writer_open(&writer, run->checkpoint, err);
+    if (status != TSAR_OK) return status;
+    status = write_meta(writer, run, 1, err);
+    for (size_t i = 0; i < tape->n_params && status == TSAR_OK; i++) {
+        status = declare(writer, "", &tape->params[i], TSAR_F32, err);
+        status = status == TSAR_OK ? declare(writer, "adam.m.", &tape->params[i], TSAR_F32, err) : status;
+        status = status == TSAR_OK ? declare(writer, "adam.v.", &tape->params[i], TSAR_F32, err) : status;
+    }
+    if (status == TSAR_OK && run->state.name) status = tsar_writer_declare(writer, run->state.name, TSAR_I64, run->state.rank, run->state.shape, err);
+    const tsar_tensor *tensor;
+    while (status == TSAR_OK && (tensor = tsar_writer_next(writer)) != NULL) {
+        const real *array = array_of(tape, tensor->name);
+        status = array ? put_reals(writer, array, tensor->count, TSAR_F32, err) : tsar_writer_put(writer, run->state.values, tensor->count, err);
+    }
+    if (status == TSAR_OK) return tsar_writer_commit(writer, err);
+    tsar_writer_abandon(writer);
+    return status;
+}
+
+/* ---------------------------------------------------------------------------------------------------------- results */
+
+static tsar_status copy_tensor(tsar_writer *writer, tsar_file *from, const tsar_tensor *tensor, tsar_error *err)
+{
+    unsigned char piece[4096];
+    uint64_t step = sizeof piece / tsar_dtype_size(tensor->dtype);
+    for (uint64_t i = 0; i < tensor->count; i += step) {
+        uint64_t n = tensor->count - i < step ? tensor->count - i : step;
+        tsar_status status = tsar_file_read(from, tensor, i, n, piece, err);
+        status = status == TSAR_OK ? tsar_writer_put(writer, piece, n, err) : status;
+        if (status != TSAR_OK) return status;
+    }
+    return TSAR_OK;
+}
+
+/* What a result takes from another model: the tokenizer, or everything but the state of its training. */
+static int is_taken(const char *name, const char *part, int everything)
+{
+    return everything ? strncmp(name, "train.", 6) != 0 && strncmp(name, "adam.", 5) != 0 : strncmp(name, part, strlen(part)) == 0;
+}
+
+static tsar_status copy_keys(tsar_writer *writer, const tsar_file *with, int everything, tsar_error *err)
+{
+    tsar_status status = TSAR_OK;
+    for (size_t i = 0; i < tsar_file_meta_count(with) && status == TSAR_OK; i++) {
+        const char *key, *value;
+        tsar_file_meta_at(with, i, &key, &value);
+        if (is_taken(key, "vq_", everything)) status = tsar_writer_meta(writer, key, value, err);
+    }
+    return status;
+}
+
+tsar_status run_export(const train_run *run, const train_tape *tape, tsar_dtype dtype, const run_integers *integers, size_t n_integers,
+                       tsar_file *with, int everything, tsar_error *err)
+{
+    tsar_writer *writer;
+    tsar_status status = tsar_writer_open(&writer, run->output, err);
+    if (status != TSAR_OK) return status;
+    if (with) status = copy_keys(writer, with, everything, err);
+    status = status == TSAR_OK ? write_meta(writer, run, 0, err) : status;
+    for (size_t i = 0; i < tape->n_params && status == TSAR_OK; i++) status = declare(writer, "", &tape->params[i], dtype, err);
+    for (size_t i = 0; i < n_integers && status == TSAR_OK; i++)
+        status = tsar_writer_declare(writer, integers[i].name, TSAR_I64, integers[i].rank, integers[i].shape, err);
+    for (size_t i = 0; with && i < tsar_file_count(with) && status == TSAR_OK; i++) {
+        const tsar_tensor *t = tsar_file_at(with, i);
+        if (is_taken(t->name, "vq.", everything) && !array_of(tape, t->name))
+            status = tsar_writer_declare(writer, t->name, t->dtype, t->rank, t->shape, err);
+    }
+    const tsar_tensor *tensor;
+    while (status == TSAR_OK && (tensor = tsar_writer_next(writer)) != NULL) {
+        const real *array = array_of(tape, tensor->name);
+        const tsar_tensor *theirs = with && !array ? tsar_file_find(with, tensor->name) : NULL;
+        if (array)
+            status = put_reals(writer, array, tensor->count, dtype, err);
+        else if (theirs && is_taken(theirs->name, "vq.", everything))
+            status = copy_tensor(writer, with, theirs, err);
+        else
+            for (size_t i = 0; i < n_integers; i++)
+                if (strcmp(integers[i].name, tensor->name) == 0) status = tsar_writer_put(writer, integers[i].values, tensor->count, err);
+    }
+    if (status == TSAR_OK) return tsar_writer_commit(writer, err);
+    tsar_writer_abandon(writer);
+    return status;
+}
+
+/* Rows of a named value without its border, channels first: [C][H][W], or [W][C] for rows. */
+static tsar_status put_value(tsar_writer *writer, const train_value *t, float *plain, tsar_error *err)
+{
+    for (size_t c = 0; c < t->C; c++)
+        for (size_t y = 0; y < t->H; y++)
+            for (size_t x = 0; x < t->W; x++)
+                plain[t->H > 1 ? (c * t->H + y) * t->W + x : x * t->C + c] =
+                    (float)t->x[train_at(t, 0, (ptrdiff_t)y, (ptrdiff_t)(t->order ? t->order[x] : x)) + c];
+    return tsar_writer_put(writer, plain, t->C * t->H * t->W, err);
+}
+
+tsar_status run_trace(const train_run *run, const train_tape *tape, const char *path, const run_input *inputs, size_t n_inputs, tsar_error *err)
+{
+    tsar_writer *writer;
+    size_t most = 1;
+    tsar_status status = tsar_writer_open(&writer, path, err);
+    if (status != TSAR_OK) return status;
+    status = write_meta(writer, run, 0, err);
+    for (size_t i = 0; i < n_inputs && status == TSAR_OK; i++)
+        status = tsar_writer_declare(writer, inputs[i].name, inputs[i].dtype, inputs[i].rank, inputs[i].shape, err);
+    for (size_t i = 0; i < tape->n_values && status == TSAR_OK; i++) {
+        const train_value *t = &tape->values[i];
+        const size_t picture[3] = { t->C, t->H, t->W }, rows[2] = { t->W, t->C }, windows[3] = { t->W / (t->window + !t->window), t->window, t->C };
+        if (t->name[0])
+            status = tsar_writer_declare(writer, t->name, TSAR_F32, t->H > 1 || t->window ? 3 : 2,
+                                         t->H > 1    ? picture
+                                         : t->window ? windows
+                                                     : rows,
+                                         err);
+        most = t->C * t->H * t->W > most ? t->C * t->H * t->W : most;
+    }
+    float *plain = tsar_alloc(most, sizeof *plain, "the trace", err);
+    status = status == TSAR_OK && !plain ? TSAR_ROOM : status;
+    const tsar_tensor *tensor;
+    while (status == TSAR_OK && (tensor = tsar_writer_next(writer)) != NULL) {
+        for (size_t i = 0; i < n_inputs; i++)
+            if (strcmp(inputs[i].name, tensor->name) == 0) status = tsar_writer_put(writer, inputs[i].data, tensor->count, err);
+        for (size_t i = 0; i < tape->n_values; i++)
+            if (strcmp(tape->values[i].name, tensor->name) == 0) status = put_value(writer, &tape->values[i], plain, err);
+    }
+    tsar_free(plain);
+    if (status == TSAR_OK) return tsar_writer_commit(writer, err);
+    tsar_writer_abandon(writer);
+    return status;
+}
+
+/* --------------------------------------------------------------------------------------------------------- progress */
+
+static volatile sig_atomic_t interrupted;
+static void on_interrupt(int number)
+{
+    (void)number;
+    interrupted = 1;
+}
+void run_catch_interrupt(void) { signal(SIGINT, on_interrupt); }
+int run_interrupted(void) { return interrupted != 0; }
+
+tsar_status run_after_step(train_run *run, const train_tape *tape, int *stop, tsar_error *err)
+{
+    int64_t now = (int64_t)time(NULL);
+    run->step++;
+    int last = run->step >= run->steps, enough = run->stop_after > 0 && run->step - run->first_step >= run->stop_after;
+    *stop = last || enough || interrupted;
+    if (!*stop && (double)(now - run->saved) < 60.0 * run->minutes) return TSAR_OK;
+    run->saved = now;
+    tsar_status status = run_save(run, tape, err);
+    if (status == TSAR_OK && *stop && !last)
+        fprintf(stderr, "\n%s: stopped after step %" PRIu64 " of %" PRIu64 "; the same command continues from %s\n", run->stage, run->step,
+                run->steps, run->checkpoint);
+    return status;
+}
+
+int run_due(train_run *run) { return (int64_t)time(NULL) - run->reported >= 5 || run->step + 1 >= run->steps; }
+
+void run_report(train_run *run, const char *format, ...)
+{
+    va_list arguments;
+    char text[160];
+    int64_t now = (int64_t)time(NULL);
+    double seconds = (double)(now - run->started), done = (double)(run->step + 1 - run->first_step);
+    double left = seconds * (double)(run->steps - run->step - 1) / done;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    fprintf(stderr, "%s %6" PRIu64 "/%" PRIu64 "  %s  rate %.2e  %.2f pictures/s  %d:%02d left\n", run->stage, run->step + 1, run->steps, text,
+            run_rate(run), seconds > 0.0 ? done * (double)run->batch / seconds : 0.0, (int)(left / 3600.0), (int)(left / 60.0) % 60);
+    run->reported = now;
+}

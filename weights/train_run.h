@@ -1,0 +1,64 @@
+/* A training run: what it is, where it stands, its checkpoints and its result. */
+#ifndef TRAIN_RUN_H
+#define TRAIN_RUN_H
+
+#include "train.h"
+
+#define RUN_KEYS 64
+
+/* Integers that a file holds beside the parameters: merges, cluster labels, counters. */
+typedef struct {
+    const char *name;
+    size_t rank, shape[2];
+    int64_t *values;
+} run_integers;
+
+typedef struct {
+    const char *stage, *checkpoint, *output;
+    uint64_t seed, step, steps; /* step: how many are done */
+    size_t batch;
+    double rate, rate_end; /* learning rate: rises over `warm_up` steps, then falls along a half cosine */
+    uint64_t warm_up;
+    double minutes;             /* between checkpoints */
+    uint64_t stop_after;        /* steps of this sitting, 0: no limit */
+    const char *keys[RUN_KEYS]; /* configuration of the model, as in its metadata */
+    char values[RUN_KEYS][64];
+    size_t n_keys;
+    run_integers state;               /* counters that a checkpoint keeps; name NULL: none */
+    int64_t started, saved, reported; /* seconds on the clock */
+    uint64_t first_step;              /* of this sitting */
+} train_run;
+
+void run_key(train_run *run, const char *key, const char *format, ...) TSAR_FORMAT(3, 4);
+double run_rate(const train_run *run);
+
+/* Continues from the checkpoint if there is one. TSAR_INPUT if it belongs to another run. */
+tsar_status run_resume(train_run *run, train_tape *tape, tsar_error *err);
+/* Saves the checkpoint: parameters, moments, step and counters; a failure leaves the one before. */
+tsar_status run_save(const train_run *run, const train_tape *tape, tsar_error *err);
+/* Whether to go on: saves every `minutes`, at an interrupt (*stop = 1), and after the last step. */
+tsar_status run_after_step(train_run *run, const train_tape *tape, int *stop, tsar_error *err);
+/* Writes run->output: the parameters rounded to dtype (TSAR_BF16, TSAR_F32), integers, and from the model file `with` (may be
+ * NULL) its tokenizer, or everything that the result does not have itself. */
+tsar_status run_export(const train_run *run, const train_tape *tape, tsar_dtype dtype, const run_integers *integers, size_t n_integers,
+                       tsar_file *with, int everything, tsar_error *err);
+
+/* Whether a line about progress is due (about every five seconds); prints step, rate, pictures per second, time left. */
+int run_due(train_run *run);
+void run_report(train_run *run, const char *format, ...) TSAR_FORMAT(2, 3);
+
+/* Loads the parameters of a tape from a model file, rounded to real. */
+tsar_status run_load(train_tape *tape, tsar_file *file, const char *prefix, tsar_error *err);
+void run_catch_interrupt(void);
+int run_interrupted(void);
+
+/* Every named value of the tape, picture or sequence `b`, to a trace file with the run's keys as metadata. input: U8 image or I64 tensors. */
+typedef struct {
+    const char *name;
+    tsar_dtype dtype;
+    size_t rank, shape[3];
+    const void *data;
+} run_input;
+tsar_status run_trace(const train_run *run, const train_tape *tape, const char *path, const run_input *inputs, size_t n_inputs, tsar_error *err);
+
+#endif

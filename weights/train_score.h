@@ -1,0 +1,23 @@
+/* Scores of finished models, computed by tsar itself (tsar_generate, tsar_vq_*) and judged by the referee. */
+#ifndef TRAIN_SCORE_H
+#define TRAIN_SCORE_H
+
+#include "../tsar.h"
+
+typedef struct {
+    const char *model, *decode, *schedule;
+    size_t n, threads; /* pictures of each category */
+    uint64_t seed;     /* of the captions and of the draws; training uses other captions */
+    int held_out, greedy;
+    double cfg, temperature, top_p, top_k; /* below 0: the model's own */
+} score_plan;
+
+/* Mini-GenEval: for each category the share of pictures that the referee finds right, with its 95 % interval. Writes a
+ * table to stdout. */
+tsar_status score_generation(const score_plan *plan, tsar_error *err);
+/* The tokenizer on scenes that training did not show: PSNR, codes in use, share judged like the original. */
+tsar_status score_tokenizer(const score_plan *plan, tsar_error *err);
+/* Speed of a step of each stage against a loop that only multiplies and adds in registers, measured in the same run. */
+tsar_status train_bench(size_t threads, tsar_error *err);
+
+#endif
