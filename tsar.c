@@ -347,6 +347,10 @@ static void accumulate_many(double *y, size_t ldy, const double *x, size_t ldx, 
                 columns = (const double *)(const void *)panel + (k0 + k) * PANEL;
             else
                 widen(w, wide, panel, k0 + k, n);
+            /* the same columns of the next panel lie far away: ask for them before they are needed */
+            const char *ahead = panel + columns_size(w->dtype, w->cols) + columns_size(w->dtype, k0 + k);
+            const size_t ahead_size = p + 1 < p1 ? columns_size(w->dtype, n) : 0;
+            for (size_t line = 0; line < ahead_size; line += 64) TSAR_PREFETCH(ahead + line);
             for (size_t t = 0; t < T; t += MANY)
                 tile_many(y + t * ldy + p * PANEL, ldy, spread + t * LANES * n, columns, n, T - t < MANY ? T - t : MANY, rows_of_panel(w, p));
         }
