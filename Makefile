@@ -79,9 +79,9 @@ endif
 tsar.1: tsar
 	./tsar --man >$@.tmp && mv $@.tmp $@
 
-tsar.pc: Makefile
-	@printf 'prefix=%s\nName: tsar\nDescription: Token-Shuffle autoregressive image generation, the reference in C99\nVersion: %s\nCflags: -I$${prefix}/include\nLibs: -L$${prefix}/lib -ltsar -lm\n' \
-	    '$(PREFIX)' "$$(sed -n 's/^#define TSAR_VERSION "\(.*\)"/\1/p' tsar.h)" >$@
+tsar.pc: Makefile $(BUILD)/flags
+	@printf 'prefix=%s\nName: tsar\nDescription: Token-Shuffle autoregressive image generation, the reference in C99\nVersion: %s\nCflags: -I$${prefix}/include\nLibs: -L$${prefix}/lib -ltsar -lm%s\n' \
+	    '$(PREFIX)' "$$(sed -n 's/^#define TSAR_VERSION "\(.*\)"/\1/p' tsar.h)" '$(if $(OPENMP), $(OPENMP))' >$@
 
 deps:
 	@if [ -n '$(STB)' ]; then echo 'stb_image_write.h is there: nothing to install'; \

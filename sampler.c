@@ -6,7 +6,7 @@
  *     3. decode orders   which fused tokens the next pass decodes: the only part that knows about rows
  *     4. generation      batches, passes, the transformer's two branches, CTF
  *
- * Letters beyond those of tsar.h: R, C rows and columns of the grid of fused tokens (n = R C); W ZipAR's window. */
+ * Letters here: R, C rows and columns of the grid of fused tokens (n = R C); W ZipAR's window; B images of a batch. */
 #include "tsar.h"
 
 #include <math.h>
@@ -361,7 +361,7 @@ typedef struct {
     unsigned char *fed;       /* [B][n], its keys and values are in the cache */
     size_t *decoded;          /* [B], tokens decoded so far */
     size_t *next, *n_next;    /* [B][width], [B]: what this pass predicts */
-    tsar_feed *feed;          /* [B * branches * 2 width] */
+    tsar_feed *feed;          /* [2 B branches width]: the most rows of a pass */
     double *logits;           /* [branches][B][width][s*s][V], of this pass */
     size_t *scratch;          /* [max(V, K)] */
     size_t *lag;              /* [B][R], adaptive order: SIZE_MAX before a row's first token is final */
@@ -374,9 +374,6 @@ typedef struct {
     size_t chunk;             /* CTF: tokens whose fine logits are held at once */
     int64_t *fine;            /* CTF: [N] codes of one image */
 } generation;
-
-/* a * b, or SIZE_MAX, which tsar_alloc refuses for elements of more than one byte. */
-static size_t product(size_t a, size_t b) { return b > 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
 
 /* Images whose keys and values fit into MOST_KV_BYTES, at least 1: a sequence takes
  * 2 * n_layer * positions * n_kv_head * head_dim doubles. */
@@ -401,7 +398,7 @@ static tsar_status index_clusters(generation *g, tsar_error *err)
     for (size_t code = 0; code < K; code++) {
         if (cluster_of[code] < 0 || (uint64_t)cluster_of[code] >= labels)
             return tsar_fail(err, TSAR_INPUT, "ctf.cluster_of gives code %zu the label %ld; labels are 0 ... %zu", code, (long)cluster_of[code],
-                             (labels - 1));
+                             labels - 1);
         g->starts[cluster_of[code] + 1]++;
     }
     for (size_t label = 0; label < labels; label++) {
@@ -429,9 +426,9 @@ static tsar_status open_fine(generation *g, tsar_error *err)
     g->chunk = FINE_CHUNK / K > 0 ? FINE_CHUNK / K : 1;
     if (g->chunk > g->N) g->chunk = g->N;
     if ((g->members = tsar_alloc(K, sizeof *g->members, "the codes of each label", err)) == NULL ||
-        (g->starts = tsar_alloc(product(config->n_coarse + 1, 1), sizeof *g->starts, "the codes of each label", err)) == NULL ||
-        (g->hidden = tsar_alloc(product(g->N, config->fine_dim), sizeof *g->hidden, "the fine stage", err)) == NULL ||
-        (g->fine_logits = tsar_alloc(product(g->chunk, K), sizeof *g->fine_logits, "the fine stage's logits", err)) == NULL ||
+        (g->starts = tsar_alloc(config->n_coarse + 1, sizeof *g->starts, "the codes of each label", err)) == NULL ||
+        (g->hidden = tsar_alloc(tsar_product(g->N, config->fine_dim), sizeof *g->hidden, "the fine stage", err)) == NULL ||
+        (g->fine_logits = tsar_alloc(tsar_product(g->chunk, K), sizeof *g->fine_logits, "the fine stage's logits", err)) == NULL ||
         (g->fine = tsar_alloc(g->N, sizeof *g->fine, "fine codes", err)) == NULL)
         return TSAR_ROOM;
     return index_clusters(g, err);
@@ -458,20 +455,20 @@ static tsar_status generation_open(generation *g, const tsar_model *model, const
     g->width = order_width(settings, g->rows, g->columns);
     g->batch = batch_size(g, images);
 
-    const size_t B = g->batch, Bn = product(B, g->n), K = config->codebook_size, token = product(g->slots, g->V);
-    if ((g->codes = tsar_alloc(product(Bn, g->slots), sizeof *g->codes, "codes", err)) == NULL ||
-        (g->picture = tsar_alloc(product(B, g->N), sizeof *g->picture, "codes", err)) == NULL ||
+    const size_t B = g->batch, Bn = tsar_product(B, g->n), K = config->codebook_size, token = tsar_product(g->slots, g->V);
+    if ((g->codes = tsar_alloc(tsar_product(Bn, g->slots), sizeof *g->codes, "codes", err)) == NULL ||
+        (g->picture = tsar_alloc(tsar_product(B, g->N), sizeof *g->picture, "codes", err)) == NULL ||
         (g->step_of = tsar_alloc(Bn, sizeof *g->step_of, "the order of tokens", err)) == NULL ||
         (g->fed = tsar_alloc(Bn, sizeof *g->fed, "the order of tokens", err)) == NULL ||
         (g->decoded = tsar_alloc(B, sizeof *g->decoded, "the order of tokens", err)) == NULL ||
-        (g->next = tsar_alloc(product(B, g->width), sizeof *g->next, "the order of tokens", err)) == NULL ||
+        (g->next = tsar_alloc(tsar_product(B, g->width), sizeof *g->next, "the order of tokens", err)) == NULL ||
         (g->n_next = tsar_alloc(B, sizeof *g->n_next, "the order of tokens", err)) == NULL ||
-        (g->feed = tsar_alloc(product(B * g->branches * 2, g->width), sizeof *g->feed, "the rows of a pass", err)) == NULL ||
-        (g->logits = tsar_alloc(product(product(g->branches * B, g->width), token), sizeof *g->logits, "logits", err)) == NULL ||
+        (g->feed = tsar_alloc(tsar_product(B * g->branches * 2, g->width), sizeof *g->feed, "the rows of a pass", err)) == NULL ||
+        (g->logits = tsar_alloc(tsar_product(tsar_product(g->branches * B, g->width), token), sizeof *g->logits, "logits", err)) == NULL ||
         (g->scratch = tsar_alloc(g->V > K ? g->V : K, sizeof *g->scratch, "sampling", err)) == NULL ||
-        (g->lag = tsar_alloc(product(B, g->rows), sizeof *g->lag, "the order of tokens", err)) == NULL ||
+        (g->lag = tsar_alloc(tsar_product(B, g->rows), sizeof *g->lag, "the order of tokens", err)) == NULL ||
         (g->evaluations = tsar_alloc(B, sizeof *g->evaluations, "the order of tokens", err)) == NULL ||
-        (adaptive && (g->before = tsar_alloc(product(B, token), sizeof *g->before, "candidates", err)) == NULL) ||
+        (adaptive && (g->before = tsar_alloc(tsar_product(B, token), sizeof *g->before, "candidates", err)) == NULL) ||
         (adaptive && (g->residual = tsar_alloc(g->V, sizeof *g->residual, "candidates", err)) == NULL))
         return TSAR_ROOM;
     if (config->n_coarse > 0) {

@@ -1,6 +1,6 @@
 /* tsar.c - arithmetic, transformer, token-shuffle (SPEC 1, 3, 6).
  *
- * Calls go one way: main -> sampler -> tsar.c and vq.c. What a function computes, and in which order, is said in tsar.h.
+ * What a function computes, and in which order, is said in tsar.h.
  * The file is longer than the others because it is the whole of the model: from the product of two numbers up to logits. */
 #include "tsar.h"
 
@@ -126,6 +126,9 @@ static float float_of_bits(uint32_t bits)
     return x;
 }
 
+/* Panels of `rows` rows. */
+static size_t panels_of(size_t rows) { return rows / PANEL + (rows % PANEL != 0); }
+
 /* Bytes of n columns of a panel. F16 and BF16 are kept as 32-bit words that hold a row's weights of two neighbouring
  * columns, the even one in the low half: a mask and a shift take them apart, where single halves need an unpacking. */
 TSAR_INLINE size_t columns_size(tsar_dtype dtype, size_t n)
@@ -135,7 +138,7 @@ TSAR_INLINE size_t columns_size(tsar_dtype dtype, size_t n)
 
 tsar_status tsar_matrix_open(tsar_matrix *w, size_t rows, size_t cols, tsar_dtype dtype, const char *name, tsar_error *err)
 {
-    const size_t panels = rows / PANEL + (rows % PANEL != 0);
+    const size_t panels = panels_of(rows);
     memset(w, 0, sizeof *w);
     if (cols > SIZE_MAX / (PANEL * 8) - 1) return tsar_fail(err, TSAR_ROOM, "out of memory for %s (%.0f columns)", name, (double)cols);
     w->panels = tsar_alloc(panels, columns_size(dtype, cols), name, err);
@@ -223,6 +226,7 @@ TSAR_INLINE void block(tsar_dtype dtype, size_t B, double *y, size_t ldy, const 
         for (size_t r = 0; r < PANEL; r++) y[b * ldy + r] = acc[b][r];
 }
 
+typedef void (*kernel)(double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn);
 #define KERNEL(dtype, B)                                                                                                                             \
     static void kernel_##dtype##_##B(double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn)                                   \
     {                                                                                                                                                \
@@ -231,12 +235,12 @@ TSAR_INLINE void block(tsar_dtype dtype, size_t B, double *y, size_t ldy, const 
 #define KERNELS(dtype) KERNEL(dtype, 1) KERNEL(dtype, 2) KERNEL(dtype, 3) KERNEL(dtype, 4)
 KERNELS(F64)
 KERNELS(F32)
-KERNELS(F16) KERNELS(BF16)
+KERNELS(F16)
+KERNELS(BF16)
 #define NAMES(dtype)                                                                                                                                 \
     {                                                                                                                                                \
         kernel_##dtype##_1, kernel_##dtype##_2, kernel_##dtype##_3, kernel_##dtype##_4                                                               \
     }
-    typedef void (*kernel)(double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn);
 static const kernel kernels[4][TILE] = { NAMES(F64), NAMES(F32), NAMES(F16), NAMES(BF16) }; /* by tsar_dtype and B - 1 */
 
 /* block for T <= TILE vectors, and for the last panel's rows < PANEL, which are computed aside. */
@@ -335,7 +339,7 @@ static size_t rows_of_panel(const tsar_matrix *w, size_t p) { return w->rows - p
 static void accumulate_many(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, size_t k0, size_t kn, size_t T, size_t p0,
                             size_t p1)
 {
-    double room[(GROUP * LANES + PANEL) * CHUNK + 8]; /* 277 kB with AVX-512, 96 kB without; its first cache line: */
+    double room[(GROUP * LANES + PANEL) * CHUNK + 8]; /* 283 kB with AVX-512, 98 kB without; its first cache line: */
     double *spread = room + (64 - (uintptr_t)room % 64) % 64 / sizeof(double), *wide = spread + GROUP * LANES * CHUNK;
     for (size_t k = 0, n; k < kn; k += n) {
         n = kn - k < CHUNK ? kn - k : CHUNK;
@@ -393,7 +397,7 @@ void tsar_accumulate(double *y, size_t ldy, const double *x, size_t ldx, const t
 /* Threads share the panels, so that each weight is read once; where there are few panels and many vectors, the vectors. */
 void tsar_matmul(double *y, const double *x, const tsar_matrix *w, const double *bias, size_t T, size_t threads)
 {
-    const size_t rows = w->rows, cols = w->cols, panels = rows / PANEL + (rows % PANEL != 0);
+    const size_t rows = w->rows, cols = w->cols, panels = panels_of(rows);
     const size_t crew = (double)rows * (double)cols * (double)T < 1e5 || threads == 0 ? 1 : threads;
     const int by_panel = panels >= 8 * crew || T < 8 * crew;
     TSAR_PARALLEL_FOR(crew)
@@ -654,7 +658,7 @@ double tsar_sin(double x) { return double_of_bits(bits_of_double(sin_from(x, 0))
 
 double tsar_cos(double x) { return sin_from(x, 1); }
 
-/* ---------------------------------------------------------------------------------------------- 7. the transformer */
+/* ------------------------------------------------------------------------------------------------- the transformer */
 
 /* Where one row of a pass stands. */
 typedef struct {
@@ -665,8 +669,8 @@ typedef struct {
     int keep;    /* 0: keys and values are forgotten after the pass */
 } row_place;
 
-/* Keys and values of one sequence. Keys are laid out so that the scores of 16 positions, values so that 16 dimensions
- * of the mixed vector, are computed side by side by the one matrix kernel. */
+/* Keys and values of one sequence. Keys are laid out so that the scores of TSAR_PANEL positions, values so that
+ * TSAR_PANEL dimensions of the mixed vector, are computed side by side by the one matrix kernel. */
 typedef struct {
     size_t prefix, positions; /* condition positions; all positions, image tokens included */
     unsigned char *fed;       /* [positions]: 1 where later rows may attend: fed, kept, not padding */
@@ -703,8 +707,6 @@ struct tsar_state {
 };
 
 enum { QUERIES = 8, PREFILL_ROWS = 64 }; /* queries attended together; prompt rows fed together */
-
-static size_t panels_of(size_t rows) { return (rows + TSAR_PANEL - 1) / TSAR_PANEL; }
 
 /* f[k] = base^(-2k/width) for the width/2 pairs that share one coordinate: width = hd for 1d, hd/2 for 2d. (RoFormer; LlamaGen) */
 static tsar_status rope_frequencies(tsar_state *state, tsar_error *err)

@@ -1,17 +1,17 @@
 /* tsar - Token-Shuffle AutoRegressive image generation: the reference in portable C99.
  *
- * This header is the whole interface: the command line (main.c) uses nothing else. It follows SPEC, the specification
- * of tsar, whose section numbers it cites. No function prints, exits, or keeps state between calls; every function
+ * This header is the whole interface: the command line (main.c) uses nothing else. It follows SPEC (tests/SPEC.md), the
+ * specification, whose section numbers it cites. No function prints, exits, or keeps state between calls; every function
  * that can fail returns a tsar_status and, in `err`, one sentence that names the file, the value and the remedy.
  *
  * Letters used throughout (shapes are written [rows][columns], the last index runs fastest):
  *
  *     T   positions of a sequence (prefix and image tokens)      d   dim, width of the transformer
- *     R   rows of one forward pass: tokens fed together          hd  head_dim = d / n_head
- *     s   side of a Token-Shuffle window                         V   predicted vocabulary (codes or coarse labels)
- *     n   fused tokens of an image = gh*gw / (s*s)               K   codebook_size
- *     gh, gw   codes per column and per row                      C, H, W   channels, rows, columns of a picture
- *     N   codes of an image = gh*gw                              h, w      rows, columns of a latent picture
+ *     s   side of a Token-Shuffle window                         hd  head_dim = d / n_head
+ *     n   fused tokens of an image = gh*gw / (s*s)               V   predicted vocabulary (codes or coarse labels)
+ *     gh, gw   codes per column and per row                      K   codebook_size
+ *     N   codes of an image = gh*gw                              C, H, W   channels, rows, columns of a picture
+ *                                                                h, w      rows, columns of a latent picture
  *
  * The order of arithmetic (SPEC 1). Everything is double; weights are widened exactly. Every sum below has ONE
  * accumulator, starts from +0.0 (or the bias, where there is one), takes its terms in ascending index order, rounds
@@ -76,7 +76,10 @@ tsar_status tsar_fail(tsar_error *err, tsar_status status, const char *format, .
 void *tsar_alloc(size_t count, size_t size, const char *what, tsar_error *err);
 void tsar_free(void *memory);
 
-/* ------------------------------------------------------------------------------------------------------ 2. arithmetic */
+/* a * b, or SIZE_MAX, which tsar_alloc refuses for elements of any size, where that overflows. */
+TSAR_INLINE size_t tsar_product(size_t a, size_t b) { return b != 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
+
+/* ----------------------------------------------- 2. arithmetic (tsar.c, weights/dtype.c; the self-check: tests/selfcheck.c) */
 
 /* Proves at start-up that this build in this process keeps the contract of SPEC 1: no contraction, no excess
  * precision or double rounding, no flush-to-zero, round-to-nearest, no reassociation, known bits of tsar_exp, of a dot
@@ -111,6 +114,7 @@ typedef enum {
 
 size_t tsar_dtype_size(tsar_dtype dtype);       /* bytes of one element */
 const char *tsar_dtype_name(tsar_dtype dtype);  /* "F64", ... as safetensors writes it */
+int tsar_dtype_is_float(tsar_dtype dtype);      /* F64, F32, F16 or BF16 */
 
 /* Exact widening, and rounding to nearest even (subnormals and overflow to infinity included). */
 double tsar_widen_f16(uint16_t bits);
@@ -250,7 +254,7 @@ typedef const char *(*tsar_lookup)(const void *source, const char *key);
 /* Reads and checks a configuration; `name` (a path) is named in errors. */
 tsar_status tsar_config_read(tsar_config *config, tsar_lookup lookup, const void *source, const char *name, tsar_error *err);
 
-typedef struct { double *gain, *bias; size_t channels; } tsar_norm; /* GroupNorm; bias NULL for RMSNorm */
+typedef struct { double *gain, *bias; size_t channels; } tsar_norm; /* a GroupNorm: [channels] each */
 typedef struct { tsar_matrix weight; double *bias; size_t in, out, size; } tsar_conv; /* weight [out][in*size*size]; size 1 or 3 */
 
 /* One block of the transformer (SPEC 3). */
@@ -377,8 +381,18 @@ tsar_status tsar_prompt_check(const tsar_model *model, const tsar_prompt *prompt
 /* Positions that the prompt takes in front of the image tokens. */
 size_t tsar_prompt_length(const tsar_model *model, const tsar_prompt *prompt);
 
-/* KV cache and scratch of `sequences` sequences that are decoded side by side. For a stack and a mask:
- * allowed(i, j) = (j <= i and j is fed and not padding) or i = j. */
+/* What a row x [d] of the residual stream goes through; w . x is tsar_matmul without bias.
+ *     block       x = x + wo . mixed, then x = x + w2 . (silu(w1 . y) * (w3 . y)), y = rmsnorm(x)
+ *     q, k, v     wqkv . rmsnorm(x); in q and k each pair of neighbours (a, b) becomes (a cos + b (-sin), b cos + a sin) of the
+ *                 angle coordinate * f[j], f[j] = tsar_pow(rope_base, -(2j) / width). 1d: pair j, position, width hd; 2d: width
+ *                 hd/2, the first half of the pairs takes the token's row, the second its column; cos = sin = 0 in the prefix
+ *     mixed       sum over positions j ascending of p_j v_j, p = softmax(score), score_j = (q . k_j) * (1 / sqrt(hd));
+ *                 -INFINITY unless allowed(i, j) = (j <= i and j is fed and not padding) or i = j; CTF's stage two allows all
+ *     caption     x = fc2 . gelu(fc1 . (feature * mask)), or the unconditional features as they are
+ *     shuffle     z = concat(compress . e_c), then shuffle_blocks times z = z + fc2 . gelu(fc1 . rmsnorm(z))
+ *     unshuffle   as often h = h + fc2 . gelu(fc1 . rmsnorm(h)), then logits_c = output . rmsnorm(expand . h_c) */
+
+/* KV cache and scratch of `sequences` sequences that are decoded side by side. */
 typedef struct tsar_state tsar_state;
 tsar_status tsar_state_open(tsar_state **state, const tsar_model *model, size_t sequences, tsar_error *err);
 void tsar_state_close(tsar_state *state);
@@ -408,12 +422,20 @@ tsar_status tsar_fine_logits(const tsar_model *model, const double *hidden, size
 
 /* ------------------------------------------------------------------------------------------ 8. the image tokenizer (vq.c) */
 
+/* What the tokenizer computes; n elements of a group, taken channel by channel, row by row.
+ *     convolution   bias + sum over input channel, kernel row, kernel column of weight * input; zeros around the picture take part
+ *     GroupNorm     (x - mean) / spread * gain + bias, mean = sum(x) / n, spread = sqrt(sum((x - mean)^2) / n + 1e-6)
+ *     swish         tsar_silu_n; attention as in the transformer, with 1 / sqrt(C) and no mask; a residual is x + (the branch)
+ *     unit length   x / max(sqrt(sum of x*x), 1e-12), for latents and codewords where vq_l2_norm is set
+ *     quantizer     the first code of the least (|z|^2 + |e|^2) - 2 z.e
+ *     pixels        byte / 127.5 - 1 on the way in; floor(127.5 x + 128), clamped to 0 ... 255, on the way out */
+
 /* rgb [H][W][3], H and W multiples of vq_factor; codes [H/factor][W/factor]. */
 tsar_status tsar_vq_encode(const tsar_model *model, const uint8_t *rgb, size_t H, size_t W, int64_t *codes, const tsar_sink *sink, tsar_error *err);
 /* codes [h][w]; rgb [h*factor][w*factor][3], or NULL when only the trace is wanted. */
 tsar_status tsar_vq_decode(const tsar_model *model, const int64_t *codes, size_t h, size_t w, uint8_t *rgb, const tsar_sink *sink, tsar_error *err);
-/* Squared distance |z|^2 + |e|^2 - 2 z.e of latent z [embed] to codewords a and b, both as the quantizer takes them:
- * what decides between two codes. latent is vq.latent's column for one position. */
+/* distances [n] = (|z|^2 + |e|^2) - 2 z.e of latent z [embed] to the codewords of codes [n], both as the quantizer takes
+ * them: what decides between codes. latent is vq.latent's column for one position. */
 tsar_status tsar_vq_distances(const tsar_model *model, const double *latent, const int64_t *codes, size_t n, double *distances, tsar_error *err);
 /* The codeword `code` [embed] as the decoder takes it (normalised where the model says so). */
 void tsar_vq_codeword(const tsar_model *model, size_t code, double *out);
@@ -449,9 +471,16 @@ tsar_status tsar_schedule_parse(tsar_schedule *schedule, const char *text, tsar_
 tsar_status tsar_settings_check(const tsar_settings *settings, tsar_error *err);
 
 /* SPEC 5, pure functions: logits [V] and a random number in, an index out. */
-double tsar_cfg_scale(const tsar_settings *settings, size_t t, size_t n);               /* at fused token t of n; 0: no guidance there */
+
+/* The scale of guidance at fused token t of n, from the target a; 0 where there is none:
+ * constant a; linear 1 + (a - 1) * (t / (n - 1)); half-linear 1 + (a - 1) * min(1, (2 t) / n);
+ * cosine 1 + (a - 1) * (1 - cos(pi * (t / (n - 1)))) / 2. t / (n - 1) counts as 1 for n = 1. */
+double tsar_cfg_scale(const tsar_settings *settings, size_t t, size_t n);
 void tsar_guide(double *logits, const double *uncond, size_t V, double scale);          /* logits = uncond + (logits - uncond) * scale */
-/* logits to probabilities in place: temperature, top-k, top-p, softmax. scratch [V] of indices. */
+/* logits to probabilities in place. scratch [V] of indices.
+ * 1. x = x / max(temperature, 1e-5).  2. top-k: values below the k-th largest are removed.  3. top-p: in stable descending
+ * order a value stays while the mass of those before it, mass = mass + exp(x - max) / total, does not exceed p; total = sum of
+ * exp(x - max) by ascending index.  4. softmax of what is left; what was removed has probability 0. */
 void tsar_probabilities(double *logits, size_t V, const tsar_settings *settings, size_t *scratch);
 size_t tsar_draw(const double *weights, size_t V, double u); /* first index whose running sum exceeds u * total */
 size_t tsar_argmax(const double *x, size_t V);               /* lowest index of the maximum */
@@ -484,7 +513,8 @@ typedef struct {
 } tsar_progress;
 typedef tsar_status (*tsar_progress_fn)(void *context, const tsar_progress *progress, tsar_error *err);
 
-/* Generates `images` images of one prompt, in batches as memory allows (the batch never changes a bit). Image i draws with image counter i. */
+/* Generates `images` images of one prompt, in batches of at most 4 whose keys and values fit into 1 GB (the batch never changes
+ * a bit). Image i draws with image counter i. */
 tsar_status tsar_generate(const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, size_t images,
                           tsar_result *result, tsar_progress_fn progress, void *context, tsar_error *err);
 

@@ -47,9 +47,6 @@ static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
-/* a * b, or SIZE_MAX, which no allocation survives, where that overflows. */
-static size_t product(size_t a, size_t b) { return b != 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
-
 /* Item number `part` of `parts` equal shares of n begins here. */
 static size_t share(size_t n, size_t part, size_t parts) { return n / parts * part + smaller(part, n % parts); }
 
@@ -272,7 +269,7 @@ static void products(double *y, size_t ldy, const double *x, const tsar_matrix *
         tsar_accumulate(y, ldy, x + k, w->cols, w, k, smaller(COLUMNS, w->cols - k), T, 0, (w->rows + TSAR_PANEL - 1) / TSAR_PANEL);
 }
 
-/* attended[c][p] = sum over positions j of softmax_j(sum over c' of q[c'][p] k[c'][j] * C^-1/2) v[c][j], for T positions p.
+/* attended[c][p] = sum over positions j of softmax_j(sum over c' of q[c'][p] k[c'][j] * (1 / sqrt(C))) v[c][j], for T positions p.
  * key [P][C], value [C][P]; attended, q [C][P]; scratch: query [RUN][C], score [RUN][P], tile [RUN][C] */
 static void attend(double *attended, const double *q, const tsar_matrix *key, const tsar_matrix *value, size_t first, size_t T, double *query,
                    double *score, double *tile)
@@ -298,8 +295,8 @@ static tsar_status attn_block(network *s, const tsar_attnblock *block)
 {
     const size_t C = s->C, P = s->H * s->W, runs = (P + RUN - 1) / RUN, workers = smaller(s->model->threads, runs);
     tsar_matrix key = { 0, 0, TSAR_F64, NULL }, value = { 0, 0, TSAR_F64, NULL };
-    double *query = tsar_alloc(product(workers * RUN, C), sizeof *query, "the queries of an attention block", s->err);
-    double *score = tsar_alloc(product(workers * RUN, P), sizeof *score, "the scores of an attention block", s->err);
+    double *query = tsar_alloc(tsar_product(workers * RUN, C), sizeof *query, "the queries of an attention block", s->err);
+    double *score = tsar_alloc(tsar_product(workers * RUN, P), sizeof *score, "the scores of an attention block", s->err);
     tsar_status status = query && score ? TSAR_OK : TSAR_ROOM;
     if (!status) status = tsar_matrix_open(&key, P, C, TSAR_F64, "the keys of an attention block", s->err);
     if (!status) status = tsar_matrix_open(&value, C, P, TSAR_F64, "the values of an attention block", s->err);
@@ -403,7 +400,7 @@ static tsar_status decoder(network *s, const tsar_coder *coder)
 /* Makes room for what a convolution reads and writes at H x W outputs or inputs, whichever are more. */
 static void measure_conv(network *s, const tsar_conv *conv, size_t H, size_t W)
 {
-    s->capacity = larger(s->capacity, product(product(H, W), larger(conv->in, conv->out)));
+    s->capacity = larger(s->capacity, tsar_product(tsar_product(H, W), larger(conv->in, conv->out)));
     s->widest = larger(s->widest, larger(conv->in, conv->out));
 }
 
@@ -415,7 +412,7 @@ static void measure(network *s, const tsar_coder *coder, resampling mode, size_t
         const tsar_level *level = &coder->levels[i];
         for (size_t j = 0; j < level->n_res; ++j) measure_conv(s, &level->res[j].conv1, H, W);
         if (level->resample.out == 0) continue;
-        if (mode == UPSAMPLE) H = product(H, 2), W = product(W, 2);
+        if (mode == UPSAMPLE) H = tsar_product(H, 2), W = tsar_product(W, 2);
         measure_conv(s, &level->resample, H, W);
         if (mode == DOWNSAMPLE) H /= 2, W /= 2;
     }
@@ -447,9 +444,9 @@ static tsar_status network_open(network *s, const tsar_model *model, const tsar_
     s->x = tsar_alloc(s->capacity, sizeof *s->x, what, err);
     if (s->x) s->a = tsar_alloc(s->capacity, sizeof *s->a, what, err);
     if (s->a) s->b = tsar_alloc(s->capacity, sizeof *s->b, what, err);
-    if (s->b) s->columns = tsar_alloc(product(model->threads, RUN * COLUMNS), sizeof *s->columns, what, err);
-    if (s->columns) s->lines = tsar_alloc(product(model->threads, COLUMNS * LINE), sizeof *s->lines, what, err);
-    if (s->lines) s->tile = tsar_alloc(product(model->threads, RUN * (s->widest + LANES)), sizeof *s->tile, what, err);
+    if (s->b) s->columns = tsar_alloc(tsar_product(model->threads, RUN * COLUMNS), sizeof *s->columns, what, err);
+    if (s->columns) s->lines = tsar_alloc(tsar_product(model->threads, COLUMNS * LINE), sizeof *s->lines, what, err);
+    if (s->lines) s->tile = tsar_alloc(tsar_product(model->threads, RUN * (s->widest + LANES)), sizeof *s->tile, what, err);
     if (s->tile) s->mean = tsar_alloc(groups, sizeof *s->mean, what, err);
     if (s->mean) s->spread = tsar_alloc(groups, sizeof *s->spread, what, err);
     return s->spread ? TSAR_OK : TSAR_ROOM;
@@ -489,7 +486,7 @@ static tsar_status nearest(int64_t *index, const double *points, size_t n, const
                            tsar_error *err)
 {
     const size_t R = rows->rows, E = rows->cols, runs = (n + QUERIES - 1) / QUERIES, workers = smaller(threads, runs);
-    double *dots = tsar_alloc(product(workers * QUERIES, R), sizeof *dots, "the distances to the codewords", err);
+    double *dots = tsar_alloc(tsar_product(workers * QUERIES, R), sizeof *dots, "the distances to the codewords", err);
     if (!dots) return TSAR_ROOM;
     TSAR_PARALLEL_FOR(workers)
     for (size_t worker = 0; worker < workers; ++worker)
@@ -527,7 +524,7 @@ static void pack_rows(tsar_matrix *rows, double *squares, const double *values)
 static double *codewords(const tsar_model *model, tsar_error *err)
 {
     const size_t K = model->vq.codebook.rows, E = model->vq.codebook.cols;
-    double *words = tsar_alloc(product(K, E), sizeof *words, "the codewords", err);
+    double *words = tsar_alloc(tsar_product(K, E), sizeof *words, "the codewords", err);
     for (size_t code = 0; words && code < K; ++code) tsar_vq_codeword(model, code, words + code * E);
     return words;
 }
@@ -539,7 +536,7 @@ static tsar_status quantize(const tsar_model *model, const double *latent, size_
     tsar_matrix rows = { 0, 0, TSAR_F64, NULL };
     double *words = codewords(model, err);
     double *squares = words ? tsar_alloc(K, sizeof *squares, "the codewords", err) : NULL;
-    double *points = squares ? tsar_alloc(product(P, E), sizeof *points, "the latent vectors", err) : NULL;
+    double *points = squares ? tsar_alloc(tsar_product(P, E), sizeof *points, "the latent vectors", err) : NULL;
     tsar_status status = points ? tsar_matrix_open(&rows, K, E, TSAR_F64, "the codewords", err) : TSAR_ROOM;
     if (!status) {
         pack_rows(&rows, squares, words);
@@ -574,7 +571,7 @@ tsar_status tsar_vq_distances(const tsar_model *model, const double *latent, con
     for (size_t i = 0; i < n && !status; ++i) status = check_code(model, codes[i], i, err);
     if (status) return status;
     const size_t E = model->config.vq_embed_dim;
-    double *z = tsar_alloc(product(E, 2), sizeof *z, "a latent vector", err);
+    double *z = tsar_alloc(tsar_product(E, 2), sizeof *z, "a latent vector", err);
     if (!z) return TSAR_ROOM;
     double *e = z + E;
     memcpy(z, latent, E * sizeof *z);
@@ -661,7 +658,7 @@ tsar_status tsar_vq_decode(const tsar_model *model, const int64_t *codes, size_t
     tsar_status status = check_tokenizer(model, err);
     if (status) return status;
     if (h == 0 || w == 0) return tsar_fail(err, TSAR_INPUT, "%zu x %zu codes make no picture; give at least one row and one column", h, w);
-    if (product(product(h, w), sizeof *codes) == SIZE_MAX)
+    if (tsar_product(tsar_product(h, w), sizeof *codes) == SIZE_MAX)
         return tsar_fail(err, TSAR_INPUT, "%zu x %zu codes are more than this machine can address; decode a smaller picture", h, w);
     for (size_t p = 0; p < h * w && !status; ++p) status = check_code(model, codes[p], p, err);
     if (status) return status;
@@ -786,7 +783,7 @@ tsar_status tsar_cluster(const tsar_model *model, size_t k, uint64_t seed, int64
     double *points = codewords(model, err);
     int64_t *previous = points ? tsar_alloc(s.K, sizeof *previous, what, err) : NULL;
     s.points = points;
-    s.centres = previous ? tsar_alloc(product(k, s.E), sizeof *s.centres, what, err) : NULL;
+    s.centres = previous ? tsar_alloc(tsar_product(k, s.E), sizeof *s.centres, what, err) : NULL;
     s.squares = s.centres ? tsar_alloc(k, sizeof *s.squares, what, err) : NULL;
     s.weight = s.squares ? tsar_alloc(s.K, sizeof *s.weight, what, err) : NULL;
     s.members = s.weight ? tsar_alloc(k, sizeof *s.members, what, err) : NULL;

@@ -18,8 +18,6 @@ enum { PARTS = sizeof parts / sizeof parts[0] };
 
 static int has_prefix(const char *name, const char *prefix) { return strncmp(name, prefix, strlen(prefix)) == 0; }
 
-static int is_float(tsar_dtype dtype) { return dtype <= TSAR_BF16; }
-
 /* ------------------------------------------------------------------------------------------------------------- inputs */
 
 /* Finds a tensor of rank `rank` whose dimensions are `shape` (0: any, but not empty). *tensor is NULL if there is none. */
@@ -29,7 +27,7 @@ static tsar_status find_input(const tsar_tensor **tensor, const tsar_file *file,
     const tsar_tensor *t = tsar_file_find(file, name);
     *tensor = t;
     if (!t) return TSAR_OK;
-    if (!floats && is_float(t->dtype))
+    if (!floats && tsar_dtype_is_float(t->dtype))
         return tsar_fail(err, TSAR_INPUT, "%s: tensor %s is %s, it must be of an integer type", tsar_file_path(file), name,
                          tsar_dtype_name(t->dtype));
     if (t->count > SIZE_MAX / sizeof(double))
@@ -440,7 +438,7 @@ typedef struct {
 
 static double tolerance_of(double rtol, tsar_dtype dtype)
 {
-    if (!is_float(dtype)) return 0;
+    if (!tsar_dtype_is_float(dtype)) return 0;
     if (rtol >= 0) return rtol;
     return dtype == TSAR_F64 ? 1e-10 : dtype == TSAR_F32 ? 1e-4 : 5e-2;
 }
@@ -521,10 +519,10 @@ static tsar_dtype latent_dtype(const tsar_file *file)
 {
     const tsar_tensor *latent = tsar_file_find(file, "vq.latent");
     tsar_dtype narrowest = TSAR_F64; /* the types stand in the order of their precision */
-    if (latent && is_float(latent->dtype)) return latent->dtype;
+    if (latent && tsar_dtype_is_float(latent->dtype)) return latent->dtype;
     for (size_t i = 0; i < tsar_file_count(file); i++) {
         const tsar_tensor *t = tsar_file_at(file, i);
-        if (has_prefix(t->name, "vq.") && is_float(t->dtype) && t->dtype > narrowest) narrowest = t->dtype;
+        if (has_prefix(t->name, "vq.") && tsar_dtype_is_float(t->dtype) && t->dtype > narrowest) narrowest = t->dtype;
     }
     return narrowest;
 }
@@ -613,12 +611,6 @@ static tsar_status report(verifier *v, tsar_comparison *result, tsar_error *err)
     return v->report ? v->report(v->context, result, err) : TSAR_OK;
 }
 
-static void mark_seen(verifier *v, const tsar_tensor *tensor)
-{
-    for (size_t i = 0; i < tsar_file_count(v->file); i++)
-        if (tsar_file_at(v->file, i) == tensor) v->seen[i] = 1;
-}
-
 /* tsar's latent, for the near-ties. */
 static tsar_status keep_latent(verifier *v, const size_t *shape, const double *data, tsar_error *err)
 {
@@ -649,10 +641,10 @@ static tsar_status compare_tensor(void *context, const char *name, tsar_dtype dt
         result.verdict = TSAR_MISSING;
         return strcmp(name, "ctf.cluster_of") == 0 ? TSAR_OK : report(v, &result, err);
     }
-    mark_seen(v, theirs);
+    v->seen[theirs - tsar_file_at(v->file, 0)] = 1;
     result.tolerance = tolerance_of(v->rtol, theirs->dtype);
     const int is_mask = strcmp(name, "input.caption_mask") == 0; /* 0 and 1 in any type */
-    int fits = theirs->rank == rank && (is_mask || (dtype == TSAR_F64) == is_float(theirs->dtype));
+    int fits = theirs->rank == rank && (is_mask || (dtype == TSAR_F64) == tsar_dtype_is_float(theirs->dtype));
     for (size_t i = 0; fits && i < rank; i++) fits = theirs->shape[i] == shape[i];
     if (fits) {
         status = compare_elements(v, theirs, dtype, data, &result, err);

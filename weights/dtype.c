@@ -15,6 +15,8 @@ const char *tsar_dtype_name(tsar_dtype dtype)
     return names[dtype];
 }
 
+int tsar_dtype_is_float(tsar_dtype dtype) { return dtype <= TSAR_BF16; } /* they come first in tsar_dtype */
+
 static float float_of_bits(uint32_t bits)
 {
     float x;

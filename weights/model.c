@@ -507,8 +507,6 @@ typedef struct {
     size_t slab_bytes;
 } loader;
 
-static int is_float(tsar_dtype dtype) { return dtype == TSAR_F64 || dtype == TSAR_F32 || dtype == TSAR_F16 || dtype == TSAR_BF16; }
-
 /* "[3, 64]" */
 static const char *shape_text(char *text, size_t room, size_t rank, const size_t *shape)
 {
@@ -534,7 +532,7 @@ static tsar_status check_weight(void *context, const tsar_weight *weight, tsar_e
     if (!fits)
         return tsar_fail(err, TSAR_INPUT, "%s: tensor %s has shape %s, the configuration needs %s", l->path, weight->name,
                          shape_text(has_text, sizeof has_text, tensor->rank, tensor->shape), needs_text);
-    if (weight->use == TSAR_AS_INTEGERS ? is_float(tensor->dtype) : !is_float(tensor->dtype))
+    if (weight->use == TSAR_AS_INTEGERS ? tsar_dtype_is_float(tensor->dtype) : !tsar_dtype_is_float(tensor->dtype))
         return tsar_fail(err, TSAR_INPUT, "%s: tensor %s has dtype %s, which must be %s", l->path, weight->name, tsar_dtype_name(tensor->dtype),
                          weight->use == TSAR_AS_INTEGERS ? "an integer one such as I64" : "F64, F32, BF16 or F16");
     l->known[tensor - tsar_file_at(l->file, 0)] = 1;

@@ -623,8 +623,6 @@ static int64_t integer_at(const void *values, tsar_dtype dtype, size_t i)
     }
 }
 
-static int is_float(tsar_dtype dtype) { return dtype == TSAR_F64 || dtype == TSAR_F32 || dtype == TSAR_F16 || dtype == TSAR_BF16; }
-
 tsar_status tsar_file_read_f64(tsar_file *file, const tsar_tensor *tensor, uint64_t first, uint64_t count, double *out, tsar_error *err)
 {
     const int64_t limit = (int64_t)1 << 53;
@@ -636,7 +634,7 @@ tsar_status tsar_file_read_f64(tsar_file *file, const tsar_tensor *tensor, uint6
         const tsar_status status = tsar_file_read(file, tensor, first + done, n, chunk, err);
         if (status) return status;
         for (size_t i = 0; i < n; i++) {
-            if (is_float(dtype)) {
+            if (tsar_dtype_is_float(dtype)) {
                 out[done + i] = float_at(chunk, dtype, i);
                 continue;
             }
@@ -655,7 +653,7 @@ tsar_status tsar_file_read_i64(tsar_file *file, const tsar_tensor *tensor, uint6
 {
     const tsar_dtype dtype = tensor->dtype;
     int64_t chunk[CHUNK];
-    if (is_float(dtype))
+    if (tsar_dtype_is_float(dtype))
         return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s has dtype %s, integers are needed (I64)", file->path, tensor->name,
                          tsar_dtype_name(dtype));
     for (uint64_t done = 0; done < count;) {
