@@ -39,7 +39,7 @@ head -c 192 /dev/zero | tr '\0' 'x' >>picture.ppm
 ./tsar encode -m model.safetensors picture.ppm -o codes.safetensors --quiet
 ./tsar trace -m model.safetensors -p hello -o trace.safetensors --quiet
 
-# case NAME OUTPUT COMMAND...: makes allocation 1, 2, 3 ... fail until the command succeeds.
+# try NAME OUTPUT COMMAND...: makes allocation 1, 2, 3 ... fail until the command succeeds.
 try() {
     name=$1
     output=$2
