@@ -27,8 +27,10 @@ endif
 ifdef NO_PNG
 PNG := -DTSAR_NO_PNG
 else
-STB := $(firstword $(foreach dir,$(STB_INCLUDE) /usr/include/stb /usr/local/include/stb /opt/homebrew/include/stb /usr/include /usr/local/include,$(if $(wildcard $(dir)/stb_image_write.h),$(dir))))
-PNG := $(if $(STB),-isystem $(STB))
+# Looked for when it is used, so that `make deps all` finds what deps has just installed.
+STB = $(shell for dir in $(STB_INCLUDE) /usr/include/stb /usr/local/include/stb /opt/homebrew/include/stb /usr/include /usr/local/include; do \
+      if [ -f $$dir/stb_image_write.h ]; then echo $$dir; break; fi; done)
+PNG = $(if $(STB),-isystem $(STB))
 endif
 ALL_CFLAGS = $(TUNING) $(CFLAGS) $(NUMBERS) $(WARNINGS) $(OPENMP) -D_FILE_OFFSET_BITS=64
 
@@ -83,6 +85,9 @@ tsar.pc: Makefile $(BUILD)/flags
 	@printf 'prefix=%s\nName: tsar\nDescription: Token-Shuffle autoregressive image generation, the reference in C99\nVersion: %s\nCflags: -I$${prefix}/include\nLibs: -L$${prefix}/lib -ltsar -lm%s\n' \
 	    '$(PREFIX)' "$$(sed -n 's/^#define TSAR_VERSION "\(.*\)"/\1/p' tsar.h)" '$(if $(OPENMP), $(OPENMP))' >$@
 
+ifneq ($(filter deps,$(MAKECMDGOALS)),)
+$(BUILD)/flags png-header: | deps
+endif
 deps:
 	@if [ -n '$(STB)' ]; then echo 'stb_image_write.h is there: nothing to install'; \
 	elif command -v apt-get >/dev/null 2>&1; then \
