@@ -642,6 +642,25 @@ static tsar_status check_outputs(const generation *g, tsar_error *err)
     return TSAR_OK;
 }
 
+/* Tells in one line which words of the prompt the model never saw in training, the first few by name. */
+static void note_new_words(const generation *g)
+{
+    enum { NAMED = 6, LONGEST = 40 };
+    const char *prompt = g->a->at[O_PROMPT].text;
+    char names[NAMED * (LONGEST + 8) + 1] = "";
+    size_t words = 0, used = 0, length = 0, at = prompt ? tsar_text_new_word(g->model, prompt, 0, &length) : SIZE_MAX;
+    for (; at != SIZE_MAX && words < NAMED; at = tsar_text_new_word(g->model, prompt, at + length, &length), words++) {
+        size_t shown = length < LONGEST ? length : LONGEST;
+        while (shown > 0 && shown < length && ((unsigned char)prompt[at + shown] & 0xC0) == 0x80) shown--; /* no character is cut in two */
+        used += (size_t)snprintf(names + used, sizeof names - used, "%s\"%.*s%s\"", words ? ", " : "", (int)shown, prompt + at, shown < length ? "..." : "");
+    }
+    for (char *p = names; *p; p++)
+        if ((unsigned char)*p < 32) *p = '?';
+    if (words == 0 || g->a->at[O_QUIET].text) return;
+    fprintf(stderr, "note: the model never saw the word%s %s%s in training; it does what it can\n", words > 1 ? "s" : "", names,
+            at != SIZE_MAX ? " and others" : "");
+}
+
 static tsar_status run_generate(const arguments *a, tsar_error *err)
 {
     generation g;
@@ -649,6 +668,7 @@ static tsar_status run_generate(const arguments *a, tsar_error *err)
     if (status == TSAR_OK) status = read_condition(&g, err);
     if (status == TSAR_OK) status = check_outputs(&g, err);
     if (status == TSAR_OK) status = make_command_line(&g, err);
+    if (status == TSAR_OK) note_new_words(&g);
     if (status == TSAR_OK) status = run_generation(&g, a->at[O_CODES].text != NULL, err);
     const double seconds = seconds_now() - g.start;
     for (size_t i = 0; status == TSAR_OK && i < g.images; i++) status = save_image(&g, i, err);

@@ -178,7 +178,8 @@ typedef struct {
 } tsar_tensor;
 
 /* An open safetensors file, its header read and proven consistent: offsets in range, no overlap, no gap, size = shape x
- * dtype, no duplicate key. Not safe to read from two threads at once. */
+ * dtype, no duplicate key. Not safe to read from two threads at once. Models that share a tokenizer need not each hold it:
+ * the key vq_file names a file beside this one whose tensors vq.* and keys vq_* then appear as if they stood here (ours). */
 typedef struct tsar_file tsar_file;
 
 tsar_status tsar_file_open(tsar_file **file, const char *path, tsar_error *err);
@@ -317,6 +318,7 @@ typedef struct {
     tsar_vq vq;
     int64_t *merges;                    /* [n_merges][2]: byte-level BPE, in rank order (SPEC 3, Text) */
     size_t n_merges;
+    char *known_words;                  /* the key known_words: all words of its training captions, blanks between them; NULL without it */
 } tsar_model;
 
 /* What a tensor becomes in memory, and where: the one table of all weights. Loading, synthesis, import, counting and
@@ -331,9 +333,13 @@ typedef struct {
 } tsar_weight;
 typedef tsar_status (*tsar_weight_fn)(void *context, const tsar_weight *weight, tsar_error *err);
 
-/* Calls visit for every weight that the configuration describes, in a fixed order. With a model (whose stacks and
- * levels are allocated, as tsar_model_open does) each weight names its slot. Stops at the first failure. */
+/* Calls visit for every weight that the configuration describes, in a fixed order. With a model (which
+ * tsar_model_allocate has prepared) each weight names its slot. Stops at the first failure. */
 tsar_status tsar_weights(const tsar_config *config, tsar_model *model, tsar_weight_fn visit, void *context, tsar_error *err);
+
+/* Prepares a zeroed model whose config is read for its weights: the sizes of the stacks, and the arrays of layers, blocks and levels
+ * in which tsar_weights finds the slots. tsar_model_close gives them back, with whatever stands in the slots; also after a failure. */
+tsar_status tsar_model_allocate(tsar_model *model, tsar_error *err);
 
 /* Opens a model file: every tensor that its configuration needs must be there, of its shape, in F64, F32, BF16 or F16, finite. */
 tsar_status tsar_model_open(tsar_model **model, const char *path, size_t threads, tsar_error *err);
@@ -350,6 +356,10 @@ tsar_status tsar_synth(const char *path, const char *const *keys, const char *co
 /* Byte-level BPE. A prompt becomes <bos>, its ids, <soi>: *ids is owned by the caller (tsar_free), *n its length. Merges
  * are applied in rank order, leftmost first. TSAR_INPUT if the model takes no text or text_vocab is too small for the prompt. */
 tsar_status tsar_text_encode(const tsar_model *model, const char *prompt, int64_t **ids, size_t *n, tsar_error *err);
+/* The next word of the prompt, from byte `from` on, that is none of the model's known_words and stands nowhere before in the prompt:
+ * its place, and in *length its bytes. Words are what blanks divide; a capital letter or a comma makes another word. SIZE_MAX if
+ * there is none, or if the model does not tell its words. */
+size_t tsar_text_new_word(const tsar_model *model, const char *prompt, size_t from, size_t *length);
 /* The bytes of ids, specials skipped, 0-terminated (tsar_free). */
 tsar_status tsar_text_decode(const tsar_model *model, const int64_t *ids, size_t n, char **text, tsar_error *err);
 
@@ -596,6 +606,15 @@ tsar_status tsar_image_name_check(const char *path, tsar_error *err);
 /* PNG or PPM by the ending of path (.png, .ppm in any case; PPM below /dev/); keys/values, n of them, become the PNG's text. A PPM
  * holds nothing but its header and the pixels. Atomic. */
 tsar_status tsar_image_write(const char *path, const uint8_t *rgb, size_t H, size_t W, const char *const *keys, const char *const *values, size_t n, tsar_error *err);
+
+/* Text in a picture rgb [H][W][3], for captions: a typeface of its own, printable ASCII (anything else is drawn as '?'), each point
+ * of it dot x dot pixels. Its first line has its upper left corner at (x, y), each one is TSAR_LINE points high; a line that would
+ * be wider than `width` pixels is broken at a blank, a longer word where it must. What lies outside the picture is cut off.
+ * Returns the number of lines; rgb NULL: only that. */
+#define TSAR_LINE 10
+size_t tsar_image_text(uint8_t *rgb, size_t H, size_t W, size_t x, size_t y, size_t width, size_t dot, const uint8_t colour[3], const char *text);
+/* The width of the first n characters of text in one line, in points. */
+size_t tsar_image_text_width(const char *text, size_t n);
 
 /* The decode order as a picture: a cell for each fused token of step_of [rows][columns], coloured by its pass, and the scale below. */
 tsar_status tsar_order_map_write(const char *path, const int64_t *step_of, size_t rows, size_t columns, tsar_error *err);

@@ -185,20 +185,6 @@ static tsar_status fill_weight(void *context, const tsar_weight *weight, tsar_er
     return TSAR_OK;
 }
 
-static tsar_status open_coder(tsar_coder *coder, const tsar_config *c, size_t n_res, size_t lowest, tsar_error *err)
-{
-    coder->levels = tsar_alloc(c->vq_levels, sizeof *coder->levels, "levels", err);
-    for (size_t i = 0; coder->levels != NULL && i < c->vq_levels; i++) {
-        tsar_level *level = &coder->levels[i];
-        level->n_res = n_res;
-        level->n_attn = i == lowest ? n_res : 0;
-        level->res = tsar_alloc(n_res, sizeof *level->res, "blocks", err);
-        level->attn = level->n_attn > 0 ? tsar_alloc(n_res, sizeof *level->attn, "blocks", err) : NULL;
-        if (level->res == NULL || (level->n_attn > 0 && level->attn == NULL)) return TSAR_ROOM;
-    }
-    return coder->levels != NULL ? TSAR_OK : TSAR_ROOM;
-}
-
 static const char *lookup(const void *source, const char *key)
 {
     for (const char *const *pair = source; pair[0] != NULL; pair += 2)
@@ -211,25 +197,10 @@ static tsar_status open_synthetic(tsar_model **model, const char *const *pairs, 
 {
     tsar_model *m = *model = tsar_alloc(1, sizeof *m, "a model", err);
     if (m == NULL) return TSAR_ROOM;
-    const tsar_config *c = &m->config;
     m->threads = threads;
     tsar_status status = tsar_config_read(&m->config, lookup, pairs, "bench", err);
-    if (status == TSAR_OK && c->has_gpt) {
-        m->gpt = (tsar_stack){ .dim = c->dim,
-                               .n_layer = c->n_layer,
-                               .n_head = c->n_head,
-                               .n_kv_head = c->n_kv_head,
-                               .head_dim = c->dim / c->n_head,
-                               .ffn_hidden = c->ffn_hidden,
-                               .norm_eps = c->norm_eps,
-                               .rope_base = c->rope_base,
-                               .rope_2d = c->rope_2d };
-        m->gpt.layers = tsar_alloc(c->n_layer, sizeof *m->gpt.layers, "layers", err);
-        status = m->gpt.layers != NULL ? TSAR_OK : TSAR_ROOM;
-    }
-    if (status == TSAR_OK && c->has_vq) status = open_coder(&m->vq.encoder, c, c->vq_res_blocks, c->vq_levels - 1, err);
-    if (status == TSAR_OK && c->has_vq) status = open_coder(&m->vq.decoder, c, c->vq_res_blocks + 1, 0, err);
-    return status == TSAR_OK ? tsar_weights(c, m, fill_weight, &dtype, err) : status;
+    if (status == TSAR_OK) status = tsar_model_allocate(m, err);
+    return status == TSAR_OK ? tsar_weights(&m->config, m, fill_weight, &dtype, err) : status;
 }
 
 /* ------------------------------------------------------------------------------------------------------------- matrices */

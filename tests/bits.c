@@ -7,6 +7,7 @@
  *
  * A digest is FNV-1a-64 over the little-endian bytes of the elements. */
 #include "../tsar.h"
+#include "test.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -67,25 +68,11 @@ static void require(tsar_status status, const tsar_error *err)
     exit(1);
 }
 
-/* A synthetic model from "key=value key=value ...", synthesised into a file in the current directory. */
 static tsar_model *synthesise(const char *settings, tsar_dtype dtype, size_t threads)
 {
-    static const char path[] = "bits.tmp.safetensors";
-    char text[512];
-    const char *keys[40], *values[40];
-    size_t n = 0;
     tsar_error err = { "" };
     tsar_model *model;
-    snprintf(text, sizeof text, "%s", settings);
-    for (char *word = strtok(text, " "); word; word = strtok(NULL, " ")) {
-        char *equals = strchr(word, '=');
-        *equals = '\0';
-        keys[n] = word;
-        values[n++] = equals + 1;
-    }
-    require(tsar_synth(path, keys, values, n, dtype, &err), &err);
-    require(tsar_model_open(&model, path, threads, &err), &err);
-    remove(path);
+    require(test_synthesise(&model, "bits.tmp.safetensors", settings, dtype, threads, &err), &err);
     return model;
 }
 

@@ -1,4 +1,4 @@
-/* test.h - what every test program shares: CHECK, which counts, and test_end, which reports.
+/* test.h - what the test programs share: CHECK, which counts, test_end, which reports, and synthetic models.
  *
  *     CHECK(sum == 5, "sum of %d terms is %g", n, sum);
  *     ...
@@ -6,8 +6,11 @@
 #ifndef TSAR_TEST_H
 #define TSAR_TEST_H
 
+#include "../tsar.h"
+
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 static size_t test_passed, test_failed;
 
@@ -34,6 +37,50 @@ static inline int test_end(void)
 {
     printf("%lu passed, %lu failed\n", (unsigned long)test_passed, (unsigned long)test_failed);
     return test_failed == 0 ? 0 : 1;
+}
+
+/* "key=value key=value ..." taken apart. */
+typedef struct {
+    char text[1000];
+    const char *keys[60], *values[60];
+    size_t n;
+} test_settings;
+
+static inline void test_split(test_settings *s, const char *text)
+{
+    s->n = 0;
+    snprintf(s->text, sizeof s->text, "%s", text);
+    for (char *word = strtok(s->text, " "); word != NULL && s->n < 60; word = strtok(NULL, " ")) {
+        char *equals = strchr(word, '=');
+        *equals = '\0';
+        s->keys[s->n] = word;
+        s->values[s->n++] = equals + 1;
+    }
+}
+
+/* The synthetic model of "key=value key=value ...", by way of the file `path`, which is removed again. */
+static inline tsar_status test_synthesise(tsar_model **model, const char *path, const char *text, tsar_dtype dtype, size_t threads, tsar_error *err)
+{
+    test_settings s;
+    test_split(&s, text);
+    tsar_status status = tsar_synth(path, s.keys, s.values, s.n, dtype, err);
+    if (status == TSAR_OK) status = tsar_model_open(model, path, threads, err);
+    remove(path);
+    return status;
+}
+
+/* Writes to `path` the synthetic model that the metadata of the file `like` describe. */
+static inline tsar_status test_synth_like(const char *path, const char *like, tsar_dtype dtype, tsar_error *err)
+{
+    const char *keys[60], *values[60];
+    tsar_file *file = NULL;
+    size_t n = 0;
+    tsar_status status = tsar_file_open(&file, like, err);
+    if (status != TSAR_OK) return status;
+    for (; n < tsar_file_meta_count(file) && n < 60; n++) tsar_file_meta_at(file, n, &keys[n], &values[n]);
+    status = tsar_synth(path, keys, values, n, dtype, err);
+    tsar_file_close(file);
+    return status;
 }
 
 #endif

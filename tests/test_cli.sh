@@ -131,6 +131,29 @@ fi
 check 'a trace verifies' sh -c "'$TSAR' trace -m model.safetensors -p hi -o t.safetensors -q && '$TSAR' verify -m model.safetensors t.safetensors"
 check 'shown in half blocks: twelve rows in six lines' test "$(generate -p show --show -o a.ppm | wc -l)" -eq 6
 
+# Words that the model never saw: one line that names them, unless the model does not tell its words or notes are not wanted.
+"$TSAR" synth --like model.safetensors 'known_words=a blue red ring' -o words.safetensors
+noted() { # EXPECTED FLAGS...
+    expected=$1
+    shift
+    "$TSAR" generate "$@" -o a.ppm 2>&1 >/dev/null | grep '^note: ' >said.txt
+    test "$(cat said.txt)" = "$expected"
+}
+check 'no new word' noted '' -m words.safetensors -p 'a red ring'
+check 'a new word' noted 'note: the model never saw the word "elephant" in training; it does what it can' -m words.safetensors -p 'a red elephant'
+check 'new words as they stand' noted 'note: the model never saw the words "Red", "ring,", "tree" in training; it does what it can' \
+    -m words.safetensors -p 'a Red ring, a  tree a Red tree'
+check 'many new words' noted 'note: the model never saw the words "b", "c", "d", "e", "f", "g" and others in training; it does what it can' \
+    -m words.safetensors -p 'a b c d e f g h'
+check 'a long word with control characters is one line, cut between characters' noted \
+    "note: the model never saw the word \"a?b$(printf '\303\244\303\244\303\244')cccccccccccccccccccccccccccccc...\" in training; it does what it can" \
+    -m words.safetensors -p "$(printf 'a\nb\303\244\303\244\303\244cccccccccccccccccccccccccccccc\303\244\303\244')"
+check 'a long word that is not UTF-8' noted 'note: the model never saw the word "..." in training; it does what it can' \
+    -m words.safetensors -p "$(head -c 50 /dev/zero | tr '\000' '\200')"
+check 'quiet' noted '' -q -m words.safetensors -p 'a red elephant'
+check 'ids are no words' noted '' -m words.safetensors --prompt-ids 0,50,1
+check 'a model that does not tell its words' noted '' -m model.safetensors -p 'a red elephant'
+
 # Help: every command, every flag of it, in help and manual.
 "$TSAR" --man >manual
 for command in generate encode decode trace verify import synth info bench cluster; do

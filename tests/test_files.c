@@ -101,8 +101,7 @@ static void check_conversions(tsar_file *file, const tsar_tensor *t, const unsig
             memcpy(&expected, bytes + 8 * i, 8);
             memcpy(&single, bytes + 4 * i, 4);
             memcpy(&half, bytes + 2 * i, 2);
-            if (t->dtype != TSAR_F64)
-                expected = t->dtype == TSAR_F32 ? (double)single : t->dtype == TSAR_F16 ? tsar_widen_f16(half) : tsar_widen_bf16(half);
+            if (t->dtype != TSAR_F64) expected = t->dtype == TSAR_F32 ? (double)single : t->dtype == TSAR_F16 ? tsar_widen_f16(half) : tsar_widen_bf16(half);
             CHECK(wide[i] == expected || (wide[i] != wide[i] && expected != expected), "%s[%d] as double", t->name, (int)i);
         }
     } else if (tsar_dtype_size(t->dtype) < 8) {
@@ -133,8 +132,7 @@ static void test_round_trip(void)
         previous = size;
         if (t->rank != 3) continue;
         CHECK(!strcmp(t->name, tsar_dtype_name(t->dtype)) && t->shape[0] == 3 && t->shape[1] == 4 && t->shape[2] == 5, "shape of %s", t->name);
-        CHECK(tsar_file_read(file, t, 0, t->count, back, &err) == TSAR_OK && !memcmp(back, data[t->dtype], (size_t)t->count * size), "data of %s",
-              t->name);
+        CHECK(tsar_file_read(file, t, 0, t->count, back, &err) == TSAR_OK && !memcmp(back, data[t->dtype], (size_t)t->count * size), "data of %s", t->name);
         CHECK(tsar_file_read(file, t, 50, 10, back, &err) == TSAR_OK && !memcmp(back, data[t->dtype] + 50 * size, 10 * size), "end of %s", t->name);
         CHECK(tsar_file_read(file, t, 7, 3, back, &err) == TSAR_OK && !memcmp(back, data[t->dtype] + 7 * size, 3 * size), "piece of %s", t->name);
         CHECK(tsar_file_read(file, t, 50, 11, back, &err) == TSAR_INPUT, "read beyond %s", t->name);
@@ -142,8 +140,7 @@ static void test_round_trip(void)
     }
     const tsar_tensor *scalar = tsar_file_find(file, "scalar"), *empty = tsar_file_find(file, "empty");
     double value = 0;
-    CHECK(scalar && scalar->rank == 0 && scalar->count == 1 && tsar_file_read_f64(file, scalar, 0, 1, &value, &err) == TSAR_OK && value == 0.5,
-          "rank 0");
+    CHECK(scalar && scalar->rank == 0 && scalar->count == 1 && tsar_file_read_f64(file, scalar, 0, 1, &value, &err) == TSAR_OK && value == 0.5, "rank 0");
     CHECK(empty && empty->rank == 2 && empty->count == 0 && tsar_file_read(file, empty, 0, 0, back, &err) == TSAR_OK, "no elements");
     CHECK(!tsar_file_find(file, "nothing") && !tsar_file_meta(file, "nothing") && tsar_file_meta_count(file) == 3, "absent names");
     const char *replaced = tsar_file_meta(file, "b"), *escaped = tsar_file_meta(file, "a \"quoted\" \\ key");
@@ -264,15 +261,14 @@ static const struct {
 
 static void test_hostile_headers(void)
 {
-    static const char mixed[] = "{ \"__metadata__\" : {\"\\u006b\" :\"\\ud83c\\udfa8\\u20ac\\u00e4\\n\\/\"} ,\t\"z\":" T(
-        "0", "4", "4") ",\r\n\"a\" : " T("", "0", "4") ",\"e\":" T("3,0,4294967295", "0", "0") "}   ";
+    static const char mixed[] = "{ \"__metadata__\" : {\"\\u006b\" :\"\\ud83c\\udfa8\\u20ac\\u00e4\\n\\/\"} ,\t\"z\":" T("0", "4", "4") ",\r\n\"a\" : " T(
+        "", "0", "4") ",\"e\":" T("3,0,4294967295", "0", "0") "}   ";
     tsar_error err;
     tsar_file *file;
     for (size_t i = 0; i < sizeof hostile / sizeof *hostile; i++) {
         const tsar_status status = open_header(hostile[i].header, strlen(hostile[i].header), hostile[i].data, &file, &err);
         CHECK(status == TSAR_INPUT && !file, "refused: %s", hostile[i].header);
-        CHECK(strstr(err.text, path) && strstr(err.text, hostile[i].reason), "%s: \"%s\" should say %s", hostile[i].header, err.text,
-              hostile[i].reason);
+        CHECK(strstr(err.text, path) && strstr(err.text, hostile[i].reason), "%s: \"%s\" should say %s", hostile[i].header, err.text, hostile[i].reason);
         tsar_file_close(file);
     }
     CHECK(open_header("{\"a\0b\":1}", 9, 0, &file, &err) == TSAR_INPUT, "NUL in a name");
@@ -282,8 +278,7 @@ static void test_hostile_headers(void)
     if (file) {
         const char *value = tsar_file_meta(file, "k");
         CHECK(value && !strcmp(value, "\xF0\x9F\x8E\xA8\xE2\x82\xAC\xC3\xA4\n/"), "decoded escapes");
-        CHECK(tsar_file_count(file) == 3 && !strcmp(tsar_file_at(file, 0)->name, "e") && !strcmp(tsar_file_at(file, 2)->name, "z"),
-              "order of the data");
+        CHECK(tsar_file_count(file) == 3 && !strcmp(tsar_file_at(file, 0)->name, "e") && !strcmp(tsar_file_at(file, 2)->name, "z"), "order of the data");
     }
     tsar_file_close(file);
 }
@@ -363,8 +358,7 @@ static void test_output(void)
     bytes = slurp(path, &size);
     CHECK(bytes && size == 3 && !memcmp(bytes, "new", 3), "abandoned: the file as it was");
     free(bytes);
-    CHECK(tsar_output_open(&output, "no/such/folder/file", &err) == TSAR_INPUT && strstr(err.text, "no/such/folder/file"), "absent folder: %s",
-          err.text);
+    CHECK(tsar_output_open(&output, "no/such/folder/file", &err) == TSAR_INPUT && strstr(err.text, "no/such/folder/file"), "absent folder: %s", err.text);
     CHECK(tsar_output_open(&output, "", &err) == TSAR_INPUT, "empty name: %s", err.text);
     tsar_output_abandon(NULL);
 
@@ -373,8 +367,7 @@ static void test_output(void)
     CHECK(tsar_writer_next(writer) != NULL && tsar_writer_put(writer, values, 4, &err) == TSAR_INPUT, "more than declared");
     CHECK(tsar_writer_put(writer, values, 2, &err) == TSAR_OK && tsar_writer_next(writer) == NULL, "next before the end");
     CHECK(tsar_writer_put(writer, values, 1, &err) == TSAR_INPUT, "put after that");
-    CHECK(tsar_writer_declare(writer, "b", TSAR_F32, 1, &three, &err) == TSAR_INPUT && tsar_writer_meta(writer, "b", "", &err) == TSAR_INPUT,
-          "too late");
+    CHECK(tsar_writer_declare(writer, "b", TSAR_F32, 1, &three, &err) == TSAR_INPUT && tsar_writer_meta(writer, "b", "", &err) == TSAR_INPUT, "too late");
     CHECK(tsar_writer_commit(writer, &err) == TSAR_INPUT && strstr(err.text, "2 of its 3"), "incomplete: %s", err.text);
     CHECK(tsar_writer_open(&writer, path, &err) == TSAR_OK && tsar_writer_declare(writer, "a", TSAR_F32, 1, &three, &err) == TSAR_OK, "declare");
     CHECK(tsar_writer_commit(writer, &err) == TSAR_INPUT, "no data: %s", err.text);
@@ -383,8 +376,7 @@ static void test_output(void)
     CHECK(tsar_writer_declare(writer, "__metadata__", TSAR_F32, 1, &three, &err) == TSAR_INPUT, "reserved name");
     CHECK(tsar_writer_declare(writer, "\xFF", TSAR_F32, 1, &three, &err) == TSAR_INPUT && tsar_writer_meta(writer, "k", "\xFF", &err) == TSAR_INPUT,
           "no UTF-8");
-    CHECK(tsar_writer_next(writer) == NULL && tsar_writer_commit(writer, &err) == TSAR_INPUT && strstr(err.text, "twice"), "two of a name: %s",
-          err.text);
+    CHECK(tsar_writer_next(writer) == NULL && tsar_writer_commit(writer, &err) == TSAR_INPUT && strstr(err.text, "twice"), "two of a name: %s", err.text);
     bytes = slurp(path, &size);
     CHECK(bytes && size == 3 && !memcmp(bytes, "new", 3), "after all that, the file as it was");
     free(bytes);
@@ -547,20 +539,17 @@ static void test_configurations(void)
               bad_configurations[i].change, err.text, bad_configurations[i].named);
     }
     CHECK(read_keys(&c, shuffle_keys, "", &err) == TSAR_OK, "token-shuffle: %s", err.text);
-    CHECK(c.rows == 4 && c.columns == 2 && c.tokens == 8 && c.vocab == 32 && c.rope_base == 10000 && c.norm_eps == 1e-5 && c.has_gpt && !c.has_vq,
-          "derived");
+    CHECK(c.rows == 4 && c.columns == 2 && c.tokens == 8 && c.vocab == 32 && c.rope_base == 10000 && c.norm_eps == 1e-5 && c.has_gpt && !c.has_vq, "derived");
     CHECK(c.defaults.cfg == 7.5 && !strcmp(c.defaults.cfg_schedule, "half-linear") && c.defaults.top_k == 0 && c.defaults.top_p == 1, "defaults");
-    CHECK(read_keys(&c, shuffle_keys, "shuffle=1 shuffle_blocks=- shuffle_hidden=- grid_h=7", &err) == TSAR_OK && c.tokens == 28, "s = 1: %s",
-          err.text);
+    CHECK(read_keys(&c, shuffle_keys, "shuffle=1 shuffle_blocks=- shuffle_hidden=- grid_h=7", &err) == TSAR_OK && c.tokens == 28, "s = 1: %s", err.text);
     CHECK(read_keys(&c, shuffle_keys, "n_coarse=8 default_cfg=3 default_top_k=0 default_top_p=.5 default_cfg_schedule=cosine", &err) == TSAR_OK &&
               c.vocab == 8 && c.defaults.cfg == 3 && c.defaults.top_p == 0.5 && !strcmp(c.defaults.cfg_schedule, "cosine"),
           "default keys: %s", err.text);
-    CHECK(read_keys(&c, c2i_keys, "seed=18446744073709551615", &err) == TSAR_OK && c.seed == UINT64_MAX && c.shuffle == 1 && c.rope_2d, "c2i: %s",
-          err.text);
+    CHECK(read_keys(&c, c2i_keys, "seed=18446744073709551615", &err) == TSAR_OK && c.seed == UINT64_MAX && c.shuffle == 1 && c.rope_2d, "c2i: %s", err.text);
     CHECK(c.defaults.cfg == 4 && !strcmp(c.defaults.cfg_schedule, "constant") && c.defaults.top_k == 2000, "c2i defaults");
     CHECK(read_keys(&c, t2i_keys, "", &err) == TSAR_OK && c.defaults.cfg == 7.5 && c.defaults.top_k == 1000, "t2i: %s", err.text);
-    CHECK(read_keys(&c, vq_keys, "", &err) == TSAR_OK && c.has_vq && !c.has_gpt && c.vq_levels == 2 && c.vq_factor == 2 && c.vq_groups == 32,
-          "vq: %s", err.text);
+    CHECK(read_keys(&c, vq_keys, "", &err) == TSAR_OK && c.has_vq && !c.has_gpt && c.vq_levels == 2 && c.vq_factor == 2 && c.vq_groups == 32, "vq: %s",
+          err.text);
     CHECK(read_keys(&c, fine_keys, "", &err) == TSAR_OK && c.has_fine && c.vocab == 16, "fine: %s", err.text);
 }
 
@@ -598,8 +587,7 @@ static void test_synthesis(void)
     if (!file) return;
     const char *note = tsar_file_meta(file, "note");
     CHECK(note && !strcmp(note, "kept"), "unknown keys are kept");
-    CHECK(tsar_file_read(file, tsar_file_find(file, "gpt.tok_embeddings.weight"), 0, 4, first, &err) == TSAR_OK &&
-              !memcmp(first, expected, sizeof first),
+    CHECK(tsar_file_read(file, tsar_file_find(file, "gpt.tok_embeddings.weight"), 0, 4, first, &err) == TSAR_OK && !memcmp(first, expected, sizeof first),
           "the first values of SPEC 7");
     tsar_file_close(file);
     for (size_t i = 0; i < sizeof models / sizeof *models; i++)
@@ -611,8 +599,7 @@ static void test_synthesis(void)
             tsar_model_close(model);
             model = NULL;
         }
-    CHECK(synth(path, shuffle_keys, vq_keys, TSAR_F32, &err) == TSAR_OK && tsar_model_open(&model, path, 1, &err) == TSAR_OK, "two parts: %s",
-          err.text);
+    CHECK(synth(path, shuffle_keys, vq_keys, TSAR_F32, &err) == TSAR_OK && tsar_model_open(&model, path, 1, &err) == TSAR_OK, "two parts: %s", err.text);
     tsar_model_close(model);
     CHECK(synth(path, c2i_keys, "", TSAR_F64, &err) == TSAR_USAGE, "no F64 synthesis");
     CHECK(tsar_model_open(&model, path, 0, &err) == TSAR_USAGE && tsar_model_open(&model, path, 100000, &err) == TSAR_USAGE, "threads");
@@ -639,8 +626,7 @@ static tsar_status compare_weight(void *context, const tsar_weight *weight, tsar
             if (weight->use == TSAR_AS_TABLE) tsar_table_row(row, weight->slot, r);
             for (size_t k = 0; k < cols; k++) {
                 float value = 0;
-                if (weight->use == TSAR_AS_MATRIX)
-                    memcpy(&value, (const char *)m->panels + 4 * ((r / TSAR_PANEL * cols + k) * TSAR_PANEL + r % TSAR_PANEL), 4);
+                if (weight->use == TSAR_AS_MATRIX) memcpy(&value, (const char *)m->panels + 4 * ((r / TSAR_PANEL * cols + k) * TSAR_PANEL + r % TSAR_PANEL), 4);
                 const double got = weight->use == TSAR_AS_MATRIX   ? (double)value
                                    : weight->use == TSAR_AS_TABLE  ? row[k]
                                    : weight->use == TSAR_AS_VECTOR ? (*(double **)weight->slot)[r]
@@ -666,6 +652,49 @@ static void test_loading(void)
         CHECK(c.good && c.checked > 10000, "model %d: %d numbers as in the file", (int)i, (int)c.checked);
         tsar_file_close(c.file);
         tsar_model_close(model);
+    }
+}
+
+/* A model that takes its tokenizer from a file beside it (vq_file) is, to every reader, the model that holds it. */
+static void test_shared_tokenizer(void)
+{
+    static const struct {
+        const char *lender, *key, *named;
+    } bad[] = { { vq_keys, "vq_file=absent.tmp.safetensors", "absent.tmp.safetensors" },
+                { vq_keys, "vq_file=./test_files.tmp.2.safetensors", "without a directory" },
+                { vq_keys, "vq_file=..\\test_files.tmp.2.safetensors", "without a directory" },
+                { shuffle_keys, "vq_file=test_files.tmp.2.safetensors", "has none itself" },
+                { "vq_ch=32 vq_ch_mult=2,1 vq_res_blocks=1 vq_z_channels=32 vq_embed_dim=8 vq_l2_norm=1 codebook_size=31",
+                  "vq_file=test_files.tmp.2.safetensors", "vq.quantize.embedding.weight" } };
+    tsar_error err;
+    tsar_file *whole = NULL, *part = NULL;
+    tsar_model *model = NULL;
+    static float a[100000], b[100000];
+    CHECK(synth(other_path, shuffle_keys, vq_keys, TSAR_F32, &err) == TSAR_OK, "the whole model: %s", err.text);
+    CHECK(synth(path, shuffle_keys, "seed=6 vq_file=test_files.tmp.2.safetensors", TSAR_F32, &err) == TSAR_OK, "without its tokenizer: %s", err.text);
+    CHECK(tsar_file_open(&whole, other_path, &err) == TSAR_OK && tsar_file_open(&part, path, &err) == TSAR_OK, "open: %s", err.text);
+    if (whole && part) {
+        int same = tsar_file_count(whole) == tsar_file_count(part) && tsar_file_meta_count(whole) == tsar_file_meta_count(part);
+        for (size_t i = 0; i < tsar_file_count(whole) && same; i++) {
+            const tsar_tensor *t = tsar_file_at(whole, i), *u = tsar_file_find(part, t->name);
+            same = u && u->rank == t->rank && u->count == t->count && t->count <= 100000 && tsar_file_read(whole, t, 0, t->count, a, &err) == TSAR_OK &&
+                   tsar_file_read(part, u, 0, u->count, b, &err) == TSAR_OK && !memcmp(a, b, (size_t)t->count * sizeof *a);
+        }
+        for (size_t i = 0; i < tsar_file_meta_count(whole) && same; i++) {
+            const char *key, *value;
+            tsar_file_meta_at(whole, i, &key, &value);
+            same = tsar_file_meta(part, key) && !strcmp(tsar_file_meta(part, key), value);
+        }
+        CHECK(same, "the tensors and keys of the whole model");
+    }
+    tsar_file_close(whole);
+    tsar_file_close(part);
+    CHECK(tsar_model_open(&model, path, 1, &err) == TSAR_OK && model->config.has_vq && model->config.has_gpt, "as a model: %s", err.text);
+    tsar_model_close(model);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        const tsar_status made = synth(other_path, bad[i].lender, "", TSAR_F32, &err) | synth(path, shuffle_keys, bad[i].key, TSAR_F32, &err);
+        const tsar_status status = tsar_model_open(&model, path, 1, &err);
+        CHECK(made == TSAR_OK && status == TSAR_INPUT && strstr(err.text, bad[i].named), "%s: %s", bad[i].key, err.text);
     }
 }
 
@@ -712,8 +741,7 @@ static tsar_status copy_changed(tsar_file *from, const char *to, const change *c
         const int poisoned = ch->poison && !strcmp(ch->poison, t->name);
         const int64_t whole = poisoned && t->dtype == TSAR_I64 ? (int64_t)ch->bad : 0;
         if (poisoned)
-            memcpy((char *)values + ch->at * tsar_dtype_size(t->dtype), t->dtype == TSAR_I64 ? (const void *)&whole : &bad,
-                   tsar_dtype_size(t->dtype));
+            memcpy((char *)values + ch->at * tsar_dtype_size(t->dtype), t->dtype == TSAR_I64 ? (const void *)&whole : &bad, tsar_dtype_size(t->dtype));
         if (status == TSAR_OK) status = tsar_writer_put(writer, values, t->count, err);
         tsar_free(values);
     }
@@ -733,16 +761,12 @@ static void test_bad_models(void)
     } cases[] = {
         { shuffle_keys, { .drop = "gpt.layers.1.ffn_norm.weight" }, "gpt.layers.1.ffn_norm.weight is missing" },
         { shuffle_keys, { .poison = "gpt.norm.weight", .at = 63, .bad = NAN }, "element 63 of tensor gpt.norm.weight" },
-        { shuffle_keys,
-          { .poison = "gpt.layers.0.attention.wo.weight", .at = 65, .bad = INFINITY },
-          "element 65 of tensor gpt.layers.0.attention.wo.weight" },
+        { shuffle_keys, { .poison = "gpt.layers.0.attention.wo.weight", .at = 65, .bad = INFINITY }, "element 65 of tensor gpt.layers.0.attention.wo.weight" },
         { shuffle_keys, { .poison = "gpt.tok_embeddings.weight", .at = 1, .bad = -INFINITY }, "element 1 of tensor gpt.tok_embeddings.weight" },
         { shuffle_keys, { .poison = "gpt.output.weight", .at = 300 * 64 + 5, .bad = NAN }, "element 19205 of tensor gpt.output.weight" },
         { shuffle_keys, { .reshape = "gpt.output.weight" }, "shape [21248], the configuration needs [332, 64]" },
         { shuffle_keys, { .recast = "gpt.layers.0.attention.wo.weight" }, "dtype I16" },
-        { shuffle_keys,
-          { .extra = "gpt.layers.2.attention.wo.weight", .extra_values = merges, .n = 4 },
-          "gpt.layers.2.attention.wo.weight does not belong" },
+        { shuffle_keys, { .extra = "gpt.layers.2.attention.wo.weight", .extra_values = merges, .n = 4 }, "gpt.layers.2.attention.wo.weight does not belong" },
         { shuffle_keys, { .extra = "vq.x", .extra_values = merges, .n = 4 }, "vq.x does not belong" },
         { shuffle_keys, { .key = "dim", .value = "128" }, "the configuration needs" },
         { shuffle_keys, { .key = "n_layer", .value = "16777216" }, "gpt.layers.2.attention_norm.weight is missing" },
@@ -767,8 +791,7 @@ static void test_bad_models(void)
         CHECK(copy_changed(file, other_path, &cases[i].ch, &err) == TSAR_OK, "copy: %s", err.text);
         tsar_file_close(file);
         const tsar_status status = tsar_model_open(&model, other_path, 1, &err);
-        CHECK(status == TSAR_INPUT && strstr(err.text, other_path) && strstr(err.text, cases[i].named), "\"%s\" should say: %s", err.text,
-              cases[i].named);
+        CHECK(status == TSAR_INPUT && strstr(err.text, other_path) && strstr(err.text, cases[i].named), "\"%s\" should say: %s", err.text, cases[i].named);
         tsar_model_close(model);
     }
     /* What is not needed is not judged: rows of the head for text ids, rows of a longer uncond_embedding, other tensors. */
@@ -776,8 +799,8 @@ static void test_bad_models(void)
     const change fewer = { .key = "cond_tokens", .value = "4" };
     for (int i = 0; i < 2; i++) {
         if ((file = synth_file(i ? t2i_keys : shuffle_keys, "")) == NULL) continue;
-        CHECK(copy_changed(file, other_path, i ? &fewer : &harmless, &err) == TSAR_OK && tsar_model_open(&model, other_path, 1, &err) == TSAR_OK,
-              "%s", err.text);
+        CHECK(copy_changed(file, other_path, i ? &fewer : &harmless, &err) == TSAR_OK && tsar_model_open(&model, other_path, 1, &err) == TSAR_OK, "%s",
+              err.text);
         CHECK(i == 0 || (model && model->uncond_embedding.rows == 4), "uncond_embedding is cut to cond_tokens");
         tsar_file_close(file);
         tsar_model_close(model);
@@ -818,8 +841,7 @@ static void check_text(const tsar_model *model, const char *prompt, size_t lengt
     }
     for (size_t i = 0; i < length; i++) naive[i] = 3 + (unsigned char)prompt[i];
     const size_t expected = merge_naively(naive, length, model->merges, model->n_merges);
-    CHECK(n == expected + 2 && ids[0] == TSAR_BOS && ids[n - 1] == TSAR_SOI && !memcmp(ids + 1, naive, expected * sizeof *ids), "ids of %d bytes",
-          (int)length);
+    CHECK(n == expected + 2 && ids[0] == TSAR_BOS && ids[n - 1] == TSAR_SOI && !memcmp(ids + 1, naive, expected * sizeof *ids), "ids of %d bytes", (int)length);
     CHECK(tsar_text_decode(model, ids, n, &back, &err) == TSAR_OK && !strcmp(back, prompt), "decode: %s", err.text);
     tsar_free(ids);
     tsar_free(naive);
@@ -878,6 +900,7 @@ int main(void)
     test_configurations();
     test_synthesis();
     test_loading();
+    test_shared_tokenizer();
     test_bad_models();
     test_text();
     remove(path);

@@ -7,25 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PATH "test_gpt.tmp.safetensors"
-
-/* A synthetic model from "key=value key=value ...". */
 static tsar_model *synthesise(const char *settings, tsar_dtype dtype)
 {
-    char text[512];
-    const char *keys[40], *values[40];
-    size_t n = 0;
     tsar_error err = { "" };
     tsar_model *model = NULL;
-    strcpy(text, settings);
-    for (char *word = strtok(text, " "); word; word = strtok(NULL, " ")) {
-        char *equals = strchr(word, '=');
-        *equals = '\0';
-        keys[n] = word;
-        values[n++] = equals + 1;
-    }
-    CHECK(tsar_synth(PATH, keys, values, n, dtype, &err) == TSAR_OK && tsar_model_open(&model, PATH, 1, &err) == TSAR_OK, "%s", err.text);
-    remove(PATH);
+    CHECK(test_synthesise(&model, "test_gpt.tmp.safetensors", settings, dtype, 1, &err) == TSAR_OK, "%s", err.text);
     return model;
 }
 

@@ -75,21 +75,13 @@ static void note(void *context, const char *line)
 /* "n_head=4 grid_h=4": keys and values, separated by blanks. */
 static tsar_status import_files(const char *const *paths, size_t n_paths, const char *settings, tsar_error *err)
 {
-    static char text[512];
-    const char *keys[32], *values[32];
-    size_t n = 0;
-    snprintf(text, sizeof text, "%s", settings);
-    for (char *at = strtok(text, " "); at; at = strtok(NULL, " ")) {
-        char *equals = strchr(at, '=');
-        *equals = '\0';
-        keys[n] = at;
-        values[n++] = equals + 1;
-    }
+    test_settings s;
+    test_split(&s, settings);
     notes[0] = '\0';
     n_notes = 0;
     err->text[0] = '\0';
     remove(MODEL);
-    return tsar_import(paths, n_paths, MODEL, keys, values, n, note, NULL, err);
+    return tsar_import(paths, n_paths, MODEL, s.keys, s.values, s.n, note, NULL, err);
 }
 
 static tsar_status import_file(const char *path, const char *settings, tsar_error *err) { return import_files(&path, 1, settings, err); }
@@ -97,16 +89,7 @@ static tsar_status import_file(const char *path, const char *settings, tsar_erro
 static void synth(const char *path, const char *like, tsar_dtype dtype)
 {
     tsar_error err;
-    tsar_file *file;
-    const char *keys[64], *values[64];
-    size_t n = 0;
-    if (tsar_file_open(&file, like, &err) != TSAR_OK) {
-        CHECK(0, "%s", err.text);
-        return;
-    }
-    for (; n < tsar_file_meta_count(file) && n < 64; n++) tsar_file_meta_at(file, n, &keys[n], &values[n]);
-    CHECK(tsar_synth(path, keys, values, n, dtype, &err) == TSAR_OK, "synth like %s: %s", like, err.text);
-    tsar_file_close(file);
+    CHECK(test_synth_like(path, like, dtype, &err) == TSAR_OK, "synth like %s: %s", like, err.text);
 }
 
 /* The two files hold the same tensors, bit for bit. */

@@ -346,32 +346,14 @@ static void test_orders(void)
 
 /* ---------------------------------------------------------------------------------------------------- 4. generation */
 
-/* A synthetic model, or NULL after a failed check. */
-static tsar_model *synthesise(const char *const *keys, const char *const *values, size_t n)
-{
-    static const char path[] = "test_sampler.tmp.safetensors";
-    tsar_error err = { "" };
-    tsar_model *model = NULL;
-    tsar_status status = tsar_synth(path, keys, values, n, TSAR_F32, &err);
-    if (status == TSAR_OK) status = tsar_model_open(&model, path, 1, &err);
-    remove(path);
-    return CHECK(status == TSAR_OK, "a synthetic model: %s", err.text) ? model : NULL;
-}
+#define SYNTHETIC "test_sampler.tmp.safetensors"
 
-/* The same from "key=value key=value ...". */
+/* The synthetic model of "key=value key=value ...", or NULL after a failed check. */
 static tsar_model *describe(const char *text)
 {
-    char words[1000];
-    const char *keys[60], *values[60];
-    size_t n = 0;
-    strcpy(words, text);
-    for (char *word = strtok(words, " "); word != NULL; word = strtok(NULL, " "), n++) {
-        char *equals = strchr(word, '=');
-        *equals = '\0';
-        keys[n] = word;
-        values[n] = equals + 1;
-    }
-    return synthesise(keys, values, n);
+    tsar_error err = { "" };
+    tsar_model *model = NULL;
+    return CHECK(test_synthesise(&model, SYNTHETIC, text, TSAR_F32, 1, &err) == TSAR_OK, "a synthetic model: %s", err.text) ? model : NULL;
 }
 
 typedef struct {
@@ -801,11 +783,12 @@ typedef struct {
 
 static int golden_model(golden *g, tsar_file *file)
 {
-    const char *keys[60], *values[60];
-    const size_t n = tsar_file_meta_count(file);
-    for (size_t i = 0; i < n; i++) tsar_file_meta_at(file, i, &keys[i], &values[i]);
+    tsar_error err = { "" };
     memset(g, 0, sizeof *g);
-    g->model = synthesise(keys, values, n);
+    tsar_status status = test_synth_like(SYNTHETIC, tsar_file_path(file), TSAR_F32, &err);
+    if (status == TSAR_OK) status = tsar_model_open(&g->model, SYNTHETIC, 1, &err);
+    remove(SYNTHETIC);
+    CHECK(status == TSAR_OK, "a synthetic model: %s", err.text);
     if ((g->text = golden_read(file, "input.text", 1)) != NULL) g->prompt.n_text = (size_t)tsar_file_find(file, "input.text")->count;
     if ((g->class_id = golden_read(file, "input.class", 1)) != NULL) g->prompt.class_id = (size_t)g->class_id[0];
     g->prompt.text = g->text;

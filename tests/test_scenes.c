@@ -12,7 +12,7 @@ static uint8_t picture[SIDE * SIDE * 3];
 static int judged(const scene *s)
 {
     scene_object found[SCENE_FOUND];
-    return scene_judge(s, found, scene_find(picture, SIDE, SIDE, found));
+    return scene_judge(s, found, scene_find(picture, found));
 }
 
 /* Fresh scenes of every category, held-out ones too: at least 99.5 % are judged right. */

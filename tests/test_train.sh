@@ -25,7 +25,7 @@ stages() { # the whole chain, a few steps each
     run vq vq --steps 4 --batch 2
     run codes codes --vq "$WORK/vq" -n 24
     for s in 1 2 4; do
-        run "gpt$s" gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle $s --steps 3 --batch 3 --layers 2 --without-vq
+        run "gpt$s" gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle $s --steps 3 --batch 3 --layers 2 --vq-file vq
     done
     run coarse coarse --vq "$WORK/vq" --codes "$WORK/codes" --coarse 16 --steps 3 --batch 2 --layers 2
     run fine fine --vq "$WORK/vq" --codes "$WORK/codes" --coarse 16 --model "$WORK/coarse" --steps 3 --batch 2 --layers 2
@@ -48,7 +48,7 @@ rm -f "$WORK"/*.checkpoint
 THREADS=2
 run vq vq --steps 4 --batch 2
 run codes codes --vq "$WORK/vq" -n 24
-run gpt2 gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch 3 --layers 2 --without-vq
+run gpt2 gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch 3 --layers 2 --vq-file vq
 for name in vq codes gpt2; do
     cmp -s "$WORK/$name" "$WORK/two/$name" || fail "$name differs between one thread and two"
 done
@@ -58,8 +58,8 @@ THREADS=1
 rm -f "$WORK"/*.checkpoint "$WORK/vq" "$WORK/gpt2"
 run vq vq --steps 4 --batch 2 --stop-after 3
 run vq vq --steps 4 --batch 2
-run gpt2 gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch 3 --layers 2 --without-vq --stop-after 1
-run gpt2 gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch 3 --layers 2 --without-vq
+run gpt2 gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch 3 --layers 2 --vq-file vq --stop-after 1
+run gpt2 gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch 3 --layers 2 --vq-file vq
 for name in vq gpt2; do
     cmp -s "$WORK/$name" "$WORK/two/$name" || fail "$name differs when it is trained in two sittings"
 done
@@ -76,13 +76,13 @@ cmp -s "$WORK/vq" "$WORK/two/vq" || fail "vq differs after an interrupt"
 
 # A full disk: status 4, and the checkpoint of before.
 rm -f "$WORK/gpt2" "$WORK/gpt2.checkpoint"
-run gpt2 gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch 3 --layers 2 --without-vq --stop-after 1
+run gpt2 gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch 3 --layers 2 --vq-file vq --stop-after 1
 before=$(digest gpt2.checkpoint)
-(trap '' XFSZ; ulimit -f 1000; "$TRAIN" gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch 3 --layers 2 --without-vq -o "$WORK/gpt2" 2>"$WORK/log")
+(trap '' XFSZ; ulimit -f 1000; "$TRAIN" gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch 3 --layers 2 --vq-file vq -o "$WORK/gpt2" 2>"$WORK/log")
 status=$?
 [ $status -eq 4 ] || fail "a full disk ends with status $status: $(tail -n 1 "$WORK/log")"
 [ "$before" = "$(digest gpt2.checkpoint)" ] || fail "a full disk has damaged the checkpoint"
-run gpt2 gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch 3 --layers 2 --without-vq
+run gpt2 gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch 3 --layers 2 --vq-file vq
 cmp -s "$WORK/gpt2" "$WORK/two/gpt2" || fail "gpt2 differs after a full disk"
 
 # A checkpoint of another run is refused.

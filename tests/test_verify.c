@@ -45,19 +45,6 @@ static outcome verify(const tsar_model *model, const char *path, double rtol)
 
 /* ------------------------------------------------------------------------------------------------------- golden vectors */
 
-static tsar_status synth_like(const char *path, tsar_error *err)
-{
-    const char *keys[64], *values[64];
-    tsar_file *file = NULL;
-    size_t n = 0;
-    tsar_status status = tsar_file_open(&file, path, err);
-    if (status != TSAR_OK) return status;
-    for (; n < tsar_file_meta_count(file) && n < 64; n++) tsar_file_meta_at(file, n, &keys[n], &values[n]);
-    status = tsar_synth(model_path, keys, values, n, TSAR_F32, err);
-    tsar_file_close(file);
-    return status;
-}
-
 static void test_vectors(void)
 {
     static const struct {
@@ -76,7 +63,7 @@ static void test_vectors(void)
         tsar_error err = { "" };
         tsar_model *model = NULL;
         snprintf(path, sizeof path, "tests/vectors/%s.safetensors", vectors[i].name);
-        tsar_status status = synth_like(path, &err);
+        tsar_status status = test_synth_like(model_path, path, TSAR_F32, &err);
         if (status == TSAR_OK) status = tsar_model_open(&model, model_path, 1, &err);
         if (!CHECK(status == TSAR_OK, "%s: %s", vectors[i].name, err.text)) continue;
         outcome o = verify(model, path, vectors[i].rtol);

@@ -16,7 +16,7 @@ static int is_stack_key(const char *key)
 {
     static const char *const keys[] = { "arch",           "dim",         "n_layer",     "n_head",     "n_kv_head", "ffn_hidden",
                                         "norm_eps",       "rope",        "rope_base",   "text_vocab", "shuffle",   "shuffle_blocks",
-                                        "shuffle_hidden", "num_classes", "cond_tokens", "caption_dim" };
+                                        "shuffle_hidden", "num_classes", "cond_tokens", "caption_dim", "known_words" };
     if (strncmp(key, "fine_", 5) == 0 || strncmp(key, "default_", 8) == 0) return 1;
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
         if (strcmp(key, keys[i]) == 0) return 1;

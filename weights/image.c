@@ -292,6 +292,137 @@ tsar_status tsar_image_write(const char *path, const uint8_t *rgb, size_t H, siz
     return status;
 }
 
+/* --------------------------------------------------------------------------------------------------------------- text */
+
+#define GLYPH_ROWS 9 /* seven above the base line, two below; TSAR_LINE leaves one more between lines */
+
+/* The characters 32 to 126, sixteen in a band and six columns each, the last of them always blank. */
+/* clang-format off */
+static const char typeface[6][GLYPH_ROWS][6 * 16 + 1] = {
+    {
+        "      #     # #           #   ##  #  ##   #       #   #                                      #  ",
+        "      #     # #    # #   #### ##  # #  #  #      #     #    # #                              #  ",
+        "      #     # #   ##### # #      #  #  #  #     #       #    #      #                       #   ",
+        "      #            # #   ###    #    ##         #       #   ###     #                       #   ",
+        "      #           #####   # #  #    # # #       #       #    #    #####       ###          #    ",
+        "                   # #  ####  #  ## #  #         #     #    # #     #                     #     ",
+        "      #                   #   #  ##  ## #         #   #             #    #          #     #     ",
+        "                                                                         #                      ",
+        "                                                                        #                       ",
+    },
+    {
+        " ##     #    ##    ##     ##  ####   ##   ####   ##    ##                                  ##   ",
+        "#  #   ##   #  #  #  #   # #  #     #        #  #  #  #  #                 #        #     #  #  ",
+        "#  #    #      #     #   # #  ###   ###     #   #  #  #  #                #          #       #  ",
+        "#  #    #     #    ##   #  #     #  #  #    #    ##   #  #  #      #     #    ####    #     #   ",
+        "#  #    #    #       #  ####     #  #  #   #    #  #   ###                #          #     #    ",
+        "#  #    #   #     #  #     #  #  #  #  #   #    #  #     #                 #  ####  #           ",
+        " ##    ###  ####   ##      #   ##    ##    #     ##    ##   #      #                       #    ",
+        "                                                                   #                            ",
+        "                                                                  #                             ",
+    },
+    {
+        " ###   ###  ####   ###  ####  ####  ####   ###  #   # ###     ##  #   # #     #   # #   #  ###  ",
+        "#   # #   # #   # #   # #   # #     #     #   # #   #  #       #  #  #  #     ## ## ##  # #   # ",
+        "# ### #   # #   # #     #   # #     #     #     #   #  #       #  # #   #     # # # ##  # #   # ",
+        "# # # #   # ####  #     #   # ###   ###   # ### #####  #       #  ##    #     # # # # # # #   # ",
+        "# ### ##### #   # #     #   # #     #     #   # #   #  #       #  # #   #     #   # #  ## #   # ",
+        "#     #   # #   # #   # #   # #     #     #   # #   #  #    #  #  #  #  #     #   # #  ## #   # ",
+        " #### #   # ####   ###  ####  ####  #      ###  #   # ###    ##   #   # ####  #   # #   #  ###  ",
+        "                                                                                                ",
+        "                                                                                                ",
+    },
+    {
+        "####   ###  ####   ###  ##### #   # #   # #   # #   # #   # ##### ##    #     ##     #          ",
+        "#   # #   # #   # #   #   #   #   # #   # #   # #   # #   #     # #     #      #    # #         ",
+        "#   # #   # #   # #       #   #   # #   # #   #  # #   # #     #  #      #     #                ",
+        "####  #   # ####   ###    #   #   #  # #  # # #   #    # #    #   #      #     #                ",
+        "#     # # # # #       #   #   #   #  # #  # # #  # #    #    #    #       #    #                ",
+        "#     #  #  #  #  #   #   #   #   #   #   ## ## #   #   #   #     #        #   #                ",
+        "#      ## # #   #  ###    #    ###    #   #   # #   #   #   ##### ##       #  ##                ",
+        "                                                                                          ####  ",
+        "                                                                                                ",
+    },
+    {
+        "#           #              #         ##         #     #      #    #     #                       ",
+        " #          #              #        #           #                 #     #                       ",
+        "       ##   ###    ##    ###   ##   ###    ###  ###   #      #    #  #  #     ## #  ###    ##   ",
+        "         #  #  #  #     #  #  #  #  #     #  #  #  #  #      #    # #   #     # # # #  #  #  #  ",
+        "       ###  #  #  #     #  #  ####  #     #  #  #  #  #      #    ##    #     # # # #  #  #  #  ",
+        "      #  #  #  #  #     #  #  #     #     #  #  #  #  #      #    # #   #     # # # #  #  #  #  ",
+        "       ###  ###    ##    ###   ###  #      ###  #  #  #      #    #  #   #    # # # #  #   ##   ",
+        "                                             #               #                                  ",
+        "                                           ##               #                                   ",
+    },
+    {
+        "                        #                                          ##   #     ##                ",
+        "                        #                                          #    #      #                ",
+        "###    ###  # #    ###  ###   #  #  #   # #   # #  #  #  #  ####   #    #      #                ",
+        "#  #  #  #  ##    #     #     #  #  #   # #   # #  #  #  #     #  #     #       #    # #        ",
+        "#  #  #  #  #      ##   #     #  #   # #  # # #  ##   #  #   ##    #    #      #    # #         ",
+        "#  #  #  #  #        #  #     #  #   # #  # # # #  #  #  #  #      #    #      #                ",
+        "###    ###  #     ###    ##    ###    #    # #  #  #   ###  ####   ##   #     ##                ",
+        "#        #                                               #                                      ",
+        "#        #                                             ##                                       ",
+    },
+};
+/* clang-format on */
+
+/* Whether character c has a point in this row and column of its cell. */
+static int has_point(char c, size_t row, size_t column)
+{
+    const size_t glyph = (c >= ' ' && c <= '~' ? (size_t)c : (size_t)'?') - ' ';
+    return typeface[glyph / 16][row][glyph % 16 * 6 + column] == '#';
+}
+
+/* Columns of a character, the blank one behind it included. */
+static size_t columns_of(char c)
+{
+    size_t columns = c == ' ' ? 2 : 0;
+    for (size_t i = 0; i < 5 * GLYPH_ROWS; i++)
+        if (i % 5 >= columns && has_point(c, i / 5, i % 5)) columns = i % 5 + 1;
+    return columns + 1;
+}
+
+size_t tsar_image_text_width(const char *text, size_t n)
+{
+    size_t width = 0;
+    for (size_t i = 0; i < n; i++) width += columns_of(text[i]);
+    return n ? width - 1 : 0;
+}
+
+/* Characters of text that make its first line: up to the last blank in front of which it fits into `width` points, or as many as
+ * fit if there is none, but at least one. */
+static size_t line_length(const char *text, size_t width)
+{
+    size_t fits = 1, blank = 0;
+    if (!*text) return 0;
+    for (size_t used = columns_of(text[0]); text[fits] && used + columns_of(text[fits]) - 1 <= width; fits++) {
+        used += columns_of(text[fits]);
+        if (text[fits] == ' ') blank = fits;
+    }
+    return !text[fits] || text[fits] == ' ' || !blank ? fits : blank;
+}
+
+static void draw_character(uint8_t *rgb, size_t H, size_t W, size_t x, size_t y, size_t dot, const uint8_t colour[3], char c)
+{
+    for (size_t j = 0; j < GLYPH_ROWS * dot && y + j < H; j++)
+        for (size_t i = 0; i < 5 * dot && x + i < W; i++)
+            if (has_point(c, j / dot, i / dot)) memcpy(rgb + ((y + j) * W + x + i) * 3, colour, 3);
+}
+
+size_t tsar_image_text(uint8_t *rgb, size_t H, size_t W, size_t x, size_t y, size_t width, size_t dot, const uint8_t colour[3], const char *text)
+{
+    size_t lines = 0;
+    for (size_t n; *text; lines++) {
+        n = line_length(text, width / dot);
+        for (size_t i = 0, at = x; rgb && i < n; at += columns_of(text[i++]) * dot)
+            draw_character(rgb, H, W, at, y + lines * TSAR_LINE * dot, dot, colour, text[i]);
+        text += n + (text[n] == ' ');
+    }
+    return lines;
+}
+
 /* ---------------------------------------------------------------------------------------------------------- order maps */
 
 /* Dark blue over green to yellow, f from 0 to 1. */
@@ -302,23 +433,13 @@ static void heat_colour(uint8_t *rgb, double f)
     for (size_t k = 0; k < 3; k++) rgb[k] = (uint8_t)(anchors[i][k] + (anchors[i + 1][k] - anchors[i][k]) * (4 * f - (double)i) + 0.5);
 }
 
-/* A number in black digits of 3 x 5 dots, each `dot` pixels wide, its upper left corner at (x, y). */
-static void draw_number(uint8_t *rgb, size_t W, size_t x, size_t y, size_t dot, const char *digits)
-{
-    static const unsigned font[10] = { 0x7B6F, 0x2C97, 0x73E7, 0x73CF, 0x5BC9, 0x79CF, 0x79EF, 0x7249, 0x7BEF, 0x7BCF };
-    for (; *digits; digits++, x += 4 * dot)
-        for (size_t i = 0; i < 15 * dot * dot; i++) {
-            const size_t row = i / (3 * dot), column = i % (3 * dot);
-            if (font[*digits - '0'] >> (14 - row / dot * 3 - column / dot) & 1) memset(rgb + ((y + row) * W + x + column) * 3, 0, 3);
-        }
-}
-
 /* The scale below the map runs from pass 0 at the left to the last at the right. */
 tsar_status tsar_order_map_write(const char *path, const int64_t *step_of, size_t rows, size_t columns, tsar_error *err)
 {
-    enum { BAR = 16, GAP = 8, DOT = 3, LEAST = 128 };
+    enum { BAR = 16, GAP = 8, DOT = 2, LEAST = 128 };
+    static const uint8_t black[3] = { 0, 0, 0 };
     const size_t longest = rows > columns ? rows : columns, cell = longest < 512 ? 512 / longest : 1;
-    const size_t W = columns * cell > LEAST ? columns * cell : LEAST, map = rows * cell, H = map + GAP + BAR + GAP + 5 * DOT + GAP;
+    const size_t W = columns * cell > LEAST ? columns * cell : LEAST, map = rows * cell, H = map + GAP + BAR + GAP + TSAR_LINE * DOT;
     int64_t last = 0;
     char number[24];
     uint8_t *rgb = tsar_alloc(H, W * 3, "the order map", err);
@@ -332,9 +453,10 @@ tsar_status tsar_order_map_write(const char *path, const int64_t *step_of, size_
         heat_colour(rgb + (y * W + x) * 3, last ? step / (double)last : 0);
     }
     for (size_t i = 0; i < BAR * W; i++) heat_colour(rgb + ((map + GAP + i / W) * W + i % W) * 3, (double)(i % W) / (double)(W - 1));
-    const size_t length = (size_t)snprintf(number, sizeof number, "%" PRId64, last) * 4 * DOT;
-    draw_number(rgb, W, 0, map + GAP + BAR + GAP, DOT, "0");
-    draw_number(rgb, W, W - length, map + GAP + BAR + GAP, DOT, number);
+    const size_t length = (size_t)snprintf(number, sizeof number, "%" PRId64, last);
+    const size_t x = W - tsar_image_text_width(number, length) * DOT;
+    (void)tsar_image_text(rgb, H, W, 0, map + GAP + BAR + GAP, W, DOT, black, "0");
+    (void)tsar_image_text(rgb, H, W, x, map + GAP + BAR + GAP, W, DOT, black, number);
     tsar_status status = tsar_image_write(path, rgb, H, W, NULL, NULL, 0, err);
     tsar_free(rgb);
     return status;

@@ -1,11 +1,13 @@
 #!/bin/sh
-# Trains the shipped models from nothing, stage by stage (`make weights`). Every stage is resumable: interrupt it at any time, give the
-# same command again, and it ends with the same bytes. State is kept in TSAR_TRAINING (default: the user's cache directory).
+# Trains the shipped models from nothing, stage by stage (`make weights`), and compares them with the shipped files. Every stage is
+# resumable: interrupt it at any time, give the same command again, and it ends with the same bytes. State is kept in TSAR_TRAINING
+# (default: the user's cache directory).
 #
 #     sh weights/make_weights.sh TRAIN [THREADS]
 set -eu
 TRAIN=$1
 THREADS=${2:-2}
+here=$(dirname "$0")
 dir=${TSAR_TRAINING:-${XDG_CACHE_HOME:-$HOME/.cache}/tsar}
 mkdir -p "$dir"
 export OMP_WAIT_POLICY=passive
@@ -15,15 +17,37 @@ stage() { # NAME COMMAND...: unless its result is there already
     shift
     if [ ! -f "$dir/$name.safetensors" ]; then
         echo "== $name"
+        started=$(date +%s)
         "$TRAIN" "$@" -o "$dir/$name.safetensors" --threads "$THREADS"
+        if [ ! -f "$dir/$name.safetensors" ]; then
+            echo 'interrupted; the same command continues'
+            exit 130
+        fi
+        echo "$name: $(($(date +%s) - started)) s in this sitting"
     fi
 }
 
-stage vq vq --steps 12000
-stage codes codes --vq "$dir/vq.safetensors" -n 160000
-for s in 2 4 1; do
-    stage s$s gpt --vq "$dir/vq.safetensors" --codes "$dir/codes.safetensors" --shuffle $s --steps 10000 --batch 32
-done
-stage coarse coarse --vq "$dir/vq.safetensors" --codes "$dir/codes.safetensors" --coarse 64 --steps 5000 --batch 32
-stage ctf fine --vq "$dir/vq.safetensors" --codes "$dir/codes.safetensors" --coarse 64 --model "$dir/coarse.safetensors" --steps 3000
-(cd "$dir" && sha256sum vq.safetensors s1.safetensors s2.safetensors s4.safetensors ctf.safetensors)
+model() { # NAME COMMAND FLAGS...: a transformer of the codes
+    name=$1
+    command=$2
+    shift 2
+    stage "$name" "$command" --vq "$dir/vq.safetensors" --codes "$dir/codes.safetensors" "$@"
+}
+
+stage vq vq
+stage codes codes --vq "$dir/vq.safetensors"
+# One number of pictures for all; the s = 2 model keeps the tokenizer that the others share.
+model tsar-s2 gpt --shuffle 2
+model tsar-s4 gpt --shuffle 4 --vq-file tsar-s2.safetensors
+model tsar-s1 gpt --shuffle 1 --vq-file tsar-s2.safetensors
+# Coarse-to-fine: both stages together take the time of s = 1.
+model coarse coarse --coarse 64 --steps 5100
+model tsar-ctf fine --coarse 64 --model "$dir/coarse.safetensors" --vq-file tsar-s2.safetensors
+
+(cd "$dir" && sha256sum tsar-s1.safetensors tsar-s2.safetensors tsar-s4.safetensors tsar-ctf.safetensors) | tee "$dir/SHA256SUMS"
+if cmp -s "$dir/SHA256SUMS" "$here/SHA256SUMS"; then
+    echo 'These are the shipped files, bit for bit.'
+else
+    echo "These are not the files of weights/SHA256SUMS: please report the compiler, the processor and the stage that differs first."
+    exit 1
+fi

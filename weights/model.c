@@ -691,8 +691,7 @@ static tsar_status allocate_coder(tsar_coder *coder, const tsar_config *c, size_
     return status;
 }
 
-/* The arrays that hold the slots of tsar_weights, and the sizes of the stacks. */
-static tsar_status allocate_blocks(tsar_model *m, tsar_error *err)
+tsar_status tsar_model_allocate(tsar_model *m, tsar_error *err)
 {
     const tsar_config *c = &m->config;
     const size_t mlps = c->shuffle > 1 ? c->shuffle_blocks : 0;
@@ -752,6 +751,17 @@ static tsar_status load_merges(tsar_model *m, loader *l, tsar_error *err)
     return status;
 }
 
+/* The key known_words, which outlives the file. */
+static tsar_status load_words(tsar_model *m, const loader *l, tsar_error *err)
+{
+    const char *words = tsar_file_meta(l->file, "known_words");
+    if (!words) return TSAR_OK;
+    m->known_words = tsar_alloc(strlen(words) + 1, 1, "known_words", err);
+    if (!m->known_words) return TSAR_ROOM;
+    memcpy(m->known_words, words, strlen(words) + 1);
+    return TSAR_OK;
+}
+
 static tsar_status check_clusters(const tsar_model *m, const char *path, tsar_error *err)
 {
     const tsar_config *c = &m->config;
@@ -773,9 +783,10 @@ static tsar_status load_model(tsar_model *m, loader *l, tsar_error *err)
     if (!l->known) return TSAR_ROOM;
     status = tsar_weights(&m->config, NULL, check_weight, l, err);
     if (status == TSAR_OK) status = check_unknown(l, err);
-    if (status == TSAR_OK) status = allocate_blocks(m, err);
+    if (status == TSAR_OK) status = tsar_model_allocate(m, err);
     if (status == TSAR_OK) status = tsar_weights(&m->config, m, load_weight, l, err);
     if (status == TSAR_OK) status = check_clusters(m, l->path, err);
+    if (status == TSAR_OK) status = load_words(m, l, err);
     return status == TSAR_OK ? load_merges(m, l, err) : status;
 }
 
@@ -824,6 +835,7 @@ void tsar_model_close(tsar_model *model)
     free_coder(&model->vq.encoder, model->config.vq_levels);
     free_coder(&model->vq.decoder, model->config.vq_levels);
     tsar_free(model->merges);
+    tsar_free(model->known_words);
     tsar_free(model);
 }
 

@@ -12,7 +12,8 @@
 #define CHROMA 64    /* of 255: half way between the strongest background and the weakest object */
 #define SPECK 45     /* pixels: smaller pieces are artefacts */
 #define OVERLAP 0.70 /* intersection over union that a piece must reach with its shape */
-#define MAX_SIDE 256
+#define SIDE ((size_t)SCENE_SIDE)
+#define PIXELS (SIDE * SIDE)
 
 typedef struct {
     size_t area, left, right, top, bottom;
@@ -25,16 +26,16 @@ static int chroma(const uint8_t *p)
     return (high > p[2] ? high : p[2]) - (low < p[2] ? low : p[2]);
 }
 
-/* Flood fill (four neighbours) of the piece that contains pixel `start`; label marks its pixels. queue [H*W]. */
-static piece gather(const uint8_t *rgb, size_t H, size_t W, size_t start, uint16_t label, uint16_t *labels, uint32_t *queue)
+/* Flood fill (four neighbours) of the piece that contains pixel `start`; label marks its pixels. labels, queue [PIXELS]. */
+static piece gather(const uint8_t *rgb, size_t start, uint16_t label, uint16_t *labels, uint16_t *queue)
 {
-    piece p = { 0, W, 0, H, 0, 0.0, 0.0, { 0.0, 0.0, 0.0 } };
+    piece p = { 0, SIDE, 0, SIDE, 0, 0.0, 0.0, { 0.0, 0.0, 0.0 } };
     size_t head = 0, tail = 0;
     double core = 0.0;
-    queue[tail++] = (uint32_t)start;
+    queue[tail++] = (uint16_t)start;
     labels[start] = label;
     while (head < tail) {
-        size_t at = queue[head++], i = at % W, j = at / W;
+        size_t at = queue[head++], i = at % SIDE, j = at / SIDE;
         p.area++;
         p.x += (double)i + 0.5;
         p.y += (double)j + 0.5;
@@ -46,11 +47,11 @@ static piece gather(const uint8_t *rgb, size_t H, size_t W, size_t start, uint16
         weight *= weight; /* the core counts more than the blended rim */
         for (size_t c = 0; c < 3; c++) p.rgb[c] += weight * rgb[3 * at + c];
         core += weight;
-        const size_t next[4] = { i > 0 ? at - 1 : at, i + 1 < W ? at + 1 : at, j > 0 ? at - W : at, j + 1 < H ? at + W : at };
+        const size_t next[4] = { i > 0 ? at - 1 : at, i + 1 < SIDE ? at + 1 : at, j > 0 ? at - SIDE : at, j + 1 < SIDE ? at + SIDE : at };
         for (int k = 0; k < 4; k++)
             if (!labels[next[k]] && chroma(rgb + 3 * next[k]) > CHROMA) {
                 labels[next[k]] = label;
-                queue[tail++] = (uint32_t)next[k];
+                queue[tail++] = (uint16_t)next[k];
             }
     }
     p.x /= (double)p.area;
@@ -87,24 +88,24 @@ static int nearest_colour(const double *rgb)
 }
 
 /* Intersection over union of a piece and a shape of the same area and centroid. */
-static double overlap(const piece *p, int shape, uint16_t label, const uint16_t *labels, size_t W, double *r)
+static double overlap(const piece *p, int shape, uint16_t label, const uint16_t *labels, double *r)
 {
     *r = sqrt((double)p->area / shape_area(shape));
     double y0 = p->y - shape_centroid(shape) * *r;
     size_t both = 0;
     for (size_t j = p->top; j <= p->bottom; j++)
         for (size_t i = p->left; i <= p->right; i++)
-            both += labels[j * W + i] == label && shape_distance(shape, ((double)i + 0.5 - p->x) / *r, ((double)j + 0.5 - y0) / *r) < 0.0;
+            both += labels[j * SIDE + i] == label && shape_distance(shape, ((double)i + 0.5 - p->x) / *r, ((double)j + 0.5 - y0) / *r) < 0.0;
     return (double)both / (2.0 * (double)p->area - (double)both);
 }
 
 /* The shape -1 marks an object that resembles none. */
-static scene_object recognise(const piece *p, uint16_t label, const uint16_t *labels, size_t W)
+static scene_object recognise(const piece *p, uint16_t label, const uint16_t *labels)
 {
     scene_object o = { -1, nearest_colour(p->rgb), p->x, p->y, 0.0 };
     double best = OVERLAP;
     for (int shape = 0; shape < SCENE_SHAPES; shape++) {
-        double r, score = overlap(p, shape, label, labels, W, &r);
+        double r, score = overlap(p, shape, label, labels, &r);
         if (score > best) {
             best = score;
             o.shape = shape;
@@ -115,18 +116,16 @@ static scene_object recognise(const piece *p, uint16_t label, const uint16_t *la
     return o;
 }
 
-size_t scene_find(const uint8_t *rgb, size_t H, size_t W, scene_object *found)
+size_t scene_find(const uint8_t *rgb, scene_object *found)
 {
-    tsar_error err;
-    if (H > MAX_SIDE || W > MAX_SIDE) return 0;
-    uint16_t *labels = tsar_alloc(H * W, sizeof *labels, "the referee's labels", &err);
-    uint32_t *queue = tsar_alloc(H * W, sizeof *queue, "the referee's queue", &err);
+    uint16_t labels[PIXELS] = { 0 };
+    uint16_t queue[PIXELS];
     size_t n = 0;
     size_t areas[SCENE_FOUND];
     uint16_t label = 0;
-    for (size_t at = 0; labels && queue && at < H * W; at++) {
+    for (size_t at = 0; at < PIXELS; at++) {
         if (labels[at] || chroma(rgb + 3 * at) <= CHROMA) continue;
-        piece p = gather(rgb, H, W, at, ++label, labels, queue);
+        piece p = gather(rgb, at, ++label, labels, queue);
         if (p.area < SPECK || n == SCENE_FOUND) continue;
         size_t k = n++;
         for (; k > 0 && areas[k - 1] < p.area; k--) {
@@ -134,10 +133,8 @@ size_t scene_find(const uint8_t *rgb, size_t H, size_t W, scene_object *found)
             found[k] = found[k - 1];
         }
         areas[k] = p.area;
-        found[k] = recognise(&p, label, labels, W);
+        found[k] = recognise(&p, label, labels);
     }
-    tsar_free(labels);
-    tsar_free(queue);
     return n;
 }
 

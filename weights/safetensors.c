@@ -268,6 +268,8 @@ struct tsar_file {
     meta_pair *meta; /* [n_meta], sorted by key */
     size_t n_meta, meta_room;
     uint64_t position; /* of the stream; UINT64_MAX if unknown */
+    tsar_file *lender; /* whose tokenizer this file shares; NULL: none */
+    size_t n_own;      /* tensors before those of the lender */
 };
 
 /* Moves to `offset`; 0 if the file ends before it. fseek takes a long, which has 32 bits on some hosts: there it goes in
@@ -324,8 +326,7 @@ static tsar_status parse_tensor(json *j, tsar_tensor *tensor)
             break;
         }
         size_t n = 2;
-        const unsigned field =
-            (!strcmp(key, "dtype") ? DTYPE : 0) | (!strcmp(key, "shape") ? SHAPE : 0) | (!strcmp(key, "data_offsets") ? OFFSETS : 0);
+        const unsigned field = (!strcmp(key, "dtype") ? DTYPE : 0) | (!strcmp(key, "shape") ? SHAPE : 0) | (!strcmp(key, "data_offsets") ? OFFSETS : 0);
         if (field == 0 || (seen & field))
             return tsar_fail(j->err, TSAR_INPUT,
                              "%s: tensor %.100s has %s key \"%.60s\" in the header (each of dtype, shape and data_offsets "
@@ -361,13 +362,29 @@ static tsar_status parse_tensor(json *j, tsar_tensor *tensor)
         tensor->shape[i] = (size_t)dimensions[i];
     }
     if (!fits || !measure(tensor->rank, tensor->shape, tsar_dtype_size(tensor->dtype), &tensor->count, &bytes))
-        return tsar_fail(j->err, TSAR_INPUT, "%s: the shape of tensor %.100s is too large for %s", j->path, tensor->name,
-                         fits ? "any file" : "this machine");
+        return tsar_fail(j->err, TSAR_INPUT, "%s: the shape of tensor %.100s is too large for %s", j->path, tensor->name, fits ? "any file" : "this machine");
     if (offsets[1] < offsets[0] || offsets[1] - offsets[0] != bytes)
-        return tsar_fail(j->err, TSAR_INPUT, "%s: tensor %.100s has data_offsets [%" PRIu64 ", %" PRIu64 "], but its shape takes %" PRIu64 " bytes",
-                         j->path, tensor->name, offsets[0], offsets[1], bytes);
+        return tsar_fail(j->err, TSAR_INPUT, "%s: tensor %.100s has data_offsets [%" PRIu64 ", %" PRIu64 "], but its shape takes %" PRIu64 " bytes", j->path,
+                         tensor->name, offsets[0], offsets[1], bytes);
     tensor->offset = offsets[0];
     return TSAR_OK;
+}
+
+/* Room for one tensor, one key more. */
+static tsar_status grow_tensors(tsar_file *file, tsar_error *err)
+{
+    void *tensors = file->tensors;
+    const tsar_status status = grow(&tensors, file->n_tensors, &file->tensors_room, sizeof *file->tensors, "the list of tensors", err);
+    file->tensors = tensors;
+    return status;
+}
+
+static tsar_status grow_meta(tsar_file *file, tsar_error *err)
+{
+    void *meta = file->meta;
+    const tsar_status status = grow(&meta, file->n_meta, &file->meta_room, sizeof *file->meta, "the metadata", err);
+    file->meta = meta;
+    return status;
 }
 
 static tsar_status parse_metadata(json *j, tsar_file *file)
@@ -375,11 +392,9 @@ static tsar_status parse_metadata(json *j, tsar_file *file)
     if (!json_take(j, '{')) return json_refuse(j, "'{'");
     for (;;) {
         const char *key;
-        void *meta = file->meta;
         tsar_status status = json_member(j, file->n_meta == 0, &key);
         if (status || !key) return status;
-        status = grow(&meta, file->n_meta, &file->meta_room, sizeof *file->meta, "the metadata", j->err);
-        file->meta = meta;
+        status = grow_meta(file, j->err);
         if (status) return status;
         file->meta[file->n_meta].key = key;
         status = json_string(j, &file->meta[file->n_meta].value);
@@ -403,9 +418,7 @@ static tsar_status parse_header(json *j, tsar_file *file)
             if (has_meta++) return tsar_fail(j->err, TSAR_INPUT, "%s: the header has the key __metadata__ twice", j->path);
             status = parse_metadata(j, file);
         } else {
-            void *tensors = file->tensors;
-            status = grow(&tensors, file->n_tensors, &file->tensors_room, sizeof *file->tensors, "the list of tensors", j->err);
-            file->tensors = tensors;
+            status = grow_tensors(file, j->err);
             if (status == TSAR_OK) {
                 file->tensors[file->n_tensors].name = key;
                 status = parse_tensor(j, &file->tensors[file->n_tensors]);
@@ -443,20 +456,19 @@ static tsar_status check_layout(tsar_file *file, uint64_t data, tsar_error *err)
     for (size_t i = 0; i < file->n_tensors; i++) {
         tsar_tensor *tensor = &file->tensors[i];
         if (tensor->offset != end)
-            return tsar_fail(err, TSAR_INPUT, "%s: the data of tensor %.100s begin at %" PRIu64 " and %s (those before end at %" PRIu64 ")",
-                             file->path, tensor->name, tensor->offset, tensor->offset < end ? "overlap others" : "leave a gap", end);
+            return tsar_fail(err, TSAR_INPUT, "%s: the data of tensor %.100s begin at %" PRIu64 " and %s (those before end at %" PRIu64 ")", file->path,
+                             tensor->name, tensor->offset, tensor->offset < end ? "overlap others" : "leave a gap", end);
         end += tensor->count * tsar_dtype_size(tensor->dtype); /* offset + bytes, which parse_tensor has shown to fit */
         tensor->offset += data;
     }
     if (end > UINT64_MAX - data || !has_bytes(file->stream, data + end)) {
         size_t i = 0; /* the first tensor that is cut */
         while (i + 1 < file->n_tensors && (file->tensors[i].count == 0 || has_bytes(file->stream, file->tensors[i + 1].offset))) i++;
-        return tsar_fail(err, TSAR_INPUT, "%s: the data of tensor %.100s reach beyond the end of the file (it was cut short: copy it again)",
-                         file->path, file->n_tensors ? file->tensors[i].name : "(none)");
+        return tsar_fail(err, TSAR_INPUT, "%s: the data of tensor %.100s reach beyond the end of the file (it was cut short: copy it again)", file->path,
+                         file->n_tensors ? file->tensors[i].name : "(none)");
     }
     if (getc(file->stream) != EOF)
-        return tsar_fail(err, TSAR_INPUT, "%s: there are bytes behind the data of the last tensor (is it one file, and no other appended?)",
-                         file->path);
+        return tsar_fail(err, TSAR_INPUT, "%s: there are bytes behind the data of the last tensor (is it one file, and no other appended?)", file->path);
     return TSAR_OK;
 }
 
@@ -476,8 +488,7 @@ static tsar_status read_header(tsar_file *file, tsar_error *err)
                          "reads PyTorch checkpoints)",
                          file->path, length);
     if (!has_bytes(file->stream, 8 + length))
-        return tsar_fail(err, TSAR_INPUT, "%s ends within its header of %" PRIu64 " bytes: it was cut short, or is no safetensors file", file->path,
-                         length);
+        return tsar_fail(err, TSAR_INPUT, "%s ends within its header of %" PRIu64 " bytes: it was cut short, or is no safetensors file", file->path, length);
     file->header = tsar_alloc((size_t)length + 1, 1, "the header of a file", err);
     if (!file->header) return TSAR_ROOM;
     if (!seek_to(file->stream, 8) || fread(file->header, 1, (size_t)length, file->stream) != length)
@@ -489,7 +500,8 @@ static tsar_status read_header(tsar_file *file, tsar_error *err)
     return status == TSAR_OK ? index_names(file, err) : status;
 }
 
-tsar_status tsar_file_open(tsar_file **file, const char *path, tsar_error *err)
+/* The file at `path` and no other. */
+static tsar_status open_alone(tsar_file **file, const char *path, tsar_error *err)
 {
     *file = NULL;
     tsar_file *opened = tsar_alloc(1, sizeof *opened, "a file", err);
@@ -509,9 +521,77 @@ tsar_status tsar_file_open(tsar_file **file, const char *path, tsar_error *err)
     return status;
 }
 
+/* The path of file `name` in the directory of `path`. */
+static char *neighbour(const char *path, const char *name, tsar_error *err)
+{
+    size_t directory = strlen(path);
+    while (directory > 0 && path[directory - 1] != '/') directory--;
+    char *joined = tsar_alloc(directory + strlen(name) + 1, 1, "a path", err);
+    if (!joined) return NULL;
+    memcpy(joined, path, directory);
+    strcpy(joined + directory, name);
+    return joined;
+}
+
+static tsar_status append_tokenizer(tsar_file *file, tsar_error *err)
+{
+    const tsar_file *from = file->lender;
+    tsar_status status = TSAR_OK;
+    for (size_t i = 0; i < from->n_tensors && status == TSAR_OK; i++) {
+        if (strncmp(from->tensors[i].name, "vq.", 3)) continue;
+        status = grow_tensors(file, err);
+        if (status == TSAR_OK) file->tensors[file->n_tensors++] = from->tensors[i];
+    }
+    for (size_t i = 0; i < from->n_meta && status == TSAR_OK; i++) {
+        if (strncmp(from->meta[i].key, "vq_", 3)) continue;
+        status = grow_meta(file, err);
+        if (status == TSAR_OK) file->meta[file->n_meta++] = from->meta[i];
+    }
+    return status;
+}
+
+/* Models that share a tokenizer need not each hold it: the key vq_file names the file beside this one that does (ours). Its
+ * tensors vq.* and keys vq_* appear behind those of this file, as if they stood here. */
+static tsar_status borrow_tokenizer(tsar_file *file, tsar_error *err)
+{
+    const char *name = tsar_file_meta(file, "vq_file");
+    file->n_own = file->n_tensors;
+    if (!name) return TSAR_OK;
+    if (!*name || strpbrk(name, "/\\"))
+        return tsar_fail(err, TSAR_INPUT, "%s: its key vq_file is '%.100s', which must be the name of a file beside it, without a directory", file->path, name);
+    char *path = neighbour(file->path, name, err);
+    if (!path) return TSAR_ROOM;
+    tsar_error reason = { "" };
+    tsar_status status = open_alone(&file->lender, path, &reason);
+    if (status)
+        status = tsar_fail(err, status, "%s takes its tokenizer from another file: %s", file->path, reason.text);
+    else if (tsar_file_meta(file->lender, "vq_file") || !tsar_file_meta(file->lender, "vq_ch"))
+        status = tsar_fail(err, TSAR_INPUT, "%s takes its tokenizer (vq_file) from %s, which has none itself", file->path, path);
+    tsar_free(path);
+    if (status) return status;
+    meta_pair *key = file->meta; /* it is not shown: whoever copies the file copies the tokenizer */
+    while (strcmp(key->key, "vq_file")) key++;
+    memmove(key, key + 1, (size_t)(file->meta + --file->n_meta - key) * sizeof *key);
+    status = append_tokenizer(file, err);
+    tsar_free(file->by_name);
+    file->by_name = NULL;
+    return status ? status : index_names(file, err);
+}
+
+tsar_status tsar_file_open(tsar_file **file, const char *path, tsar_error *err)
+{
+    tsar_status status = open_alone(file, path, err);
+    if (status == TSAR_OK) status = borrow_tokenizer(*file, err);
+    if (status == TSAR_OK) return TSAR_OK;
+    tsar_file_close(*file);
+    *file = NULL;
+    return status;
+}
+
 void tsar_file_close(tsar_file *file)
 {
     if (!file) return;
+    tsar_file_close(file->lender);
     if (file->stream) fclose(file->stream);
     tsar_free(file->path);
     tsar_free(file->header);
@@ -554,16 +634,17 @@ const char *tsar_file_meta(const tsar_file *file, const char *key)
 tsar_status tsar_file_read(tsar_file *file, const tsar_tensor *tensor, uint64_t first, uint64_t count, void *out, tsar_error *err)
 {
     const size_t size = tsar_dtype_size(tensor->dtype);
+    if (file->lender && (size_t)(tensor - file->tensors) >= file->n_own) file = file->lender;
     if (first > tensor->count || count > tensor->count - first || count > SIZE_MAX / size)
-        return tsar_fail(err, TSAR_INPUT, "%s: elements %" PRIu64 " ... %" PRIu64 " + %" PRIu64 " were asked of tensor %.100s, which has %" PRIu64,
-                         file->path, first, first, count, tensor->name, tensor->count);
+        return tsar_fail(err, TSAR_INPUT, "%s: elements %" PRIu64 " ... %" PRIu64 " + %" PRIu64 " were asked of tensor %.100s, which has %" PRIu64, file->path,
+                         first, first, count, tensor->name, tensor->count);
     if (count == 0) return TSAR_OK;
     const uint64_t offset = tensor->offset + first * size;
     const size_t bytes = (size_t)count * size;
     if ((file->position != offset && !seek_to(file->stream, offset)) || fread(out, 1, bytes, file->stream) != bytes) {
         file->position = UINT64_MAX;
-        return tsar_fail(err, TSAR_INPUT, "%s: cannot read the data of tensor %.100s (the file changed meanwhile, or its disk is failing)",
-                         file->path, tensor->name);
+        return tsar_fail(err, TSAR_INPUT, "%s: cannot read the data of tensor %.100s (the file changed meanwhile, or its disk is failing)", file->path,
+                         tensor->name);
     }
     file->position = offset + bytes;
     swap_to_little_endian(out, (size_t)count, size);
@@ -578,15 +659,9 @@ static double float_at(const void *values, tsar_dtype dtype, size_t i)
     float single;
     uint16_t half;
     switch (dtype) {
-    case TSAR_F64:
-        memcpy(&wide, at, 8);
-        return wide;
-    case TSAR_F32:
-        memcpy(&single, at, 4);
-        return (double)single;
-    default:
-        memcpy(&half, at, 2);
-        return dtype == TSAR_F16 ? tsar_widen_f16(half) : tsar_widen_bf16(half);
+    case TSAR_F64: memcpy(&wide, at, 8); return wide;
+    case TSAR_F32: memcpy(&single, at, 4); return (double)single;
+    default: memcpy(&half, at, 2); return dtype == TSAR_F16 ? tsar_widen_f16(half) : tsar_widen_bf16(half);
     }
 }
 
@@ -601,25 +676,13 @@ static int64_t integer_at(const void *values, tsar_dtype dtype, size_t i)
     uint16_t u16;
     switch (dtype) {
     case TSAR_I64:
-    case TSAR_U64:
-        memcpy(&wide, at, 8);
-        return wide;
-    case TSAR_I32:
-        memcpy(&i32, at, 4);
-        return i32;
-    case TSAR_U32:
-        memcpy(&u32, at, 4);
-        return u32;
-    case TSAR_I16:
-        memcpy(&i16, at, 2);
-        return i16;
-    case TSAR_U16:
-        memcpy(&u16, at, 2);
-        return u16;
-    case TSAR_I8:
-        return *at < 128 ? *at : *at - 256;
-    default:
-        return *at;
+    case TSAR_U64: memcpy(&wide, at, 8); return wide;
+    case TSAR_I32: memcpy(&i32, at, 4); return i32;
+    case TSAR_U32: memcpy(&u32, at, 4); return u32;
+    case TSAR_I16: memcpy(&i16, at, 2); return i16;
+    case TSAR_U16: memcpy(&u16, at, 2); return u16;
+    case TSAR_I8: return *at < 128 ? *at : *at - 256;
+    default: return *at;
     }
 }
 
@@ -640,8 +703,8 @@ tsar_status tsar_file_read_f64(tsar_file *file, const tsar_tensor *tensor, uint6
             }
             const int64_t value = integer_at(chunk, dtype, i);
             if (value > limit || value < -limit || (dtype == TSAR_U64 && value < 0))
-                return tsar_fail(err, TSAR_INPUT, "%s: element %" PRIu64 " of tensor %.100s is an integer beyond 2^53, which double cannot hold",
-                                 file->path, first + done + i, tensor->name);
+                return tsar_fail(err, TSAR_INPUT, "%s: element %" PRIu64 " of tensor %.100s is an integer beyond 2^53, which double cannot hold", file->path,
+                                 first + done + i, tensor->name);
             out[done + i] = (double)value;
         }
         done += n;
@@ -654,8 +717,7 @@ tsar_status tsar_file_read_i64(tsar_file *file, const tsar_tensor *tensor, uint6
     const tsar_dtype dtype = tensor->dtype;
     int64_t chunk[CHUNK];
     if (tsar_dtype_is_float(dtype))
-        return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s has dtype %s, integers are needed (I64)", file->path, tensor->name,
-                         tsar_dtype_name(dtype));
+        return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s has dtype %s, integers are needed (I64)", file->path, tensor->name, tsar_dtype_name(dtype));
     for (uint64_t done = 0; done < count;) {
         const size_t n = count - done < CHUNK ? (size_t)(count - done) : CHUNK;
         const tsar_status status = tsar_file_read(file, tensor, first + done, n, chunk, err);
@@ -663,8 +725,7 @@ tsar_status tsar_file_read_i64(tsar_file *file, const tsar_tensor *tensor, uint6
         for (size_t i = 0; i < n; i++) {
             out[done + i] = integer_at(chunk, dtype, i);
             if (dtype == TSAR_U64 && out[done + i] < 0)
-                return tsar_fail(err, TSAR_INPUT, "%s: element %" PRIu64 " of tensor %.100s is above 2^63 - 1", file->path, first + done + i,
-                                 tensor->name);
+                return tsar_fail(err, TSAR_INPUT, "%s: element %" PRIu64 " of tensor %.100s is above 2^63 - 1", file->path, first + done + i, tensor->name);
         }
         done += n;
     }
@@ -928,8 +989,7 @@ static tsar_status begin(tsar_writer *writer, tsar_error *err)
     emit_header(&count, writer);
     const uint64_t length = (count.bytes + 7) / 8 * 8;
     if (length > MAX_HEADER)
-        return tsar_fail(err, TSAR_INPUT, "%s: names and metadata would take %" PRIu64 " bytes, more than safetensors allows (100 MB)", writer->path,
-                         length);
+        return tsar_fail(err, TSAR_INPUT, "%s: names and metadata would take %" PRIu64 " bytes, more than safetensors allows (100 MB)", writer->path, length);
     for (int i = 0; i < 8; i++) {
         const char byte = (char)(length >> (8 * i) & 0xFF);
         emit(&text, &byte, 1);
@@ -1028,8 +1088,8 @@ static tsar_status check_complete(const tsar_writer *writer, tsar_error *err)
 {
     const tsar_tensor *tensor = writer->current ? &writer->tensors[writer->current - 1] : NULL;
     if (tensor && writer->written < tensor->count)
-        return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s got %" PRIu64 " of its %" PRIu64 " elements", writer->path, tensor->name,
-                         writer->written, tensor->count);
+        return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s got %" PRIu64 " of its %" PRIu64 " elements", writer->path, tensor->name, writer->written,
+                         tensor->count);
     return TSAR_OK;
 }
 

@@ -14,6 +14,9 @@
 #define SCENE_FOUND 16  /* at most, that the referee reports */
 #define SCENE_CAPTION 128
 
+/* xor this into a seed: a world of captions and scenes apart from the one that training draws from that seed. */
+#define SCENE_UNSEEN UINT64_C(0x53434F5245000000)
+
 enum { SCENE_CIRCLE, SCENE_SQUARE, SCENE_TRIANGLE, SCENE_STAR, SCENE_RING, SCENE_CROSS, SCENE_SHAPES };
 enum { SCENE_RED, SCENE_ORANGE, SCENE_YELLOW, SCENE_GREEN, SCENE_CYAN, SCENE_BLUE, SCENE_PURPLE, SCENE_PINK, SCENE_COLOURS };
 enum { SCENE_SMALL, SCENE_MEDIUM, SCENE_LARGE, SCENE_SIZES };
@@ -77,8 +80,8 @@ void scene_draw(scene *s, uint64_t seed, uint64_t index, int category, int held_
 /* rgb [SCENE_SIDE][SCENE_SIDE][3] */
 void scene_render(const scene *s, uint8_t *rgb);
 
-/* Finds the objects of a picture rgb [H][W][3], largest first; returns how many (at most SCENE_FOUND). */
-size_t scene_find(const uint8_t *rgb, size_t H, size_t W, scene_object *found);
+/* Finds the objects of a picture rgb [SCENE_SIDE][SCENE_SIDE][3], largest first; returns how many (at most SCENE_FOUND). */
+size_t scene_find(const uint8_t *rgb, scene_object *found);
 /* 1 if the objects are those that the caption names, as many, in the colours and places that it states. */
 int scene_judge(const scene *s, const scene_object *found, size_t n);
 

@@ -168,6 +168,27 @@ tsar_status tsar_text_encode(const tsar_model *model, const char *prompt, int64_
     return status;
 }
 
+/* Whether a word of `length` bytes is one of those that blanks divide in the first n bytes of text. */
+static int stands_in(const char *text, size_t n, const char *word, size_t length)
+{
+    for (size_t start = 0, end; start < n; start = end + 1) {
+        const char *blank = memchr(text + start, ' ', n - start);
+        end = blank ? (size_t)(blank - text) : n;
+        if (end - start == length && memcmp(text + start, word, length) == 0) return 1;
+    }
+    return 0;
+}
+
+size_t tsar_text_new_word(const tsar_model *model, const char *prompt, size_t from, size_t *length)
+{
+    const char *known = model->known_words;
+    for (size_t start = from; known && prompt[start]; start += *length + (prompt[start + *length] == ' ')) {
+        *length = strcspn(prompt + start, " ");
+        if (*length && !stands_in(known, strlen(known), prompt + start, *length) && !stands_in(prompt, start, prompt + start, *length)) return start;
+    }
+    return SIZE_MAX;
+}
+
 /* sizes [n_merges]: bytes that each merge stands for, at most `limit` + 1 (a chain of doublings would overflow). */
 static void merge_sizes(const tsar_model *model, uint64_t *sizes, uint64_t limit)
 {

@@ -12,28 +12,31 @@
 
 static const char help[] =
     "usage: train COMMAND [flags]; the same command continues where an interrupted one stopped\n"
-    "  vq      -o VQ [--steps 12000]                          the image tokenizer\n"
-    "  codes   --vq VQ [-n 160000] -o CODES                   codes of that many pictures, for the transformers\n"
+    "  vq      -o VQ [--steps 4000]                           the image tokenizer\n"
+    "  codes   --vq VQ [-n 64000]  -o CODES                   codes of that many pictures, for the transformers\n"
     "  gpt     --vq VQ --codes CODES --shuffle S -o MODEL     a Token-Shuffle transformer [--steps N]\n"
-    "          [--dim D] [--layers L] [--heads H] [--ffn F] [--shuffle-hidden W] [--without-vq]\n"
+    "          [--dim D] [--layers L] [--heads H] [--ffn F] [--shuffle-hidden W] [--vq-file NAME]\n"
     "  coarse  --vq VQ --codes CODES --coarse K -o MODEL      a transformer of cluster labels (CTF, stage one); flags of gpt\n"
     "  fine    --vq VQ --codes CODES --coarse K [--model MODEL] -o MODEL2   stage two, joined with stage one in MODEL; flags of gpt\n"
+    "          --vq-file NAME leaves the tokenizer to the file of that name beside the result; the sampling flags of score become its defaults\n"
     "  trace   --model MODEL [--part vq|gpt|fine] [-p PROMPT] -o TRACE    the forward pass in float32, for tsar verify\n"
     "  score   --model MODEL [-n 100] [--held-out] [--cfg A] [--cfg-schedule S] [--temperature T] [--top-k K] [--top-p P] [--greedy]\n"
-    "          [--decode ORDER]                               mini-GenEval, n pictures of each category\n"
-    "  score-vq --model MODEL [-n 600]                        the tokenizer on unseen scenes\n"
+    "          [--decode ORDER] [--markdown ROW] [-o CODES] [--agreement CODES]\n"
+    "                                                         mini-GenEval, n pictures of each category; agreement with an earlier run's codes\n"
+    "  score-vq --model MODEL [-n 600] [--markdown ROW]       the tokenizer on unseen scenes\n"
+    "  score --header, score-vq --header                      the head of the table that --markdown prints a row of\n"
     "  scenes  [-n 16] [--category 0-5] [--held-out] -o SHEET a sheet of scenes, their captions on stdout\n"
     "  bench   [--threads N]                                  a step of each stage against the machine's own limit\n"
     "common: [--seed N] [--threads N] [--batch N] [--rate R] [--checkpoint FILE] [--minutes M] [--stop-after STEPS] [--f32]\n";
 
 typedef struct {
-    const char *output, *checkpoint, *model, *vq, *codes, *part, *prompt;
+    const char *output, *checkpoint, *model, *vq, *codes, *part, *prompt, *vq_file;
     uint64_t seed, steps, stop_after;
     size_t n, batch, threads, shuffle, coarse, dim, layers, heads, ffn, hidden;
     double rate, minutes, category;
     score_plan score;
-    int held_out, f32, without_vq;
-    char checkpoint_room[512];
+    int held_out, f32, header;
+    char checkpoint_room[512], defaults_room[4][32];
 } options;
 
 /* What follows a flag, and where it goes. SWITCH takes no value. */
@@ -53,6 +56,9 @@ static const flag flags[] = { { "-o", TEXT, offsetof(options, output) },
                               { "-p", TEXT, offsetof(options, prompt) },
                               { "--decode", TEXT, offsetof(options, score.decode) },
                               { "--cfg-schedule", TEXT, offsetof(options, score.schedule) },
+                              { "--markdown", TEXT, offsetof(options, score.markdown) },
+                              { "--agreement", TEXT, offsetof(options, score.agreement) },
+                              { "--header", SWITCH, offsetof(options, header) },
                               { "--seed", BIG_COUNT, offsetof(options, seed) },
                               { "--steps", BIG_COUNT, offsetof(options, steps) },
                               { "--stop-after", BIG_COUNT, offsetof(options, stop_after) },
@@ -76,7 +82,7 @@ static const flag flags[] = { { "-o", TEXT, offsetof(options, output) },
                               { "--held-out", SWITCH, offsetof(options, held_out) },
                               { "--greedy", SWITCH, offsetof(options, score.greedy) },
                               { "--f32", SWITCH, offsetof(options, f32) },
-                              { "--without-vq", SWITCH, offsetof(options, without_vq) } };
+                              { "--vq-file", TEXT, offsetof(options, vq_file) } };
 
 /* Stores what follows flag f. Every slot has the type that its kind names, so that it may be written by its address. */
 static tsar_status store(options *o, const flag *f, const char *text, tsar_error *err)
@@ -130,8 +136,7 @@ static tsar_status parse(options *o, int argc, char **argv, tsar_error *err)
 /* A sheet of n scenes, six in a row, two pixels apart. */
 static tsar_status draw_sheet(const options *o, tsar_error *err)
 {
-    size_t n = o->n ? o->n : 16, columns = n < 6 ? n : 6, rows = (n + columns - 1) / columns, W = columns * (SCENE_SIDE + 2),
-           H = rows * (SCENE_SIDE + 2);
+    size_t n = o->n ? o->n : 16, columns = n < 6 ? n : 6, rows = (n + columns - 1) / columns, W = columns * (SCENE_SIDE + 2), H = rows * (SCENE_SIDE + 2);
     uint8_t *sheet = tsar_alloc(H * W, 3, "the sheet", err), rgb[SCENE_SIDE * SCENE_SIDE * 3];
     if (!sheet) return TSAR_ROOM;
     for (size_t i = 0; i < n; i++) {
@@ -157,11 +162,23 @@ static tsar_status check_plan(const options *o, const gpt_plan *p, int fine, tsa
     return TSAR_OK;
 }
 
-static tsar_status train_transformer(const char *command, const options *o, tsar_error *err)
+/* The sampling that users of the result get unless they ask for another. */
+static void set_defaults(gpt_plan *plan, options *o)
+{
+    const double numbers[4] = { o->score.cfg, o->score.temperature, o->score.top_k, o->score.top_p };
+    const char **const slots[4] = { &plan->cfg, &plan->temperature, &plan->top_k, &plan->top_p };
+    for (size_t i = 0; i < 4; i++) {
+        snprintf(o->defaults_room[i], sizeof o->defaults_room[i], "%g", numbers[i]);
+        if (numbers[i] >= 0.0) *slots[i] = o->defaults_room[i];
+    }
+    plan->cfg_schedule = o->score.schedule;
+}
+
+static tsar_status train_transformer(const char *command, options *o, tsar_error *err)
 {
     int fine = !strcmp(command, "fine"), coarse = !strcmp(command, "coarse");
-    size_t d = o->dim ? o->dim : fine ? 128 : 160, layers = o->layers ? o->layers : fine ? 4 : 6, heads = o->heads ? o->heads : d / 32;
-    size_t ffn = o->ffn ? o->ffn : (d * 8 / 3 + 15) / 16 * 16;
+    size_t d = o->dim ? o->dim : fine ? 96 : 160, layers = o->layers ? o->layers : fine ? 4 : 6, heads = o->heads ? o->heads : d / 32;
+    size_t ffn = o->ffn ? o->ffn : (d * 12 / 5 + 15) / 16 * 16;
     gpt_plan plan;
     memset(&plan, 0, sizeof plan);
     plan.vq = o->vq;
@@ -169,15 +186,16 @@ static tsar_status train_transformer(const char *command, const options *o, tsar
     plan.output = o->output;
     plan.checkpoint = o->checkpoint;
     plan.seed = o->seed;
-    plan.steps = o->steps ? o->steps : 10000;
+    plan.steps = o->steps ? o->steps : 6000;
     plan.stop_after = o->stop_after;
     plan.batch = o->batch ? o->batch : 32;
     plan.threads = o->threads;
-    plan.rate = o->rate > 0.0 ? o->rate : 2e-3;
+    plan.rate = o->rate > 0.0 ? o->rate : 1.5e-3;
     plan.rate_end = 2e-5;
     plan.minutes = o->minutes;
     plan.dtype = o->f32 ? TSAR_F32 : TSAR_BF16;
-    plan.without_vq = o->without_vq;
+    plan.vq_file = o->vq_file;
+    set_defaults(&plan, o);
     plan.n_coarse = fine || coarse ? o->coarse : 0;
     plan.stage_one = o->model;
     plan.gpt = (gpt_shape){ d, layers, heads, ffn, coarse ? 1 : o->shuffle, 2, o->hidden ? o->hidden : d, 0, 0, 0, 1e-5, 10000.0 };
@@ -191,21 +209,42 @@ static tsar_status train_transformer(const char *command, const options *o, tsar
 static tsar_status run_command(const char *command, options *o, tsar_error *err)
 {
     if (!strcmp(command, "vq")) {
-        double rate = o->rate > 0.0 ? o->rate : 5e-4;
-        vq_plan plan = { o->output, o->checkpoint, o->seed,    o->steps ? o->steps : 12000,   o->stop_after, o->batch ? o->batch : 8, o->threads,
-                         rate,      2e-5,          o->minutes, o->f32 ? TSAR_F32 : TSAR_BF16, vq_standard() };
+        vq_plan plan = { o->output,
+                         o->checkpoint,
+                         o->seed,
+                         4000,
+                         o->stop_after,
+                         12000,
+                         1454,
+                         960,
+                         o->batch ? o->batch : 8,
+                         o->threads,
+                         o->rate > 0.0 ? o->rate : 5e-4,
+                         2e-5,
+                         o->minutes,
+                         o->f32 ? TSAR_F32 : TSAR_BF16,
+                         vq_standard() };
+        if (o->steps) { /* not the shipped tokenizer's recipe */
+            plan.steps = plan.rate_steps = plan.finish_from = o->steps;
+            plan.open_until = o->steps / 12;
+        }
         return train_vq(&plan, err);
     }
     if (!strcmp(command, "codes"))
-        return o->vq ? train_codes(o->vq, o->output, o->n ? o->n : 160000, o->seed, o->threads, o->minutes, err)
+        return o->vq ? train_codes(o->vq, o->output, o->n ? o->n : 64000, o->seed, o->threads, o->minutes, err)
                      : tsar_fail(err, TSAR_USAGE, "--vq FILE is missing");
     if (!strcmp(command, "gpt") || !strcmp(command, "coarse") || !strcmp(command, "fine")) return train_transformer(command, o, err);
     int score = !strcmp(command, "score"), score_vq = !strcmp(command, "score-vq");
+    if (o->header && (score || score_vq)) {
+        score ? score_generation_header() : score_tokenizer_header();
+        return TSAR_OK;
+    }
     if ((score || score_vq || !strcmp(command, "trace")) && !o->model) return tsar_fail(err, TSAR_USAGE, "--model FILE is missing");
     if (!strcmp(command, "trace") && !strcmp(o->part, "vq")) return train_vq_trace(o->model, o->seed, 0, o->output, o->threads, err);
     if (!strcmp(command, "trace")) return train_trace(o->model, !strcmp(o->part, "fine"), o->prompt, o->output, o->threads, err);
     if (score || score_vq) {
         o->score.model = o->model;
+        o->score.output = o->output;
         o->score.n = o->n ? o->n : score ? 100 : 600;
         o->score.threads = o->threads;
         o->score.seed = o->seed;
@@ -233,7 +272,7 @@ int main(int argc, char **argv)
         fputs(help, argc < 2 ? stderr : stdout);
         return argc < 2 ? TSAR_USAGE : TSAR_OK;
     }
-    run_catch_interrupt();
+    if (strncmp(argv[1], "score", 5) != 0) run_catch_interrupt(); /* scores have nothing to save */
     tsar_status status = tsar_self_check(&err);
     status = status == TSAR_OK ? parse(&o, argc, argv, &err) : status;
     status = status == TSAR_OK ? run_command(argv[1], &o, &err) : status;

@@ -365,6 +365,7 @@ typedef struct {
     code_set codes;
     int64_t *merges, *cluster_of;
     size_t n_merges;
+    char *words; /* of the captions */
     tsar_file *vq;
     tsar_model text; /* arch, text_vocab and merges only: what tsar_text_encode looks at */
 } corpus;
@@ -373,6 +374,7 @@ static void corpus_close(corpus *c)
 {
     code_set_close(&c->codes);
     tsar_free(c->merges);
+    tsar_free(c->words);
     tsar_free(c->cluster_of);
     if (c->vq) tsar_file_close(c->vq);
     memset(c, 0, sizeof *c);
@@ -398,6 +400,7 @@ static tsar_status corpus_open(corpus *c, const gpt_plan *plan, tsar_error *err)
             tsar_fail(err, TSAR_INPUT, "%s holds only %zu of %zu pictures (finish it with: train codes)", plan->codes, c->codes.done, c->codes.count);
     status = status == TSAR_OK ? tsar_file_open(&c->vq, plan->vq, err) : status;
     status = status == TSAR_OK ? train_merges(c->codes.seed, &c->merges, &c->n_merges, err) : status;
+    status = status == TSAR_OK ? train_words(c->codes.seed, &c->words, err) : status;
     if (status == TSAR_OK && plan->n_coarse > 0) status = cluster_codes(c, plan, err);
     c->text.config.arch = TSAR_TOKEN_SHUFFLE;
     c->text.config.text_vocab = TSAR_SPECIALS + 256 + c->n_merges;
@@ -484,6 +487,7 @@ static train_run new_run(const char *stage, const gpt_plan *plan)
     run.batch = plan->batch;
     run.rate = plan->rate;
     run.rate_end = plan->rate_end;
+    run.rate_steps = run.finish_from = plan->steps;
     run.warm_up = plan->steps / 20 < 500 ? plan->steps / 20 + 1 : 500;
     run.minutes = plan->minutes;
     run.stop_after = plan->stop_after;
@@ -494,6 +498,18 @@ static size_t codebook_size(const corpus *c)
 {
     const char *text = tsar_file_meta(c->vq, "codebook_size");
     return text ? (size_t)strtoull(text, NULL, 10) : 0;
+}
+
+/* What a user of the result profits from. */
+static void note_result(train_run *run, const gpt_plan *plan, const char *words)
+{
+    run_note(run, "vq_file", plan->vq_file);
+    run_note(run, "known_words", words);
+    run_note(run, "default_cfg", plan->cfg);
+    run_note(run, "default_cfg_schedule", plan->cfg_schedule);
+    run_note(run, "default_temperature", plan->temperature);
+    run_note(run, "default_top_k", plan->top_k);
+    run_note(run, "default_top_p", plan->top_p);
 }
 
 tsar_status train_gpt(const gpt_plan *plan, tsar_error *err)
@@ -537,7 +553,8 @@ tsar_status train_gpt(const gpt_plan *plan, tsar_error *err)
     if (status == TSAR_OK && run.step >= run.steps) {
         run_integers integers[2] = { { "tokenizer.merges", 2, { c.n_merges, 2 }, c.merges },
                                      { "ctf.cluster_of", 1, { codebook_size(&c), 0 }, c.cluster_of } };
-        status = run_export(&run, &net.tape, plan->dtype, integers, c.cluster_of ? 2 : 1, plan->without_vq ? NULL : c.vq, 0, err);
+        note_result(&run, plan, c.words);
+        status = run_export(&run, &net.tape, plan->dtype, integers, c.cluster_of ? 2 : 1, plan->vq_file ? NULL : c.vq, RUN_TAKE_TOKENIZER, err);
     }
     gpt_close(&net);
     corpus_close(&c);
@@ -597,7 +614,9 @@ tsar_status train_fine(const gpt_plan *plan, tsar_error *err)
     if (status == TSAR_OK && run.step >= run.steps) {
         tsar_file *coarse = NULL;
         if (plan->stage_one) status = tsar_file_open(&coarse, plan->stage_one, err);
-        if (status == TSAR_OK) status = run_export(&run, &net.tape, plan->dtype, NULL, 0, coarse, 1, err);
+        run_note(&run, "vq_file", plan->vq_file);
+        run_part part = plan->vq_file ? RUN_TAKE_ALL_BUT_TOKENIZER : RUN_TAKE_ALL;
+        if (status == TSAR_OK) status = run_export(&run, &net.tape, plan->dtype, NULL, 0, coarse, part, err);
         if (coarse) tsar_file_close(coarse);
     }
     fine_close(&net);

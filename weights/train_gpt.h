@@ -9,6 +9,8 @@
 /* Byte-pair merges learnt from the captions of a world, until every word of the grammar is one id; words take the space in
  * front of them. *merges [n][2] is the caller's to tsar_free. */
 tsar_status train_merges(uint64_t seed, int64_t **merges, size_t *n, tsar_error *err);
+/* The words of the captions, each once, in the order of strcmp, with a space between two. The caller's to tsar_free. */
+tsar_status train_words(uint64_t seed, char **words, tsar_error *err);
 
 /* ------------------------------------------------------------------------------------------------ codes (train_codes.c) */
 
@@ -88,7 +90,9 @@ typedef struct {
     size_t batch, threads;
     double rate, rate_end, minutes;
     tsar_dtype dtype;
-    int without_vq;        /* leave the tokenizer out of the result */
+    const char *vq_file; /* leave the tokenizer out of the result: the file of this name beside it has it; NULL: put it in */
+    /* sampling defaults of the result, as text; NULL: none */
+    const char *cfg, *cfg_schedule, *temperature, *top_k, *top_p;
     size_t n_coarse;       /* > 0: predict cluster labels (CTF) */
     const char *stage_one; /* fine: the coarse model whose tensors the result joins */
     gpt_shape gpt;

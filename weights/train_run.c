@@ -25,11 +25,26 @@ void run_key(train_run *run, const char *key, const char *format, ...)
 }
 
 /* Linear warm-up, then rate_end + (rate - rate_end) (1 + cos(pi x)) / 2 with x = the part of the rest that is done. */
+void run_note(train_run *run, const char *key, const char *text)
+{
+    if (!text) return;
+    run->note_keys[run->n_notes] = key;
+    run->notes[run->n_notes++] = text;
+}
+
+/* Half a cosine from `from` to `to`, x from 0 to 1. */
+static double fall(double from, double to, double x) { return to + (from - to) * 0.5 * (1.0 + tsar_cos(3.14159265358979323846 * (x < 1.0 ? x : 1.0))); }
+
+static double first_rate(const train_run *run, uint64_t step)
+{
+    if (step < run->warm_up) return run->rate * (double)(step + 1) / (double)run->warm_up;
+    return fall(run->rate, run->rate_end, (double)(step - run->warm_up) / (double)(run->rate_steps > run->warm_up ? run->rate_steps - run->warm_up : 1));
+}
+
 double run_rate(const train_run *run)
 {
-    if (run->step < run->warm_up) return run->rate * (double)(run->step + 1) / (double)run->warm_up;
-    double x = (double)(run->step - run->warm_up) / (double)(run->steps > run->warm_up ? run->steps - run->warm_up : 1);
-    return run->rate_end + (run->rate - run->rate_end) * 0.5 * (1.0 + tsar_cos(3.14159265358979323846 * (x < 1.0 ? x : 1.0)));
+    if (run->step < run->finish_from) return first_rate(run, run->step);
+    return fall(first_rate(run, run->finish_from), run->rate_end, (double)(run->step - run->finish_from) / (double)(run->steps - run->finish_from));
 }
 
 /* ------------------------------------------------------------------------------------------------------ checkpoints */
@@ -47,12 +62,14 @@ static tsar_status check_run(const train_run *run, const tsar_file *file, tsar_e
 {
     char text[32];
     tsar_status status = check_meta(file, "train.stage", run->stage, err);
-    const char *const names[3] = { "train.seed", "train.steps", "train.batch" };
-    const uint64_t numbers[3] = { run->seed, run->steps, run->batch };
-    for (size_t i = 0; i < 3 && status == TSAR_OK; i++) {
+    const char *const names[5] = { "train.seed", "train.steps", "train.batch", "train.rate_steps", "train.finish_from" };
+    const uint64_t numbers[5] = { run->seed, run->steps, run->batch, run->rate_steps, run->finish_from };
+    for (size_t i = 0; i < 5 && status == TSAR_OK; i++) {
         snprintf(text, sizeof text, "%" PRIu64, numbers[i]);
         status = check_meta(file, names[i], text, err);
     }
+    snprintf(text, sizeof text, "%g", run->rate);
+    status = status == TSAR_OK ? check_meta(file, "train.rate", text, err) : status;
     for (size_t i = 0; i < run->n_keys && status == TSAR_OK; i++) status = check_meta(file, run->keys[i], run->values[i], err);
     return status;
 }
@@ -65,8 +82,7 @@ static tsar_status read_reals(tsar_file *file, const char *prefix, const train_p
     snprintf(name, sizeof name, "%s%s", prefix, p->name);
     const tsar_tensor *tensor = tsar_file_find(file, name);
     if (!tensor || tensor->count != p->n)
-        return tsar_fail(err, TSAR_INPUT, "%s: tensor %s is missing or has another size than the %zu elements of this model", tsar_file_path(file),
-                         name, p->n);
+        return tsar_fail(err, TSAR_INPUT, "%s: tensor %s is missing or has another size than the %zu elements of this model", tsar_file_path(file), name, p->n);
     for (size_t i = 0; i < p->n; i += 256) {
         size_t n = p->n - i < 256 ? p->n - i : 256;
         tsar_status status = tsar_file_read_f64(file, tensor, i, n, piece, err);
@@ -109,8 +125,7 @@ tsar_status run_resume(train_run *run, train_tape *tape, tsar_error *err)
     const char *step = status == TSAR_OK ? tsar_file_meta(file, "train.step") : NULL;
     run->step = step ? strtoull(step, NULL, 10) : 0;
     run->first_step = run->step;
-    if (status == TSAR_OK)
-        fprintf(stderr, "%s: continues %s after step %" PRIu64 " of %" PRIu64 "\n", run->stage, run->checkpoint, run->step, run->steps);
+    if (status == TSAR_OK) fprintf(stderr, "%s: continues %s after step %" PRIu64 " of %" PRIu64 "\n", run->stage, run->checkpoint, run->step, run->steps);
     tsar_file_close(file);
     return status;
 }
@@ -120,12 +135,14 @@ static tsar_status write_meta(tsar_writer *writer, const train_run *run, int che
     char text[32];
     tsar_status status = TSAR_OK;
     for (size_t i = 0; i < run->n_keys && status == TSAR_OK; i++) status = tsar_writer_meta(writer, run->keys[i], run->values[i], err);
-    const char *const names[4] = { "train.seed", "train.steps", "train.batch", "train.step" };
-    const uint64_t numbers[4] = { run->seed, run->steps, run->batch, run->step };
-    for (size_t i = 0; i < 4 && status == TSAR_OK && checkpoint; i++) {
+    const char *const names[6] = { "train.seed", "train.steps", "train.batch", "train.rate_steps", "train.finish_from", "train.step" };
+    const uint64_t numbers[6] = { run->seed, run->steps, run->batch, run->rate_steps, run->finish_from, run->step };
+    for (size_t i = 0; i < 6 && status == TSAR_OK && checkpoint; i++) {
         snprintf(text, sizeof text, "%" PRIu64, numbers[i]);
         status = tsar_writer_meta(writer, names[i], text, err);
     }
+    snprintf(text, sizeof text, "%g", run->rate);
+    if (status == TSAR_OK && checkpoint) status = tsar_writer_meta(writer, "train.rate", text, err);
     return status == TSAR_OK && checkpoint ? tsar_writer_meta(writer, "train.stage", run->stage, err) : status;
 }
 
@@ -141,8 +158,7 @@ static const real *array_of(const train_tape *tape, const char *name)
 {
     int part = strncmp(name, "adam.m.", 7) == 0 ? 1 : strncmp(name, "adam.v.", 7) == 0 ? 2 : 0;
     for (size_t i = 0; i < tape->n_params; i++)
-        if (strcmp(tape->params[i].name, name + (part ? 7 : 0)) == 0)
-            return part == 0 ? tape->params[i].w : part == 1 ? tape->params[i].m : tape->params[i].v;
+        if (strcmp(tape->params[i].name, name + (part ? 7 : 0)) == 0) return part == 0 ? tape->params[i].w : part == 1 ? tape->params[i].m : tape->params[i].v;
     return NULL;
 }
 
@@ -200,38 +216,40 @@ static tsar_status copy_tensor(tsar_writer *writer, tsar_file *from, const tsar_
     return TSAR_OK;
 }
 
-/* What a result takes from another model: the tokenizer, or everything but the state of its training. */
-static int is_taken(const char *name, const char *part, int everything)
+/* Whether the tensor or key `name` belongs to a part. */
+static int is_taken(const char *name, run_part part)
 {
-    return everything ? strncmp(name, "train.", 6) != 0 && strncmp(name, "adam.", 5) != 0 : strncmp(name, part, strlen(part)) == 0;
+    int of_tokenizer = strncmp(name, "vq.", 3) == 0 || strncmp(name, "vq_", 3) == 0;
+    int of_training = strncmp(name, "train.", 6) == 0 || strncmp(name, "adam.", 5) == 0;
+    return part == RUN_TAKE_TOKENIZER ? of_tokenizer : !of_training && !(part == RUN_TAKE_ALL_BUT_TOKENIZER && of_tokenizer);
 }
 
-static tsar_status copy_keys(tsar_writer *writer, const tsar_file *with, int everything, tsar_error *err)
+static tsar_status copy_keys(tsar_writer *writer, const tsar_file *with, run_part part, tsar_error *err)
 {
     tsar_status status = TSAR_OK;
     for (size_t i = 0; i < tsar_file_meta_count(with) && status == TSAR_OK; i++) {
         const char *key, *value;
         tsar_file_meta_at(with, i, &key, &value);
-        if (is_taken(key, "vq_", everything)) status = tsar_writer_meta(writer, key, value, err);
+        if (is_taken(key, part)) status = tsar_writer_meta(writer, key, value, err);
     }
     return status;
 }
 
-tsar_status run_export(const train_run *run, const train_tape *tape, tsar_dtype dtype, const run_integers *integers, size_t n_integers,
-                       tsar_file *with, int everything, tsar_error *err)
+tsar_status run_export(const train_run *run, const train_tape *tape, tsar_dtype dtype, const run_integers *integers, size_t n_integers, tsar_file *with,
+                       run_part part, tsar_error *err)
 {
     tsar_writer *writer;
     tsar_status status = tsar_writer_open(&writer, run->output, err);
     if (status != TSAR_OK) return status;
-    if (with) status = copy_keys(writer, with, everything, err);
+    if (with) status = copy_keys(writer, with, part, err);
     status = status == TSAR_OK ? write_meta(writer, run, 0, err) : status;
+    for (size_t i = 0; i < run->n_notes && status == TSAR_OK; i++) status = tsar_writer_meta(writer, run->note_keys[i], run->notes[i], err);
     for (size_t i = 0; i < tape->n_params && status == TSAR_OK; i++) status = declare(writer, "", &tape->params[i], dtype, err);
     for (size_t i = 0; i < n_integers && status == TSAR_OK; i++)
         status = tsar_writer_declare(writer, integers[i].name, TSAR_I64, integers[i].rank, integers[i].shape, err);
     for (size_t i = 0; with && i < tsar_file_count(with) && status == TSAR_OK; i++) {
         const tsar_tensor *t = tsar_file_at(with, i);
-        if (is_taken(t->name, "vq.", everything) && !array_of(tape, t->name))
-            status = tsar_writer_declare(writer, t->name, t->dtype, t->rank, t->shape, err);
+        if (is_taken(t->name, part) && !array_of(tape, t->name)) status = tsar_writer_declare(writer, t->name, t->dtype, t->rank, t->shape, err);
     }
     const tsar_tensor *tensor;
     while (status == TSAR_OK && (tensor = tsar_writer_next(writer)) != NULL) {
@@ -239,7 +257,7 @@ tsar_status run_export(const train_run *run, const train_tape *tape, tsar_dtype 
         const tsar_tensor *theirs = with && !array ? tsar_file_find(with, tensor->name) : NULL;
         if (array)
             status = put_reals(writer, array, tensor->count, dtype, err);
-        else if (theirs && is_taken(theirs->name, "vq.", everything))
+        else if (theirs && is_taken(theirs->name, part))
             status = copy_tensor(writer, with, theirs, err);
         else
             for (size_t i = 0; i < n_integers; i++)
@@ -274,11 +292,7 @@ tsar_status run_trace(const train_run *run, const train_tape *tape, const char *
         const train_value *t = &tape->values[i];
         const size_t picture[3] = { t->C, t->H, t->W }, rows[2] = { t->W, t->C }, windows[3] = { t->W / (t->window + !t->window), t->window, t->C };
         if (t->name[0])
-            status = tsar_writer_declare(writer, t->name, TSAR_F32, t->H > 1 || t->window ? 3 : 2,
-                                         t->H > 1    ? picture
-                                         : t->window ? windows
-                                                     : rows,
-                                         err);
+            status = tsar_writer_declare(writer, t->name, TSAR_F32, t->H > 1 || t->window ? 3 : 2, t->H > 1 ? picture : t->window ? windows : rows, err);
         most = t->C * t->H * t->W > most ? t->C * t->H * t->W : most;
     }
     float *plain = tsar_alloc(most, sizeof *plain, "the trace", err);
@@ -317,8 +331,8 @@ tsar_status run_after_step(train_run *run, const train_tape *tape, int *stop, ts
     run->saved = now;
     tsar_status status = run_save(run, tape, err);
     if (status == TSAR_OK && *stop && !last)
-        fprintf(stderr, "\n%s: stopped after step %" PRIu64 " of %" PRIu64 "; the same command continues from %s\n", run->stage, run->step,
-                run->steps, run->checkpoint);
+        fprintf(stderr, "\n%s: stopped after step %" PRIu64 " of %" PRIu64 "; the same command continues from %s\n", run->stage, run->step, run->steps,
+                run->checkpoint);
     return status;
 }
 
@@ -334,7 +348,7 @@ void run_report(train_run *run, const char *format, ...)
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    fprintf(stderr, "%s %6" PRIu64 "/%" PRIu64 "  %s  rate %.2e  %.2f pictures/s  %d:%02d left\n", run->stage, run->step + 1, run->steps, text,
-            run_rate(run), seconds > 0.0 ? done * (double)run->batch / seconds : 0.0, (int)(left / 3600.0), (int)(left / 60.0) % 60);
+    fprintf(stderr, "%s %6" PRIu64 "/%" PRIu64 "  %s  rate %.2e  %.2f pictures/s  %d:%02d left\n", run->stage, run->step + 1, run->steps, text, run_rate(run),
+            seconds > 0.0 ? done * (double)run->batch / seconds : 0.0, (int)(left / 3600.0), (int)(left / 60.0) % 60);
     run->reported = now;
 }

@@ -5,6 +5,7 @@
 #include "train.h"
 
 #define RUN_KEYS 64
+#define RUN_NOTES 8
 
 /* Integers that a file holds beside the parameters: merges, cluster labels, counters. */
 typedef struct {
@@ -17,19 +18,24 @@ typedef struct {
     const char *stage, *checkpoint, *output;
     uint64_t seed, step, steps; /* step: how many are done */
     size_t batch;
-    double rate, rate_end; /* learning rate: rises over `warm_up` steps, then falls along a half cosine */
-    uint64_t warm_up;
+    /* Learning rate: rises over `warm_up` steps, then falls from `rate` to `rate_end` along a half cosine that would take
+     * `rate_steps`; from step `finish_from` on, along another to `rate_end` at the last step. */
+    double rate, rate_end;
+    uint64_t warm_up, rate_steps, finish_from;
     double minutes;             /* between checkpoints */
     uint64_t stop_after;        /* steps of this sitting, 0: no limit */
     const char *keys[RUN_KEYS]; /* configuration of the model, as in its metadata */
     char values[RUN_KEYS][64];
     size_t n_keys;
+    const char *note_keys[RUN_NOTES], *notes[RUN_NOTES]; /* metadata of the result that does not bear on the training; the caller's */
+    size_t n_notes;
     run_integers state;               /* counters that a checkpoint keeps; name NULL: none */
     int64_t started, saved, reported; /* seconds on the clock */
     uint64_t first_step;              /* of this sitting */
 } train_run;
 
 void run_key(train_run *run, const char *key, const char *format, ...) TSAR_FORMAT(3, 4);
+void run_note(train_run *run, const char *key, const char *text); /* NULL: none */
 double run_rate(const train_run *run);
 
 /* Continues from the checkpoint if there is one. TSAR_INPUT if it belongs to another run. */
@@ -38,10 +44,12 @@ tsar_status run_resume(train_run *run, train_tape *tape, tsar_error *err);
 tsar_status run_save(const train_run *run, const train_tape *tape, tsar_error *err);
 /* Whether to go on: saves every `minutes`, at an interrupt (*stop = 1), and after the last step. */
 tsar_status run_after_step(train_run *run, const train_tape *tape, int *stop, tsar_error *err);
-/* Writes run->output: the parameters rounded to dtype (TSAR_BF16, TSAR_F32), integers, and from the model file `with` (may be
- * NULL) its tokenizer, or everything that the result does not have itself. */
+/* What a result takes from another model file. */
+typedef enum { RUN_TAKE_TOKENIZER, RUN_TAKE_ALL, RUN_TAKE_ALL_BUT_TOKENIZER } run_part;
+/* Writes run->output: the parameters rounded to dtype (TSAR_BF16, TSAR_F32), integers, notes, and that part of the model file
+ * `with` (may be NULL) which the result does not have itself. */
 tsar_status run_export(const train_run *run, const train_tape *tape, tsar_dtype dtype, const run_integers *integers, size_t n_integers,
-                       tsar_file *with, int everything, tsar_error *err);
+                       tsar_file *with, run_part part, tsar_error *err);
 
 /* Whether a line about progress is due (about every five seconds); prints step, rate, pictures per second, time left. */
 int run_due(train_run *run);

@@ -2,6 +2,7 @@
 #include "train_gpt.h"
 #include "scenes.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #define MAX_WORDS 512
@@ -84,6 +85,43 @@ static void apply(word_list *list, const int64_t pair[2], int64_t id)
     }
 }
 
+static void count_captions(word_list *list, uint64_t seed)
+{
+    for (uint64_t i = 0; i < CAPTIONS; i++) {
+        scene s;
+        scene_draw(&s, seed, i, -1, 0);
+        count_caption(list, s.caption);
+    }
+}
+
+static int compare_words(const void *a, const void *b) { return strcmp(a, b); }
+
+tsar_status train_words(uint64_t seed, char **words, tsar_error *err)
+{
+    enum { ROOM = MAX_LETTERS + 1 };
+    word_list *list = tsar_alloc(1, sizeof *list, "the words of the captions", err);
+    char *sorted = tsar_alloc(MAX_WORDS, ROOM, "the words of the captions", err);
+    *words = tsar_alloc(MAX_WORDS, ROOM, "the words of the captions", err);
+    if (list && sorted && *words) {
+        count_captions(list, seed);
+        for (size_t i = 0; i < list->n; i++) {
+            const word *w = &list->words[i];
+            size_t from = w->ids[0] == TSAR_SPECIALS + ' ';
+            for (size_t k = from; k < w->n; k++) sorted[i * ROOM + k - from] = (char)(w->ids[k] - TSAR_SPECIALS);
+        }
+        qsort(sorted, list->n, ROOM, compare_words);
+        for (size_t i = 0; i < list->n; i++) {
+            if (i > 0 && strcmp(sorted + (i - 1) * ROOM, sorted + i * ROOM) == 0) continue; /* within a caption and at its start */
+            if (i > 0) strcat(*words, " ");
+            strcat(*words, sorted + i * ROOM);
+        }
+    }
+    tsar_status status = list && sorted && *words ? TSAR_OK : TSAR_ROOM;
+    tsar_free(list);
+    tsar_free(sorted);
+    return status;
+}
+
 tsar_status train_merges(uint64_t seed, int64_t **merges, size_t *n, tsar_error *err)
 {
     word_list *list = tsar_alloc(1, sizeof *list, "the words of the captions", err);
@@ -95,11 +133,7 @@ tsar_status train_merges(uint64_t seed, int64_t **merges, size_t *n, tsar_error 
         *merges = NULL;
         return TSAR_ROOM;
     }
-    for (uint64_t i = 0; i < CAPTIONS; i++) {
-        scene s;
-        scene_draw(&s, seed, i, -1, 0);
-        count_caption(list, s.caption);
-    }
+    count_captions(list, seed);
     int64_t pair[2] = { 0, 0 };
     while (*n < MAX_WORDS * MAX_LETTERS && best_pair(list, pair)) {
         memcpy(*merges + 2 * *n, pair, sizeof pair);

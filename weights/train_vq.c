@@ -356,7 +356,6 @@ static void describe(train_run *run, const vq_shape *s)
 }
 
 #define REVIVE_EVERY 25
-#define OPEN_PART 0.08 /* of the steps: the codebook is put in when the latents have spread (else they collapse to a line) */
 #define MAX_NORM 1.0
 
 void vq_draw(vq_net *net, uint64_t seed, uint64_t first)
@@ -391,6 +390,8 @@ static train_run new_vq_run(const vq_plan *plan, int64_t *used)
     run.rate = plan->rate;
     run.rate_end = plan->rate_end;
     run.warm_up = 100;
+    run.rate_steps = plan->rate_steps ? plan->rate_steps : plan->steps;
+    run.finish_from = plan->finish_from ? plan->finish_from : plan->steps;
     run.minutes = plan->minutes;
     run.stop_after = plan->stop_after;
     run.state.name = "train.used";
@@ -412,8 +413,7 @@ tsar_status train_vq(const vq_plan *plan, tsar_error *err)
     int stop = run.step >= run.steps;
     while (status == TSAR_OK && !stop) {
         vq_draw(&net, run.seed, run.step * net.B);
-        uint64_t open_until = (uint64_t)(OPEN_PART * (double)run.steps);
-        net.open = run.step < open_until;
+        net.open = run.step < plan->open_until; /* the codebook is put in when the latents have spread */
         vq_forward(&net);
         double loss = vq_loss(&net);
         vq_backward(&net);
@@ -434,10 +434,10 @@ tsar_status train_vq(const vq_plan *plan, tsar_error *err)
             else
                 memset(net.used, 0, net.shape.K * sizeof *net.used);
         }
-        if (run.step + 1 == open_until) vq_revive(&net, run.seed, run.step, 1);
+        if (run.step + 1 == plan->open_until) vq_revive(&net, run.seed, run.step, 1);
         status = run_after_step(&run, &net.tape, &stop, err);
     }
-    if (status == TSAR_OK && run.step >= run.steps) status = run_export(&run, &net.tape, plan->dtype, NULL, 0, NULL, 0, err);
+    if (status == TSAR_OK && run.step >= run.steps) status = run_export(&run, &net.tape, plan->dtype, NULL, 0, NULL, RUN_TAKE_TOKENIZER, err);
     vq_close(&net);
     return status;
 }

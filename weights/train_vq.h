@@ -46,6 +46,7 @@ size_t vq_revive(vq_net *net, uint64_t seed, uint64_t step, int all);
 typedef struct {
     const char *output, *checkpoint;
     uint64_t seed, steps, stop_after;
+    uint64_t rate_steps, finish_from, open_until; /* 0: steps, none, none */
     size_t batch, threads;
     double rate, rate_end, minutes;
     tsar_dtype dtype;

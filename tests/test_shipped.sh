@@ -1,0 +1,64 @@
+#!/bin/sh
+# The shipped models: their bytes, what they generate (the same bits everywhere), their forward pass in the trainer against tsar's own,
+# and that their pictures show what the captions say. Usage: test_shipped.sh [--record]
+set -u
+LC_ALL=C
+export LC_ALL
+BUILD=${BUILD:-.build}
+TSAR=${TSAR:-$BUILD/tsar}
+TRAIN=$BUILD/weights/train
+PROMPT='three yellow stars above a blue ring'
+dir=$(mktemp -d) || exit 1
+trap 'rm -rf "$dir"' EXIT
+passed=0
+failed=0
+
+check() { # DESCRIPTION COMMAND...
+    what=$1
+    shift
+    if "$@" >"$dir/log" 2>&1; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAILED $what: $(tail -n 2 "$dir/log")"
+    fi
+}
+
+digest() { sha256sum <"$1" | cut -d ' ' -f 1; }
+
+# MODEL FLAGS...: the digest of the codes, logits and passes of a picture
+generated() {
+    model=$1
+    shift
+    "$TSAR" generate -m "weights/tsar-$model.safetensors" -p "$PROMPT" --seed 1 -q --codes "$dir/codes" "$@" && echo "$(digest "$dir/codes")  $model $*"
+}
+
+check 'the bytes of the models' sh -c 'cd weights && sha256sum -c SHA256SUMS'
+models=$(sed -n 's/^.*  tsar-\(.*\)\.safetensors$/\1/p' weights/SHA256SUMS)
+check 'at most 24 MB together' test "$(cat weights/tsar-*.safetensors | wc -c)" -le 24000000
+
+for model in $models; do
+    generated "$model"
+    generated "$model" --decode zipar:2
+    generated "$model" --greedy --cfg 1
+done >"$dir/generated"
+if [ "${1:-}" = --record ]; then
+    cp "$dir/generated" tests/shipped_digests.txt
+else
+    check 'the codes that the models generate' diff tests/shipped_digests.txt "$dir/generated"
+fi
+
+for model in $models; do
+    file=weights/tsar-$model.safetensors
+    for part in gpt vq $(if [ "$model" = ctf ]; then echo fine; fi); do
+        check "$model, $part: the trainer's forward pass" "$TRAIN" trace --model "$file" --part $part -p "$PROMPT" -o "$dir/trace"
+        check "$model, $part: tsar verify" "$TSAR" verify -m "$file" "$dir/trace"
+    done
+done
+
+"$BUILD/weights/demo" -o "$dir/sheet.ppm" >"$dir/demo" 2>/dev/null
+right=$(sed -n 's/^\([0-9]*\) of 16 pictures show.*/\1/p' "$dir/demo")
+check "the demo's sheet: ${right:-0} of 16 right" test "${right:-0}" -ge 13
+
+echo "$passed passed, $failed failed"
+[ $failed -eq 0 ]

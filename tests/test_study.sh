@@ -1,0 +1,106 @@
+#!/bin/sh
+# Scores as tables, and the study: rows of Markdown, the agreement of decode orders against a count of its own, a study that resumes.
+# Synthetic models: their pictures are noise, and the referee finds none right. Usage: test_study.sh [TRAIN] [TSAR]
+TRAIN=${1:-${BUILD:-.build}/weights/train}
+TSAR=${2:-${TSAR:-${BUILD:-.build}/tsar}}
+HERE=$(dirname "$0")
+WORK=$(mktemp -d) || exit 1
+trap 'rm -rf "$WORK"' EXIT
+export OMP_WAIT_POLICY=passive LC_ALL=C
+passed=0
+failed=0
+
+check() { # check WHAT GOT WANTED
+    if [ "$2" = "$3" ]; then
+        passed=$((passed + 1))
+    else
+        echo "FAILED test_study.sh: $1: '$2', not '$3'"
+        failed=$((failed + 1))
+    fi
+}
+
+synth() { # synth NAME KEY=VALUE...: pictures of 128 x 128 pixels from 8 x 8 codes
+    name=$1
+    shift
+    "$TSAR" synth -q arch=token-shuffle dim=16 n_layer=1 n_head=1 n_kv_head=1 ffn_hidden=32 norm_eps=1e-5 rope=1d text_vocab=259 codebook_size=48 \
+        grid_h=8 grid_w=8 vq_ch=2 vq_ch_mult=1,1,1,1,1 vq_res_blocks=1 vq_z_channels=4 vq_embed_dim=4 vq_groups=1 vq_l2_norm=1 seed=3 "$@" \
+        -o "$WORK/tsar-$name.safetensors" || check "synth $name" failed made
+}
+synth s1 shuffle=1
+synth s2 shuffle=2 shuffle_blocks=2 shuffle_hidden=16
+synth ctf shuffle=1 n_coarse=6 fine_dim=16 fine_n_layer=1 fine_n_head=1 fine_ffn_hidden=16
+
+score() { # score MODEL FLAGS...
+    model=$1
+    shift
+    "$TRAIN" score --model "$WORK/tsar-$model.safetensors" -n 2 "$@" 2>"$WORK/log"
+}
+field() { cut -d '|' -f "$1" | sed 's/^ *//; s/ *$//'; } # of a row of Markdown
+numbers() { # the I64 codes of a file, one on each line
+    length=$(od -A n -t u1 -N 8 "$1" | awk '{ n = 0; for (i = 8; i > 0; i--) n = 256 * n + $i; print n }')
+    tail -c +$((length + 9)) "$1" | od -A n -v -t d8 | tr -s ' ' '\n' | sed '/^$/d'
+}
+
+# A row and its head.
+score s2 --markdown 'a row' -o "$WORK/raster" >"$WORK/row"
+check 'columns of a row' "$(tr -dc '|' <"$WORK/row" | wc -c | tr -d ' ')" "$("$TRAIN" score --header | sed -n 1p | tr -dc '|' | wc -c | tr -d ' ')"
+check 'head and rule' "$("$TRAIN" score --header | tr -dc '|\n' | uniq | wc -l | tr -d ' ')" 1
+check 'name' "$(field 2 <"$WORK/row")" 'a row'
+check 'guidance' "$(field 3 <"$WORK/row")" 'half-linear 7.5'
+check 'a share of noise' "$(field 5 <"$WORK/row")" 0.000
+# Wilson's upper bound for 0 of n is z^2 / (n + z^2).
+check 'interval' "$(field 11 <"$WORK/row")" "$(awk 'BEGIN { z = 1.959964; printf "0.000 (0.000 to %.3f)", z * z / (12 + z * z) }')"
+check 'passes' "$(field 12 <"$WORK/row")" 16.0
+score s2 --markdown x --cfg 1 --temperature 0.5 --top-k 20 --top-p 0.9 --held-out >"$WORK/row"
+check 'settings' "$(field 3,4 <"$WORK/row")" 'none | T 0.5, top-k 20, top-p 0.9'
+check 'held-out categories' "$(field 5-8 <"$WORK/row")" '| | | 0.000'
+check 'columns of the tokenizer' "$("$TRAIN" score-vq --model "$WORK/tsar-s2.safetensors" -n 2 --markdown x | tr -dc '|')" "$("$TRAIN" score-vq --header | sed -n 1p | tr -dc '|')"
+check 'PSNR has an interval' "$("$TRAIN" score-vq --model "$WORK/tsar-s2.safetensors" -n 4 | sed 's/[0-9][0-9.]*/N/g')" \
+    'PSNR N dB (mean over pictures N +- N dB), N of N codes in use, N of N judged like their originals: N (N ... N)'
+
+# Agreement: a window as wide as the row is raster order; for others every equal code is counted here once more. Two threads, same codes.
+for run in s1 s2 's2 --greedy' 'ctf --greedy'; do
+    # shellcheck disable=SC2086 # splits it
+    set -- $run
+    m=$1
+    shift
+    score "$m" -n 1 "$@" -o "$WORK/raster" --threads 2 >/dev/null
+    check "$run, codes" "$(numbers "$WORK/raster" | wc -l | tr -d ' ')" 384
+    check "$run, zipar:8" "$(score "$m" -n 1 "$@" --decode zipar:8 --agreement "$WORK/raster" --markdown x | field 16)" '1.000 ± 0.000'
+    ours=$(score "$m" -n 1 "$@" --decode zipar:1 --agreement "$WORK/raster" -o "$WORK/other" --markdown x | field 16)
+    numbers "$WORK/raster" >"$WORK/raster.txt"
+    numbers "$WORK/other" | paste - "$WORK/raster.txt" >"$WORK/pairs"
+    check "$run, zipar:1" "$ours" "$(awk '{ equal += $1 == $2 } NR % 64 == 0 { p = equal / 64; sum += p; squares += p * p; n++; equal = 0 }
+        END { m = sum / n; printf "%.3f ± %.3f", m, 1.959964 * sqrt((squares / n - m * m) / (n - 1)) }' "$WORK/pairs")"
+done
+check 'some codes differ' "$(awk '$1 != $2' "$WORK/pairs" | sed -n '$=' | sed 's/..*/yes/')" yes
+score s2 --agreement "$WORK/raster" >/dev/null
+check 'codes of another run' "$? $(cut -d ' ' -f 1-6 "$WORK/log" | sed 's,/.*/,,')" '3 train: raster is of another run'
+score s2 --agreement "$WORK/tsar-s2.safetensors" >/dev/null
+check 'no codes' $? 3
+
+# The study: skips what is missing, keeps each row, makes it anew with another model.
+study() { TSAR_TRAINING=$WORK/state STUDY_MODELS=$WORK STUDY_N=1 STUDY_THREADS=1 STUDY_OUT=$WORK/$1 STUDY_ROWS=$2 \
+    sh "$HERE/../weights/study.sh" "$TRAIN" "$TSAR" 2>"$WORK/log"; }
+study first '*-default' || check 'the study' "$(tail -n 1 "$WORK/log")" made
+check 'a missing model' "$(grep -c 'row 3 of 3: s4-default: tsar-s4.safetensors is missing, skipped' "$WORK/log")" 1
+check 'a note about it' "$(grep -c 'the file is not there: tsar-s4.safetensors' "$WORK/first")" 1
+check 'rows' "$(grep -c '^| s = [12] | half-linear 7.5 | T 1 | 0.000 |' "$WORK/first")" 2
+check 'step counts' "$(awk -F ' *[|] *' '/\(passes\)|\(tokens\)/ { print $3, $4 }' "$WORK/first" | tr '\n' ';')" \
+    '224 224;312 312;400 400;4096 4096;1024 1024;16384 16384;4096 4096;'
+study second '*-default'
+check 'known rows' "$(grep -c 'known already' "$WORK/log")" 2
+check 'the same page' "$(cmp "$WORK/first" "$WORK/second" && echo same)" same
+rm "$WORK/state/study/s1-default.txt"
+study second '*-default'
+check 'a row that was interrupted' "$(grep -c 'known already' "$WORK/log") $(grep -c 'row 1 of 3: s1-default \.\.\.' "$WORK/log")" '1 1'
+synth s1 shuffle=1 default_temperature=0.5
+study second '*-default'
+check 'another model' "$(grep -c 'known already' "$WORK/log") $(grep -c '^| s = 1 | half-linear 7.5 | T 0.5 |' "$WORK/second")" '1 1'
+study second 'ctf-*'
+check 'orders' "$(grep '^| zipar:' "$WORK/second" | field 2,3,11 | tr '\n' ';')" 'zipar:2 | T 1 | 22.0;zipar:4 | T 1 | 36.0;zipar:2 | greedy | 22.0;zipar:4 | greedy | 36.0;'
+STUDY_N=0 sh "$HERE/../weights/study.sh" "$TRAIN" "$TSAR" 2>/dev/null
+check 'no pictures' $? 2
+
+echo "$passed passed, $failed failed"
+[ $failed -eq 0 ]
