@@ -293,27 +293,28 @@ static tsar_status open_state(tsar_state **state, const tsar_model *model, size_
     return status;
 }
 
-/* Decoding through tsar_forward: one sequence, a CFG pair, two and four tokens of one sequence, and 64 as in a prompt. */
+/* Decoding through tsar_forward: one token, a CFG pair, two, three, four and twelve tokens of one sequence as in ZipAR, and 64 as in a prompt. */
 static tsar_status measure_decoding(bench *b, const tsar_model *model, const char *name)
 {
+    enum { CASES = 7, PROMPT = CASES - 1 };
     static const struct {
         size_t sequences, rows;
-    } cases[5] = { { 1, 1 }, { 2, 2 }, { 1, 2 }, { 1, 4 }, { 1, MOST_ROWS } };
+    } cases[CASES] = { { 1, 1 }, { 2, 2 }, { 1, 2 }, { 1, 3 }, { 1, 4 }, { 1, 12 }, { 1, MOST_ROWS } };
     const tsar_config *c = &model->config;
     const size_t n_logits = c->shuffle * c->shuffle * c->vocab;
-    tsar_state *states[5] = { NULL };
-    double best[5] = { 0 };
+    tsar_state *states[CASES] = { NULL };
+    double best[CASES] = { 0 };
     weight_sum sum = { 0, 0 };
     int64_t *codes = tsar_alloc(c->shuffle * c->shuffle, sizeof *codes, "codes", b->err);
     double *logits = tsar_alloc(n_logits, MOST_ROWS * sizeof *logits, "logits", b->err);
     tsar_status status = codes != NULL && logits != NULL ? TSAR_OK : TSAR_ROOM;
     if (status == TSAR_OK) status = tsar_weights(c, (tsar_model *)model, count_weight, &sum, b->err); /* which changes nothing */
-    for (size_t i = 0; i < 5 && status == TSAR_OK; i++) status = open_state(&states[i], model, cases[i].sequences, b->err);
-    size_t tokens[5] = { 0 };
+    for (size_t i = 0; i < CASES && status == TSAR_OK; i++) status = open_state(&states[i], model, cases[i].sequences, b->err);
+    size_t tokens[CASES] = { 0 };
     for (size_t round = 0; round < ROUNDS && status == TSAR_OK; round++) {
-        for (size_t i = 0; i < 5 && status == TSAR_OK; i++) {
+        for (size_t i = 0; i < CASES && status == TSAR_OK; i++) {
             if (tokens[i] + cases[i].rows > c->tokens) continue;
-            if (i < 4)
+            if (i < PROMPT)
                 try_read(b);
             else
                 try_macs(b);
@@ -322,12 +323,13 @@ static tsar_status measure_decoding(bench *b, const tsar_model *model, const cha
     }
     if (status == TSAR_OK) status = say(b, sum.bytes / best[0] * 1e-9, "GB/s", b->read * 1e-9, "%s: one token, weights read", name);
     if (status == TSAR_OK) status = say(b, best[0] * 1e3, "ms", sum.bytes / b->read * 1e3, "%s: one token, time", name);
-    static const char *const others[3] = { "CFG pair", "two tokens in a pass", "four tokens in a pass" };
-    for (size_t i = 1; i < 4 && status == TSAR_OK; i++)
-        if (best[i] > 0) status = say(b, best[i] / best[0], "x", 0, "%s: %s, time of one", name, others[i - 1]);
-    if (status == TSAR_OK && best[4] > 0)
-        status = say(b, sum.macs * MOST_ROWS / best[4] * 1e-9, "GMAC/s", b->macs * 1e-9, "%s: %d tokens in a pass", name, MOST_ROWS);
-    for (size_t i = 0; i < 5; i++) tsar_state_close(states[i]);
+    for (size_t i = 1; i < PROMPT && status == TSAR_OK; i++)
+        if (best[i] > 0)
+            status = say(b, best[i] / best[0], "x", 0, i == 1 ? "%s: CFG pair, time of one" : "%s: %u tokens in a pass, time of one", name,
+                         (unsigned)cases[i].rows);
+    if (status == TSAR_OK && best[PROMPT] > 0)
+        status = say(b, sum.macs * MOST_ROWS / best[PROMPT] * 1e-9, "GMAC/s", b->macs * 1e-9, "%s: %d tokens in a pass", name, MOST_ROWS);
+    for (size_t i = 0; i < CASES; i++) tsar_state_close(states[i]);
     tsar_free(codes);
     tsar_free(logits);
     return status;
