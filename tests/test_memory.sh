@@ -29,6 +29,8 @@ shape='arch=token-shuffle dim=16 n_layer=1 n_head=2 n_kv_head=1 ffn_hidden=8 nor
 ctf='arch=llamagen-t2i dim=16 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=8 norm_eps=1e-5 rope=2d codebook_size=16 n_coarse=2
      grid_h=4 grid_w=4 cond_tokens=2 caption_dim=4 fine_dim=8 fine_n_layer=1 fine_n_head=2 fine_ffn_hidden=8 seed=2'
 ./tsar synth $shape -o model.safetensors --quiet && ./tsar synth $ctf -o ctf.safetensors --quiet || exit 1
+# shellcheck disable=SC2086
+./tsar synth ${shape% vq_ch=*} vq_file=model.safetensors -o shared.safetensors --quiet || exit 1
 printf 'P6\n8 8\n255\n' >picture.ppm
 head -c 192 /dev/zero | tr '\0' 'x' >>picture.ppm
 {
@@ -97,5 +99,6 @@ try synth out.safetensors ./tsar synth $shape -o out.safetensors --quiet
 try cluster out.safetensors ./tsar cluster -m model.safetensors -k 3 -o out.safetensors --quiet
 try import out.safetensors ./tsar import small.pt n_head=4 grid_h=4 grid_w=4 -o out.safetensors --quiet
 try info nothing ./tsar info model.safetensors
+try 'decode, shared tokenizer' out.ppm ./tsar decode -m shared.safetensors codes.safetensors -o out.ppm --quiet
 echo "$passed passed, $failed failed"
 [ $failed -eq 0 ]

@@ -41,6 +41,10 @@ else
     diff "$HERE/train_digests.txt" "$WORK/first" >"$WORK/difference" || fail "other bytes than recorded: $(cat "$WORK/difference")"
 fi
 
+# A model without a tokenizer of its own draws with that of the file which it names.
+TSAR=${TSAR:-${BUILD:-.build}/tsar}
+"$TSAR" generate -q -m "$WORK/gpt2" -p 'a red circle' -o "$WORK/picture.ppm" 2>"$WORK/log" && [ -s "$WORK/picture.ppm" ] || fail "no picture from gpt2: $(cat "$WORK/log")"
+
 # Two threads, from nothing.
 mkdir "$WORK/two"
 mv "$WORK/vq" "$WORK/codes" "$WORK/gpt2" "$WORK/two/"
