@@ -8,9 +8,7 @@
 
 const char *const scene_shape_names[SCENE_SHAPES] = { "circle", "square", "triangle", "star", "ring", "cross" };
 const char *const scene_colour_names[SCENE_COLOURS] = { "red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink" };
-const char *const scene_category_names[SCENE_CATEGORIES] = {
-    "single object", "two objects", "counting", "colours", "position", "colour attribution"
-};
+const char *const scene_category_names[SCENE_CATEGORIES] = { "single object", "two objects", "counting", "colours", "position", "colour attribution" };
 
 static const char *const plurals[SCENE_SHAPES] = { "circles", "squares", "triangles", "stars", "rings", "crosses" };
 static const char *const size_names[SCENE_SIZES] = { "small", "medium", "large" };
@@ -105,9 +103,8 @@ static void say_group(char *caption, const scene_group *g, int one)
     char words[SCENE_CAPTION];
     const char *first = g->size >= 0 ? size_names[g->size] : g->colour >= 0 ? scene_colour_names[g->colour] : scene_shape_names[g->shape];
     const char *article = g->count > 1 ? numbers[g->count] : one ? "one" : strchr("aeiou", first[0]) ? "an" : "a";
-    snprintf(words, sizeof words, "%s%s%s%s%s %s", article, g->size >= 0 ? " " : "", g->size >= 0 ? size_names[g->size] : "",
-             g->colour >= 0 ? " " : "", g->colour >= 0 ? scene_colour_names[g->colour] : "",
-             g->count > 1 ? plurals[g->shape] : scene_shape_names[g->shape]);
+    snprintf(words, sizeof words, "%s%s%s%s%s %s", article, g->size >= 0 ? " " : "", g->size >= 0 ? size_names[g->size] : "", g->colour >= 0 ? " " : "",
+             g->colour >= 0 ? scene_colour_names[g->colour] : "", g->count > 1 ? plurals[g->shape] : scene_shape_names[g->shape]);
     strcat(caption, words);
 }
 
@@ -140,16 +137,20 @@ static void say(scene *s, scene_stream *u, int dark, int graded)
 
 /* Half the extent of an object, and the free border that every object keeps around itself. */
 #define GAP 2.5
+#define LATTICE 4.0 /* pixels: centres of objects are multiples of it */
 
-static double draw_radius(scene_stream *u, int size, int crowd)
+/* A radius in pixels. Three sizes, the middle one a little smaller in a crowd; in the wide world a range around each. */
+static double draw_radius(scene_stream *u, int size, int crowd, int wide)
 {
     static const double low[SCENE_SIZES] = { 11.0, 15.0, 20.0 }, high[SCENE_SIZES] = { 13.0, 18.0, 24.0 };
+    static const double fixed[SCENE_SIZES] = { 13.0, 16.0, 21.0 };
     if (size < 0) {
         double p = scene_uniform(u);
         size = p < 0.25 ? SCENE_SMALL : p < 0.75 || crowd > 2 ? SCENE_MEDIUM : SCENE_LARGE;
     }
-    if (size == SCENE_MEDIUM && crowd > 2) return between(u, 13.0, 16.0);
-    return between(u, low[size], high[size]);
+    int crowded = size == SCENE_MEDIUM && crowd > 2;
+    if (!wide) return crowded ? 15.0 : fixed[size];
+    return crowded ? between(u, 13.0, 16.0) : between(u, low[size], high[size]);
 }
 
 /* The box that a centre is drawn from: the whole picture, or the part that the relation gives to this group. A pair of
@@ -171,9 +172,7 @@ static void place_box(const scene *s, int group, double cut, double extent, doub
         else
             box[axis] = cut + extent + 1.0;
         break;
-    case SCENE_TOP_LEFT:
-        box[1] = box[3] = low + 9.0;
-        break;
+    case SCENE_TOP_LEFT: box[1] = box[3] = low + 9.0; break;
     case SCENE_TOP_RIGHT:
         box[0] = high - 9.0;
         box[3] = low + 9.0;
@@ -182,20 +181,30 @@ static void place_box(const scene *s, int group, double cut, double extent, doub
         box[1] = low + 9.0;
         box[2] = high - 9.0;
         break;
-    case SCENE_BOTTOM_RIGHT:
-        box[0] = box[2] = high - 9.0;
-        break;
+    case SCENE_BOTTOM_RIGHT: box[0] = box[2] = high - 9.0; break;
     case SCENE_CENTRE:
         box[0] = box[2] = 0.5 * side - 7.0;
         box[1] = box[3] = 0.5 * side + 7.0;
         break;
-    default:
-        break;
+    default: break;
     }
 }
 
+/* A number from low to high: any in the wide world, else a multiple of LATTICE; 0 if there is none. */
+static int draw_place(scene_stream *u, double low, double high, int wide, double *out)
+{
+    if (wide) {
+        *out = between(u, low, high);
+        return low <= high;
+    }
+    double first = ceil(low / LATTICE), last = floor(high / LATTICE);
+    if (first > last) return 0;
+    *out = LATTICE * (first + (double)scene_below(u, (size_t)(last - first) + 1));
+    return 1;
+}
+
 /* Tries to place every object once; 0 if they do not fit. */
-static int place(scene *s, scene_stream *u, const int *group_of, double shrink)
+static int place(scene *s, scene_stream *u, const int *group_of, double shrink, int wide)
 {
     double fraction = s->groups[0].count > s->groups[1].count ? 0.56 : s->groups[0].count < s->groups[1].count ? 0.44 : 0.5;
     if (s->relation == SCENE_RIGHT || s->relation == SCENE_BELOW) fraction = 1.0 - fraction;
@@ -206,9 +215,8 @@ static int place(scene *s, scene_stream *u, const int *group_of, double shrink)
         place_box(s, group_of[i], cut, extent, box);
         int placed = 0;
         for (int attempt = 0; attempt < 40 && !placed; attempt++) {
-            o->x = between(u, box[0], box[1]);
-            o->y = between(u, box[2], box[3]);
-            placed = box[0] <= box[1] && box[2] <= box[3];
+            int inside = draw_place(u, box[0], box[1], wide, &o->x);
+            placed = draw_place(u, box[2], box[3], wide, &o->y) && inside;
             for (int j = 0; j < i && placed; j++) {
                 const scene_object *p = &s->objects[j];
                 double dx = o->x - p->x, dy = o->y - p->y, room = extent + shape_extent(p->shape) * p->r + GAP;
@@ -222,7 +230,7 @@ static int place(scene *s, scene_stream *u, const int *group_of, double shrink)
 }
 
 /* Objects of the groups with their colours (drawn where the caption is silent) and places. */
-static void draw_objects(scene *s, scene_stream *u, int held_out)
+static void draw_objects(scene *s, scene_stream *u, int held_out, int wide)
 {
     int group_of[SCENE_OBJECTS];
     double radius[SCENE_OBJECTS];
@@ -230,7 +238,7 @@ static void draw_objects(scene *s, scene_stream *u, int held_out)
     for (int i = 0; i < s->n_groups; i++) {
         scene_group *g = &s->groups[i];
         int colour = g->colour, mixed = chance(u, 0.3);
-        double r = draw_radius(u, g->size, s->n_groups == 1 ? g->count : s->groups[0].count + s->groups[1].count);
+        double r = draw_radius(u, g->size, s->n_groups == 1 ? g->count : s->groups[0].count + s->groups[1].count, wide);
         for (int k = 0; k < g->count; k++) {
             scene_object *o = &s->objects[s->n];
             while (g->colour < 0 && (k == 0 || mixed)) {
@@ -239,22 +247,25 @@ static void draw_objects(scene *s, scene_stream *u, int held_out)
             }
             o->shape = g->shape;
             o->colour = colour;
-            radius[s->n] = r * between(u, 0.95, 1.05);
+            radius[s->n] = wide ? r * between(u, 0.95, 1.05) : r;
             group_of[s->n++] = i;
         }
     }
     double shrink = 1.0;
-    do {
+    for (int attempt = 1;; attempt++) {
         for (int i = 0; i < s->n; i++) s->objects[i].r = radius[i];
-        if (place(s, u, group_of, shrink)) break;
-        shrink = shrink > 0.7 ? shrink * 0.98 : shrink;
-    } while (1);
+        if (place(s, u, group_of, shrink, wide)) break;
+        if (wide)
+            shrink = shrink > 0.7 ? shrink * 0.98 : shrink;
+        else if (attempt % 8 == 0 && shrink > 0.75)
+            shrink -= 0.125;
+    }
 }
 
 /* ---------------------------------------------------------------------------------------------------- background */
 
 /* Calm tones: their chroma (largest less smallest channel) stays below 0.16, every object's above 0.5. */
-static void draw_background(scene *s, scene_stream *u, int *dark, int *graded)
+static void draw_background(scene *s, scene_stream *u, int *dark, int *graded, int wide)
 {
     static const double light[7][3] = { { 0.93, 0.90, 0.83 }, { 0.86, 0.90, 0.94 }, { 0.85, 0.92, 0.88 }, { 0.90, 0.87, 0.94 },
                                         { 0.94, 0.94, 0.93 }, { 0.95, 0.88, 0.86 }, { 0.80, 0.81, 0.82 } };
@@ -263,7 +274,8 @@ static void draw_background(scene *s, scene_stream *u, int *dark, int *graded)
     *graded = chance(u, 0.6);
     const double *a = *dark ? deep[scene_below(u, 4)] : light[scene_below(u, 7)];
     const double *b = *dark ? deep[scene_below(u, 4)] : light[scene_below(u, 7)];
-    double fade = between(u, 0.72, 0.9);
+    double fade = wide ? between(u, 0.72, 0.9) : 0.8;
+    if (!wide) b = a;
     s->grade = *graded ? 1 + (int)scene_below(u, 4) : 0;
     for (int c = 0; c < 3; c++) {
         s->tone[0][c] = a[c];
@@ -271,7 +283,7 @@ static void draw_background(scene *s, scene_stream *u, int *dark, int *graded)
     }
 }
 
-void scene_draw(scene *s, uint64_t seed, uint64_t index, int category, int held_out)
+static void draw(scene *s, uint64_t seed, uint64_t index, int category, int held_out, int wide)
 {
     static const double share[SCENE_CATEGORIES] = { 0.08, 0.14, 0.22, 0.12, 0.22, 0.22 };
     scene_stream stream = scene_stream_open(seed, index), *u = &stream;
@@ -287,10 +299,14 @@ void scene_draw(scene *s, uint64_t seed, uint64_t index, int category, int held_
         if (!same && groups_held_out(s) == (held_out && s->category >= SCENE_COLOUR)) break;
     } while (1);
     s->held_out = groups_held_out(s);
-    draw_background(s, u, &dark, &graded);
-    draw_objects(s, u, held_out);
+    draw_background(s, u, &dark, &graded, wide);
+    draw_objects(s, u, held_out, wide);
     say(s, u, dark, graded);
 }
+
+void scene_draw(scene *s, uint64_t seed, uint64_t index, int category, int held_out) { draw(s, seed, index, category, held_out, 0); }
+
+void scene_draw_wide(scene *s, uint64_t seed, uint64_t index) { draw(s, seed, index, -1, 0, 1); }
 
 /* ------------------------------------------------------------------------------------------------------- painting */
 
@@ -299,16 +315,11 @@ static double grade_at(int grade, double x, double y)
 {
     double side = (double)SCENE_SIDE, dx = x / side - 0.5, dy = y / side - 0.5;
     switch (grade) {
-    case 1:
-        return y / side;
-    case 2:
-        return x / side;
-    case 3:
-        return 0.5 * (x + y) / side;
-    case 4:
-        return 2.0 * (dx * dx + dy * dy);
-    default:
-        return 0.0;
+    case 1: return y / side;
+    case 2: return x / side;
+    case 3: return 0.5 * (x + y) / side;
+    case 4: return 2.0 * (dx * dx + dy * dy);
+    default: return 0.0;
     }
 }
 

@@ -61,7 +61,7 @@ static tsar_status bench_vq(size_t threads, tsar_error *err)
     double best = 1e9;
     for (int i = 0; i < STEPS && status == TSAR_OK; i++) {
         double start = seconds();
-        vq_draw(&net, 1, (uint64_t)i);
+        vq_draw(&net, 1, (uint64_t)i, 1);
         vq_forward(&net);
         vq_loss(&net);
         vq_backward(&net);

@@ -103,7 +103,7 @@ static tsar_status code_set_continue(code_set *set, const code_set *wanted, cons
 static void encode_batch(vq_net *net, code_set *set)
 {
     size_t N = set->side * set->side;
-    vq_draw(net, set->seed, set->done);
+    vq_draw(net, set->seed, set->done, 0);
     vq_encode(net);
     for (size_t i = 0; i < net->B * N && set->done * N + i < set->count * N; i++) set->codes[set->done * N + i] = (int16_t)net->codes[i];
     set->done += net->B < set->count - set->done ? net->B : set->count - set->done;

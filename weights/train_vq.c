@@ -104,8 +104,7 @@ static size_t decoder(vq_net *net, size_t h)
     h = middle(net, h, "decoder", deepest);
     for (size_t i = 0; i <= last; i++) {
         h = level(net, h, "decoder", i, s->res_blocks + 1, s->ch * s->mult[last - i], i == 0);
-        if (i < last)
-            h = train_conv(t, train_upsample(t, h), NAME(name, "vq.decoder.conv_blocks.%zu.upsample.conv", i), s->ch * s->mult[last - i], 3, 1, 1);
+        if (i < last) h = train_conv(t, train_upsample(t, h), NAME(name, "vq.decoder.conv_blocks.%zu.upsample.conv", i), s->ch * s->mult[last - i], 3, 1, 1);
         train_name(t, h, "vq.decoder.block.%zu", i);
     }
     h = train_group_norm(t, h, "vq.decoder.norm_out", s->groups, 1);
@@ -358,13 +357,16 @@ static void describe(train_run *run, const vq_shape *s)
 #define REVIVE_EVERY 25
 #define MAX_NORM 1.0
 
-void vq_draw(vq_net *net, uint64_t seed, uint64_t first)
+void vq_draw(vq_net *net, uint64_t seed, uint64_t first, int wide)
 {
     TSAR_PARALLEL_FOR(net->tape.threads)
     for (ptrdiff_t b = 0; b < (ptrdiff_t)net->B; b++) {
         scene s;
         uint8_t rgb[SCENE_SIDE * SCENE_SIDE * 3];
-        scene_draw(&s, seed, first + (uint64_t)b, -1, 0);
+        if (wide)
+            scene_draw_wide(&s, seed, first + (uint64_t)b);
+        else
+            scene_draw(&s, seed, first + (uint64_t)b, -1, 0);
         scene_render(&s, rgb);
         vq_set_image(net, (size_t)b, rgb);
     }
@@ -412,7 +414,7 @@ tsar_status train_vq(const vq_plan *plan, tsar_error *err)
     size_t in_use = 0;
     int stop = run.step >= run.steps;
     while (status == TSAR_OK && !stop) {
-        vq_draw(&net, run.seed, run.step * net.B);
+        vq_draw(&net, run.seed, run.step * net.B, 1);
         net.open = run.step < plan->open_until; /* the codebook is put in when the latents have spread */
         vq_forward(&net);
         double loss = vq_loss(&net);
@@ -425,8 +427,7 @@ tsar_status train_vq(const vq_plan *plan, tsar_error *err)
         train_adam(&net.tape, run.step + 1, run_rate(&run), 0.99, 0.0, norm > MAX_NORM ? MAX_NORM / norm : 1.0);
         if (run_due(&run))
             run_report(&run, "loss %.5f  PSNR %.2f dB  codebook %.4f  codes %zu  gradient %.3f", loss,
-                       20.0 * 0.30102999566 - 10.0 * tsar_log(net.loss_square) / 2.302585093, net.loss_codebook, in_use ? in_use : codes_in_use(&net),
-                       norm);
+                       20.0 * 0.30102999566 - 10.0 * tsar_log(net.loss_square) / 2.302585093, net.loss_codebook, in_use ? in_use : codes_in_use(&net), norm);
         if ((run.step + 1) % REVIVE_EVERY == 0) {
             in_use = codes_in_use(&net);
             if (!net.open && (double)run.step < 0.7 * (double)run.steps)
@@ -481,8 +482,7 @@ tsar_status train_vq_trace(const char *model, uint64_t seed, uint64_t index, con
     train_run run = { 0 };
     describe(&run, &net.shape);
     size_t h = net.shape.side >> (net.shape.levels - 1);
-    const run_input inputs[2] = { { "input.image", TSAR_U8, 3, { SCENE_SIDE, SCENE_SIDE, 3 }, rgb },
-                                  { "vq.codes", TSAR_I64, 2, { h, h, 0 }, net.codes } };
+    const run_input inputs[2] = { { "input.image", TSAR_U8, 3, { SCENE_SIDE, SCENE_SIDE, 3 }, rgb }, { "vq.codes", TSAR_I64, 2, { h, h, 0 }, net.codes } };
     status = run_trace(&run, &net.tape, path, inputs, 2, err);
     vq_close(&net);
     return status;

@@ -32,8 +32,8 @@ tsar_status vq_open(vq_net *net, const vq_shape *shape, size_t B, uint64_t seed,
 void vq_close(vq_net *net);
 
 void vq_set_image(vq_net *net, size_t b, const uint8_t *rgb); /* byte / 127.5 - 1 */
-/* Draws scenes first ... first+B-1 of a world, as training shows them. */
-void vq_draw(vq_net *net, uint64_t seed, uint64_t first);
+/* Draws scenes first ... first+B-1 of a world, or of its wide variant (scenes.h), on which the tokenizer is trained. */
+void vq_draw(vq_net *net, uint64_t seed, uint64_t first, int wide);
 void vq_forward(vq_net *net);
 /* Codes only: the encoder and the quantizer. */
 void vq_encode(vq_net *net);
