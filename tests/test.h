@@ -50,10 +50,10 @@ static inline void test_split(test_settings *s, const char *text)
 {
     s->n = 0;
     snprintf(s->text, sizeof s->text, "%s", text);
-    for (char *word = strtok(s->text, " "); word != NULL && s->n < 60; word = strtok(NULL, " ")) {
-        char *equals = strchr(word, '=');
+    for (char *pair = strtok(s->text, " "); pair != NULL && s->n < 60; pair = strtok(NULL, " ")) {
+        char *equals = strchr(pair, '=');
         *equals = '\0';
-        s->keys[s->n] = word;
+        s->keys[s->n] = pair;
         s->values[s->n++] = equals + 1;
     }
 }
