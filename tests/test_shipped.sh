@@ -1,6 +1,6 @@
 #!/bin/sh
-# The shipped models: their bytes, what they generate (the same bits everywhere), their forward pass in the trainer against tsar's own,
-# and that their pictures show what the captions say. Usage: test_shipped.sh [--record]
+# The shipped models: their bytes, what they generate (the same bits everywhere), how many pictures of the demo's sheet are right, their
+# forward pass in the trainer against tsar's own. Usage: test_shipped.sh [--record]
 set -u
 LC_ALL=C
 export LC_ALL
@@ -42,10 +42,11 @@ for model in $models; do
     generated "$model" --decode zipar:2
     generated "$model" --greedy --cfg 1
 done >"$dir/generated"
+"$BUILD/weights/demo" -o "$dir/sheet.ppm" 2>/dev/null | grep 'says the referee' >>"$dir/generated"
 if [ "${1:-}" = --record ]; then
     cp "$dir/generated" tests/shipped_digests.txt
 else
-    check 'the codes that the models generate' diff tests/shipped_digests.txt "$dir/generated"
+    check 'what the models generate' diff tests/shipped_digests.txt "$dir/generated"
 fi
 
 for model in $models; do
@@ -55,10 +56,6 @@ for model in $models; do
         check "$model, $part: tsar verify" "$TSAR" verify -m "$file" "$dir/trace"
     done
 done
-
-"$BUILD/weights/demo" -o "$dir/sheet.ppm" >"$dir/demo" 2>/dev/null
-right=$(sed -n 's/^\([0-9]*\) of 16 pictures show.*/\1/p' "$dir/demo")
-check "the demo's sheet: ${right:-0} of 16 right" test "${right:-0}" -ge 13
 
 echo "$passed passed, $failed failed"
 [ $failed -eq 0 ]
