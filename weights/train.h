@@ -151,7 +151,7 @@ void op_choose_forward(train_tape *tape, train_node *node);
 void op_choose_backward(train_tape *tape, train_node *node);
 
 /* Reals of scratch that a convolution and an attention need. */
-size_t op_conv_scratch(const train_value *in, const train_value *out, size_t size, size_t stride);
+size_t op_conv_scratch(const train_value *in, const train_value *out, size_t size, size_t stride, size_t threads);
 size_t op_attention_scratch(size_t T, size_t hd);
 
 /* Cross entropy of rows of logits [R][V] against target [R], weighted by weight [R], plus z_loss * (log sum exp)^2: returns the

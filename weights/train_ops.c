@@ -26,13 +26,19 @@
 #define ROWS 4
 #endif
 
+/* LOAD and STORE need no alignment. A plain memcpy may pass a vector through memory in halves, which then stall its load as a whole. */
 #if defined(__GNUC__) && !defined(__TINYC__)
 typedef real lanes __attribute__((vector_size(LANES * sizeof(real))));
+typedef real lanes_anywhere __attribute__((vector_size(LANES * sizeof(real)), aligned(sizeof(real)), may_alias));
+#define LOAD(p) (*(const lanes_anywhere *)(p))
+#define STORE(p, sum) (*(lanes_anywhere *)(p) = (sum))
 #define MULTIPLY_ADD(sum, w, b) ((sum) += (w) * (b))
 #else
 typedef struct {
     real at[LANES];
 } lanes;
+#define LOAD(p) (*(const lanes *)(p))
+#define STORE(p, sum) (*(lanes *)(p) = (sum))
 #define MULTIPLY_ADD(sum, w, b)                                                                                                                      \
     do {                                                                                                                                             \
         for (int l_ = 0; l_ < LANES; l_++) (sum).at[l_] += (w) * (b).at[l_];                                                                         \
@@ -52,16 +58,15 @@ TSAR_INLINE void tile(size_t rows, real *y, size_t ldy, const real *start, size_
                       const walk *w)
 {
     lanes sum[ROWS];
-    for (size_t m = 0; m < rows; m++) memcpy(&sum[m], start + m * lds, sizeof(lanes));
+    for (size_t m = 0; m < rows; m++) sum[m] = LOAD(start + m * lds);
     for (size_t s = 0; s < w->segments; s++) {
         const real *as = a + s * w->as, *bs = b + s * w->bs;
         for (size_t j = 0; j < w->terms; j++, as += aj, bs += w->bj) {
-            lanes b_j;
-            memcpy(&b_j, bs, sizeof(lanes));
+            const lanes b_j = LOAD(bs);
             for (size_t m = 0; m < rows; m++) MULTIPLY_ADD(sum[m], as[m * am], b_j);
         }
     }
-    for (size_t m = 0; m < rows; m++) memcpy(y + m * ldy, &sum[m], sizeof(lanes));
+    for (size_t m = 0; m < rows; m++) STORE(y + m * ldy, sum[m]);
 }
 
 static void tile_many(real *y, size_t ldy, const real *start, size_t lds, const real *a, const real *b, const walk *w)
@@ -192,10 +197,13 @@ static size_t reals_of(const train_value *t) { return t->B * (t->H + 2 * t->bord
 static size_t conv_terms(const train_node *node, const train_value *in) { return node->size * node->size * in->C; }
 static ptrdiff_t conv_origin(const train_node *node) { return node->size == 3 && node->stride == 1 ? -1 : 0; }
 
-size_t op_conv_scratch(const train_value *in, const train_value *out, size_t size, size_t stride)
+#define AREA 256 /* pixels of one piece of a weight gradient: their dy, as panels, stays in cache */
+
+size_t op_conv_scratch(const train_value *in, const train_value *out, size_t size, size_t stride, size_t threads)
 {
     size_t weights = size * size * round_up(in->C) * round_up(out->C);
-    return 3 * weights + round_up(out->C) * (1 + out->B) + (stride == 2 ? out->B * (in->H + 2) * (in->W + 2) * out->C : 0) + LANES;
+    return 3 * weights + round_up(out->C) * (1 + out->B) + threads * AREA * round_up(out->C) +
+           (stride == 2 ? out->B * (in->H + 2) * (in->W + 2) * out->C : 0) + LANES;
 }
 
 /* Panels of LANES outputs: packed[o / LANES][k][o % LANES], k = (kernel row, kernel column, input channel). */
@@ -277,40 +285,57 @@ static void conv_backward_input(train_tape *tape, train_node *node, real *packed
     }
 }
 
-/* dw[k][o] += over the pixels y0 <= y < y1, x0 <= x < x1 of picture b, ascending, of x[k at the pixel] * dy[o], for the
- * strips of ROWS terms strip0 <= strip < strip1. A strip lies in one kernel row. */
-static void conv_weight_strips(const train_tape *tape, const train_node *node, real *dw, size_t b, const size_t area[4], size_t strip0, size_t strip1)
+/* dy over the pixels y0 <= y < y1, x0 <= x < x1 of picture b: panels[o / LANES][pixel][o % LANES]. */
+static void pack_gradient(real *panels, const train_value *out, size_t b, const size_t area[4])
+{
+    for (size_t o = 0; o < out->C; o += LANES)
+        for (size_t y = area[0]; y < area[1]; y++) {
+            const real *dy = out->g + train_at(out, b, (ptrdiff_t)y, (ptrdiff_t)area[2]) + o;
+            for (size_t x = area[2]; x < area[3]; x++, dy += out->C, panels += LANES)
+                if (o + LANES <= out->C)
+                    STORE(panels, LOAD(dy));
+                else
+                    for (size_t l = 0; l < LANES; l++) panels[l] = o + l < out->C ? dy[l] : 0;
+        }
+}
+
+/* dw[k][o] += over those pixels, ascending, of x[k at the pixel] * dy[o], for the strips of ROWS terms strip0 <= strip < strip1.
+ * A strip lies in one kernel row. */
+static void conv_weight_strips(const train_tape *tape, const train_node *node, real *dw, const real *panels, size_t b, const size_t area[4],
+                               size_t strip0, size_t strip1)
 {
     const train_value *in = &tape->values[node->in[0]], *out = &tape->values[node->out];
-    size_t C = in->C, O = out->C, L = node->size * C, strips = (L + ROWS - 1) / ROWS, ldw = round_up(O);
-    size_t in_pitch = (in->W + 2 * in->border) * C, out_pitch = (out->W + 2 * out->border) * O;
-    walk w = { 1, node->stride * in_pitch, node->stride * C, out_pitch, O, area[1] - area[0], area[3] - area[2] };
+    size_t C = in->C, L = node->size * C, strips = (L + ROWS - 1) / ROWS, ldw = round_up(out->C), H = area[1] - area[0], W = area[3] - area[2];
+    walk w = { 1, node->stride * (in->W + 2 * in->border) * C, node->stride * C, W * LANES, LANES, H, W };
     ptrdiff_t y = (ptrdiff_t)(area[0] * node->stride) + conv_origin(node), x = (ptrdiff_t)(area[2] * node->stride) + conv_origin(node);
-    const real *dy = out->g + train_at(out, b, (ptrdiff_t)area[0], (ptrdiff_t)area[2]);
     for (size_t strip = strip0; strip < strip1; strip++) {
         size_t row = strip / strips, j = strip % strips * ROWS;
         real *dw_k = dw + (row * L + j) * ldw;
-        for (size_t o = 0; o < O; o += LANES)
-            block(dw_k + o, ldw, dw_k + o, ldw, in->x + train_at(in, b, y + (ptrdiff_t)row, x) + j, dy + o, smaller(ROWS, L - j), LANES, &w);
+        const real *x_k = in->x + train_at(in, b, y + (ptrdiff_t)row, x) + j;
+        product(dw_k, ldw, dw_k, ldw, x_k, panels, H * W * LANES, smaller(ROWS, L - j), ldw, &w);
     }
 }
 
-/* dw: each thread takes its own strips of rows of dw and walks all pixels, a few rows at a time so that they stay in cache. */
-static void conv_backward_weight(train_tape *tape, train_node *node, real *dw)
+/* dw: each thread takes its own strips of rows of dw and walks all pixels, a few rows at a time. */
+static void conv_backward_weight(train_tape *tape, train_node *node, real *dw, real *panels)
 {
     const train_value *in = &tape->values[node->in[0]], *out = &tape->values[node->out];
     size_t C = in->C, O = out->C, size = node->size, L = size * C, strips = size * ((L + ROWS - 1) / ROWS);
-    size_t dx = out->W < 512 ? out->W + !out->W : 512, dy = 1 + 511 / dx;
+    size_t dx = out->W < AREA ? out->W + !out->W : AREA, dy = AREA / dx;
     memset(dw, 0, size * L * round_up(O) * sizeof(real));
     ptrdiff_t shares = (ptrdiff_t)tape->threads;
     TSAR_PARALLEL_FOR(tape->threads)
-    for (ptrdiff_t share = 0; share < shares; share++)
+    for (ptrdiff_t share = 0; share < shares; share++) {
+        real *mine = panels + (size_t)share * AREA * round_up(O);
+        size_t strip0 = strips * (size_t)share / tape->threads, strip1 = strips * ((size_t)share + 1) / tape->threads;
         for (size_t b = 0; b < out->B; b++)
             for (size_t y = 0; y < out->H; y += dy)
                 for (size_t x = 0; x < out->W; x += dx) {
                     const size_t area[4] = { y, smaller(y + dy, out->H), x, smaller(x + dx, out->W) };
-                    conv_weight_strips(tape, node, dw, b, area, strips * (size_t)share / tape->threads, strips * ((size_t)share + 1) / tape->threads);
+                    pack_gradient(mine, out, b, area);
+                    conv_weight_strips(tape, node, dw, mine, b, area, strip0, strip1);
                 }
+    }
     real *g = tape->params[node->param[0]].g + node->first_row * size * L;
     for (size_t o = 0; o < O; o++)
         for (size_t c = 0; c < C; c++)
@@ -345,9 +370,10 @@ void op_conv_backward(train_tape *tape, train_node *node)
 {
     const train_value *in = &tape->values[node->in[0]], *out = &tape->values[node->out];
     size_t weights = node->size * node->size * round_up(in->C) * round_up(out->C);
-    real *packed = node->keep[0], *dw = packed + weights, *part = packed + 3 * weights + round_up(out->C), *spread = part + out->B * round_up(out->C);
+    real *packed = node->keep[0], *dw = packed + weights, *part = packed + 3 * weights + round_up(out->C);
+    real *panels = part + out->B * round_up(out->C), *spread = panels + tape->threads * AREA * round_up(out->C);
     if (in->g) conv_backward_input(tape, node, packed, spread);
-    conv_backward_weight(tape, node, dw);
+    conv_backward_weight(tape, node, dw, panels);
     if (node->n_param > 1) conv_backward_bias(tape, node, part);
 }
 

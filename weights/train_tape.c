@@ -173,7 +173,7 @@ size_t train_conv(train_tape *tape, size_t in, const char *name, size_t out_chan
     node->param[0] = weight;
     node->param[1] = bias;
     node->n_param = 2;
-    node->keep[0] = train_keep(tape, op_conv_scratch(&tape->values[in], &tape->values[out], size, stride));
+    node->keep[0] = train_keep(tape, op_conv_scratch(&tape->values[in], &tape->values[out], size, stride, tape->threads));
     return out;
 }
 
@@ -190,7 +190,7 @@ size_t train_linear(train_tape *tape, size_t in, size_t param, size_t first_row,
     node->param[0] = param;
     node->n_param = 1;
     node->first_row = first_row;
-    node->keep[0] = train_keep(tape, op_conv_scratch(&tape->values[in], &tape->values[out], 1, 1));
+    node->keep[0] = train_keep(tape, op_conv_scratch(&tape->values[in], &tape->values[out], 1, 1, tape->threads));
     return out;
 }
 
