@@ -137,27 +137,29 @@ static void say(scene *s, scene_stream *u, int dark, int graded)
 
 /* Half the extent of an object, and the free border that every object keeps around itself. */
 #define GAP 2.5
-#define LATTICE 4.0 /* pixels: centres of objects are multiples of it */
+#define LATTICE 16.0 /* pixels: centres of objects are centres of squares of this side */
 
-/* A radius in pixels. Three sizes, the middle one a little smaller in a crowd; in the wide world a range around each. */
+/* A radius in pixels. Two sizes, in a crowd the smaller unless the caption says otherwise; in the wide world a range around each of
+ * three, the middle one a little smaller in a crowd. */
 static double draw_radius(scene_stream *u, int size, int crowd, int wide)
 {
     static const double low[SCENE_SIZES] = { 11.0, 15.0, 20.0 }, high[SCENE_SIZES] = { 13.0, 18.0, 24.0 };
-    static const double fixed[SCENE_SIZES] = { 13.0, 16.0, 21.0 };
     if (size < 0) {
         double p = scene_uniform(u);
         size = p < 0.25 ? SCENE_SMALL : p < 0.75 || crowd > 2 ? SCENE_MEDIUM : SCENE_LARGE;
     }
+    if (!wide && size == SCENE_MEDIUM) size = crowd > 2 || chance(u, 0.5) ? SCENE_SMALL : SCENE_LARGE;
+    if (!wide) return size == SCENE_SMALL ? 13.0 : 17.0;
     int crowded = size == SCENE_MEDIUM && crowd > 2;
-    if (!wide) return crowded ? 15.0 : fixed[size];
     return crowded ? between(u, 13.0, 16.0) : between(u, low[size], high[size]);
 }
 
 /* The box that a centre is drawn from: the whole picture, or the part that the relation gives to this group. A pair of
- * groups is divided at `cut`, which leaves more room to the larger group. */
-static void place_box(const scene *s, int group, double cut, double extent, double box[4])
+ * groups is divided at `cut`. Outside the wide world a corner and the middle are wide enough for a place of the lattice. */
+static void place_box(const scene *s, int group, double cut, double extent, int wide, double box[4])
 {
     double low = extent + 1.0, high = (double)SCENE_SIDE - extent - 1.0, side = (double)SCENE_SIDE;
+    double corner = wide ? 9.0 : LATTICE, middle = wide ? 7.0 : 0.5 * LATTICE;
     int first_is_low = s->relation == SCENE_LEFT || s->relation == SCENE_ABOVE;
     int axis = s->relation == SCENE_LEFT || s->relation == SCENE_RIGHT ? 0 : 2;
     box[0] = box[2] = low;
@@ -172,47 +174,48 @@ static void place_box(const scene *s, int group, double cut, double extent, doub
         else
             box[axis] = cut + extent + 1.0;
         break;
-    case SCENE_TOP_LEFT: box[1] = box[3] = low + 9.0; break;
+    case SCENE_TOP_LEFT: box[1] = box[3] = low + corner; break;
     case SCENE_TOP_RIGHT:
-        box[0] = high - 9.0;
-        box[3] = low + 9.0;
+        box[0] = high - corner;
+        box[3] = low + corner;
         break;
     case SCENE_BOTTOM_LEFT:
-        box[1] = low + 9.0;
-        box[2] = high - 9.0;
+        box[1] = low + corner;
+        box[2] = high - corner;
         break;
-    case SCENE_BOTTOM_RIGHT: box[0] = box[2] = high - 9.0; break;
+    case SCENE_BOTTOM_RIGHT: box[0] = box[2] = high - corner; break;
     case SCENE_CENTRE:
-        box[0] = box[2] = 0.5 * side - 7.0;
-        box[1] = box[3] = 0.5 * side + 7.0;
+        box[0] = box[2] = 0.5 * side - middle;
+        box[1] = box[3] = 0.5 * side + middle;
         break;
     default: break;
     }
 }
 
-/* A number from low to high: any in the wide world, else a multiple of LATTICE; 0 if there is none. */
+/* A number from low to high: any in the wide world, else of the lattice; 0 if there is none. */
 static int draw_place(scene_stream *u, double low, double high, int wide, double *out)
 {
     if (wide) {
         *out = between(u, low, high);
         return low <= high;
     }
-    double first = ceil(low / LATTICE), last = floor(high / LATTICE);
+    double first = ceil(low / LATTICE - 0.5), last = floor(high / LATTICE - 0.5);
     if (first > last) return 0;
-    *out = LATTICE * (first + (double)scene_below(u, (size_t)(last - first) + 1));
+    *out = LATTICE * (first + 0.5 + (double)scene_below(u, (size_t)(last - first) + 1));
     return 1;
 }
 
 /* Tries to place every object once; 0 if they do not fit. */
 static int place(scene *s, scene_stream *u, const int *group_of, double shrink, int wide)
 {
-    double fraction = s->groups[0].count > s->groups[1].count ? 0.56 : s->groups[0].count < s->groups[1].count ? 0.44 : 0.5;
+    int more = s->groups[0].count - s->groups[1].count;
+    double fraction = !wide || !more ? 0.5 : more > 0 ? 0.56 : 0.44; /* the wide world leaves more room to the larger group */
     if (s->relation == SCENE_RIGHT || s->relation == SCENE_BELOW) fraction = 1.0 - fraction;
     double cut = (double)SCENE_SIDE * fraction;
     for (int i = 0; i < s->n; i++) {
         scene_object *o = &s->objects[i];
         double extent = shape_extent(o->shape) * o->r * shrink, box[4];
-        place_box(s, group_of[i], cut, extent, box);
+        place_box(s, group_of[i], cut, extent, wide, box);
         int placed = 0;
         for (int attempt = 0; attempt < 40 && !placed; attempt++) {
             int inside = draw_place(u, box[0], box[1], wide, &o->x);
@@ -264,7 +267,8 @@ static void draw_objects(scene *s, scene_stream *u, int held_out, int wide)
 
 /* ---------------------------------------------------------------------------------------------------- background */
 
-/* Calm tones: their chroma (largest less smallest channel) stays below 0.16, every object's above 0.5. */
+/* Calm tones: their chroma (largest less smallest channel) stays below 0.16, every object's above 0.5. Six of them, plain or darker
+ * towards the bottom; in the wide world eleven, with any grade between two of them. */
 static void draw_background(scene *s, scene_stream *u, int *dark, int *graded, int wide)
 {
     static const double light[7][3] = { { 0.93, 0.90, 0.83 }, { 0.86, 0.90, 0.94 }, { 0.85, 0.92, 0.88 }, { 0.90, 0.87, 0.94 },
@@ -272,11 +276,10 @@ static void draw_background(scene *s, scene_stream *u, int *dark, int *graded, i
     static const double deep[4][3] = { { 0.17, 0.19, 0.27 }, { 0.25, 0.24, 0.26 }, { 0.20, 0.26, 0.26 }, { 0.31, 0.28, 0.33 } };
     *dark = chance(u, 0.25);
     *graded = chance(u, 0.6);
-    const double *a = *dark ? deep[scene_below(u, 4)] : light[scene_below(u, 7)];
-    const double *b = *dark ? deep[scene_below(u, 4)] : light[scene_below(u, 7)];
+    const double *a = *dark ? deep[scene_below(u, wide ? 4 : 2)] : light[scene_below(u, wide ? 7 : 4)];
+    const double *b = !wide ? a : *dark ? deep[scene_below(u, 4)] : light[scene_below(u, 7)];
     double fade = wide ? between(u, 0.72, 0.9) : 0.8;
-    if (!wide) b = a;
-    s->grade = *graded ? 1 + (int)scene_below(u, 4) : 0;
+    s->grade = *graded ? 1 + (int)scene_below(u, wide ? 4 : 1) : 0;
     for (int c = 0; c < 3; c++) {
         s->tone[0][c] = a[c];
         s->tone[1][c] = *graded ? b[c] * fade : a[c];
