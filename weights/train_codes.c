@@ -11,10 +11,75 @@
 
 #define ENCODE_BATCH 8
 
-/* A digest of the tokenizer's weights, so that codes of another one are noticed. */
+/* ---------------------------------------------------------------------------------------------- which code for a latent */
+
+/* Which of several codewords near a latent is the nearest is decided by traces of things far away, and a transformer would spend
+ * itself on learning them. The codes for training are therefore chosen by entropy-constrained vector quantization (Chou,
+ * Lookabaugh, Gray, IEEE Trans. ASSP 37, 1989), which takes a common codeword that is nearly as near:
+ *
+ *     argmin over c of |z - e_c|^2 - PRICE ln p(c)
+ *
+ * p comes from counts in the first SAMPLE pictures, which are coded ROUNDS times: by the nearest codeword at first, then by the counts
+ * of the round before. (ours) */
+#define PRICE 0.02
+#define SAMPLE 512
+#define ROUNDS 6
+
+/* Adds to cost [K]: -PRICE ln p(c), from the codes of the sample; every code counts half a time more, so that each has a price. */
+static void price_codes(double *cost, const int16_t *codes, size_t n, size_t K)
+{
+    for (size_t c = 0; c < K; c++) cost[c] = 0.5;
+    for (size_t i = 0; i < n; i++) cost[codes[i]] += 1.0;
+    for (size_t c = 0; c < K; c++) cost[c] = -PRICE * tsar_log(cost[c] / ((double)n + 0.5 * (double)K));
+}
+
+/* Codes of n latents z [n][d] of length 1; the lower index of equals. */
+static void choose_codes(int16_t *codes, const double *cost, const real *z, const vq_net *net, size_t n)
+{
+    const size_t K = net->shape.K, d = net->shape.embed;
+    TSAR_PARALLEL_FOR(net->tape.threads)
+    for (ptrdiff_t i = 0; i < (ptrdiff_t)n; i++) {
+        double least = 1e30;
+        for (size_t c = 0; c < K; c++) {
+            double sum = cost[c];
+            for (size_t k = 0; k < d; k++) {
+                double difference = (double)z[(size_t)i * d + k] - (double)net->words[c * d + k];
+                sum += difference * difference;
+            }
+            if (sum >= least) continue;
+            least = sum;
+            codes[i] = (int16_t)c;
+        }
+    }
+}
+
+/* cost [K] from the first pictures of `set`. */
+static tsar_status learn_prices(double *cost, vq_net *net, const code_set *set, tsar_error *err)
+{
+    size_t n = set->count < SAMPLE ? set->count : SAMPLE, d = net->shape.embed, batches = (n + ENCODE_BATCH - 1) / ENCODE_BATCH;
+    real *z = tsar_alloc(batches * net->N * d, sizeof *z, "latents", err);
+    int16_t *codes = tsar_alloc(batches * net->N, sizeof *codes, "codes", err);
+    for (size_t b = 0; z && codes && b < batches; b++) {
+        vq_draw(net, set->seed, b * ENCODE_BATCH, 0);
+        vq_encode(net);
+        memcpy(z + b * net->N * d, net->unit, net->N * d * sizeof *z);
+    }
+    for (int round = 0; z && codes && round < ROUNDS; round++) {
+        choose_codes(codes, cost, z, net, n * set->side * set->side);
+        price_codes(cost, codes, n * set->side * set->side, net->shape.K);
+    }
+    tsar_status status = z && codes ? TSAR_OK : TSAR_ROOM;
+    tsar_free(z);
+    tsar_free(codes);
+    return status;
+}
+
+/* ---------------------------------------------------------------------------------------------------------- the file */
+
+/* A digest of the tokenizer's weights and the price, so that codes of others are noticed. */
 static uint64_t digest_of(const train_tape *tape)
 {
-    uint64_t digest = 0;
+    uint64_t digest = (uint64_t)(PRICE * 1e6);
     for (size_t i = 0; i < tape->n_params; i++)
         for (size_t k = 0; k < tape->params[i].n; k++) {
             union {
@@ -100,19 +165,20 @@ static tsar_status code_set_continue(code_set *set, const code_set *wanted, cons
     return status;
 }
 
-static void encode_batch(vq_net *net, code_set *set)
+static void encode_batch(const double *cost, vq_net *net, code_set *set)
 {
-    size_t N = set->side * set->side;
+    size_t N = set->side * set->side, n = net->B < set->count - set->done ? net->B : set->count - set->done;
     vq_draw(net, set->seed, set->done, 0);
     vq_encode(net);
-    for (size_t i = 0; i < net->B * N && set->done * N + i < set->count * N; i++) set->codes[set->done * N + i] = (int16_t)net->codes[i];
-    set->done += net->B < set->count - set->done ? net->B : set->count - set->done;
+    choose_codes(set->codes + set->done * N, cost, net->unit, net, n * N);
+    set->done += n;
 }
 
 tsar_status train_codes(const char *vq, const char *path, size_t count, uint64_t seed, size_t threads, double minutes, tsar_error *err)
 {
     vq_net net;
     code_set set;
+    double *cost = NULL;
     tsar_status status = vq_open_file(&net, vq, ENCODE_BATCH, threads, err);
     if (status != TSAR_OK) return status;
     code_set wanted = { count, 0, net.shape.side >> (net.shape.levels - 1), seed, digest_of(&net.tape), NULL };
@@ -121,10 +187,14 @@ tsar_status train_codes(const char *vq, const char *path, size_t count, uint64_t
         vq_close(&net);
         return status;
     }
+    if (set.done < set.count) {
+        cost = tsar_alloc(net.shape.K, sizeof *cost, "the prices of codes", err);
+        status = cost ? learn_prices(cost, &net, &set, err) : TSAR_ROOM;
+    }
     int64_t started = (int64_t)time(NULL), saved = started, reported = started;
     size_t first = set.done;
     while (status == TSAR_OK && set.done < set.count) {
-        encode_batch(&net, &set);
+        encode_batch(cost, &net, &set);
         int64_t now = (int64_t)time(NULL);
         int stop = run_interrupted() || set.done == set.count;
         if (now - reported >= 5 || stop) {
@@ -142,5 +212,6 @@ tsar_status train_codes(const char *vq, const char *path, size_t count, uint64_t
     }
     code_set_close(&set);
     vq_close(&net);
+    tsar_free(cost);
     return status;
 }
