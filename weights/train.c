@@ -188,9 +188,9 @@ static tsar_status train_transformer(const char *command, options *o, tsar_error
     plan.seed = o->seed;
     plan.steps = o->steps ? o->steps : 5500;
     plan.stop_after = o->stop_after;
-    plan.batch = o->batch ? o->batch : 32;
+    plan.batch = o->batch ? o->batch : 8;
     plan.threads = o->threads;
-    plan.rate = o->rate > 0.0 ? o->rate : 1.5e-3;
+    plan.rate = o->rate > 0.0 ? o->rate : 2e-3;
     plan.rate_end = 2e-5;
     plan.minutes = o->minutes;
     plan.dtype = o->f32 ? TSAR_F32 : TSAR_BF16;

@@ -487,8 +487,8 @@ static train_run new_run(const char *stage, const gpt_plan *plan)
     run.batch = plan->batch;
     run.rate = plan->rate;
     run.rate_end = plan->rate_end;
-    run.rate_steps = run.finish_from = plan->steps;
-    run.warm_up = plan->steps / 20 < 500 ? plan->steps / 20 + 1 : 500;
+    run.finish_from = plan->steps / 2; /* the rate stays, then falls */
+    run.warm_up = plan->steps / 20 < 400 ? plan->steps / 20 + 1 : 400;
     run.minutes = plan->minutes;
     run.stop_after = plan->stop_after;
     return run;

@@ -38,6 +38,7 @@ static double fall(double from, double to, double x) { return to + (from - to) *
 static double first_rate(const train_run *run, uint64_t step)
 {
     if (step < run->warm_up) return run->rate * (double)(step + 1) / (double)run->warm_up;
+    if (run->rate_steps == 0) return run->rate;
     return fall(run->rate, run->rate_end, (double)(step - run->warm_up) / (double)(run->rate_steps > run->warm_up ? run->rate_steps - run->warm_up : 1));
 }
 
@@ -58,13 +59,26 @@ static tsar_status check_meta(const tsar_file *file, const char *key, const char
     return TSAR_OK;
 }
 
+static uint64_t meta_number(const tsar_file *file, const char *key)
+{
+    const char *text = tsar_file_meta(file, key);
+    return text ? strtoull(text, NULL, 10) : 0;
+}
+
+/* Before the rate begins to fall at its end, a run may be made longer or shorter: what is done does not depend on it. */
+static int may_change_length(const train_run *run, const tsar_file *file)
+{
+    const uint64_t step = meta_number(file, "train.step");
+    return step > 0 && step <= run->finish_from && step <= meta_number(file, "train.finish_from");
+}
+
 static tsar_status check_run(const train_run *run, const tsar_file *file, tsar_error *err)
 {
     char text[32];
     tsar_status status = check_meta(file, "train.stage", run->stage, err);
-    const char *const names[5] = { "train.seed", "train.steps", "train.batch", "train.rate_steps", "train.finish_from" };
-    const uint64_t numbers[5] = { run->seed, run->steps, run->batch, run->rate_steps, run->finish_from };
-    for (size_t i = 0; i < 5 && status == TSAR_OK; i++) {
+    const char *const names[5] = { "train.seed", "train.batch", "train.rate_steps", "train.steps", "train.finish_from" };
+    const uint64_t numbers[5] = { run->seed, run->batch, run->rate_steps, run->steps, run->finish_from };
+    for (size_t i = 0; i < (may_change_length(run, file) ? 3 : 5) && status == TSAR_OK; i++) {
         snprintf(text, sizeof text, "%" PRIu64, numbers[i]);
         status = check_meta(file, names[i], text, err);
     }

@@ -19,7 +19,7 @@ typedef struct {
     uint64_t seed, step, steps; /* step: how many are done */
     size_t batch;
     /* Learning rate: rises over `warm_up` steps, then falls from `rate` to `rate_end` along a half cosine that would take
-     * `rate_steps`; from step `finish_from` on, along another to `rate_end` at the last step. */
+     * `rate_steps` (0: it stays); from step `finish_from` on, along another to `rate_end` at the last step. */
     double rate, rate_end;
     uint64_t warm_up, rate_steps, finish_from;
     double minutes;             /* between checkpoints */
