@@ -34,7 +34,7 @@ static void price_codes(double *cost, const int16_t *codes, size_t n, size_t K)
 }
 
 /* Codes of n latents z [n][d] of length 1; the lower index of equals. */
-static void choose_codes(int16_t *codes, const double *cost, const real *z, const vq_net *net, size_t n)
+static void cheapest_codes(int16_t *codes, const double *cost, const real *z, const vq_net *net, size_t n)
 {
     const size_t K = net->shape.K, d = net->shape.embed;
     TSAR_PARALLEL_FOR(net->tape.threads)
@@ -65,7 +65,7 @@ static tsar_status learn_prices(double *cost, vq_net *net, const code_set *set, 
         memcpy(z + b * net->N * d, net->unit, net->N * d * sizeof *z);
     }
     for (int round = 0; z && codes && round < ROUNDS; round++) {
-        choose_codes(codes, cost, z, net, n * set->side * set->side);
+        cheapest_codes(codes, cost, z, net, n * set->side * set->side);
         price_codes(cost, codes, n * set->side * set->side, net->shape.K);
     }
     tsar_status status = z && codes ? TSAR_OK : TSAR_ROOM;
@@ -111,12 +111,6 @@ static tsar_status code_set_write(const code_set *set, const char *path, tsar_er
     return status;
 }
 
-static uint64_t meta_number(const tsar_file *file, const char *key)
-{
-    const char *value = tsar_file_meta(file, key);
-    return value ? strtoull(value, NULL, 10) : 0;
-}
-
 tsar_status code_set_read(code_set *set, const char *path, tsar_error *err)
 {
     tsar_file *file;
@@ -129,9 +123,9 @@ tsar_status code_set_read(code_set *set, const char *path, tsar_error *err)
     else {
         set->count = tensor->shape[0];
         set->side = tensor->shape[1];
-        set->done = meta_number(file, "codes.done");
-        set->seed = meta_number(file, "codes.seed");
-        set->tokenizer = meta_number(file, "codes.tokenizer");
+        set->done = run_meta_number(file, "codes.done");
+        set->seed = run_meta_number(file, "codes.seed");
+        set->tokenizer = run_meta_number(file, "codes.tokenizer");
         set->codes = tsar_alloc(tensor->count, sizeof *set->codes, "codes", err);
         status = set->codes ? tsar_file_read(file, tensor, 0, tensor->count, set->codes, err) : TSAR_ROOM;
     }
@@ -170,7 +164,7 @@ static void encode_batch(const double *cost, vq_net *net, code_set *set)
     size_t N = set->side * set->side, n = net->B < set->count - set->done ? net->B : set->count - set->done;
     vq_draw(net, set->seed, set->done, 0);
     vq_encode(net);
-    choose_codes(set->codes + set->done * N, cost, net->unit, net, n * N);
+    cheapest_codes(set->codes + set->done * N, cost, net->unit, net, n * N);
     set->done += n;
 }
 

@@ -59,7 +59,7 @@ static tsar_status check_meta(const tsar_file *file, const char *key, const char
     return TSAR_OK;
 }
 
-static uint64_t meta_number(const tsar_file *file, const char *key)
+uint64_t run_meta_number(const tsar_file *file, const char *key)
 {
     const char *text = tsar_file_meta(file, key);
     return text ? strtoull(text, NULL, 10) : 0;
@@ -68,8 +68,8 @@ static uint64_t meta_number(const tsar_file *file, const char *key)
 /* Before the rate begins to fall at its end, a run may be made longer or shorter: what is done does not depend on it. */
 static int may_change_length(const train_run *run, const tsar_file *file)
 {
-    const uint64_t step = meta_number(file, "train.step");
-    return step > 0 && step <= run->finish_from && step <= meta_number(file, "train.finish_from");
+    const uint64_t step = run_meta_number(file, "train.step");
+    return step > 0 && step <= run->finish_from && step <= run_meta_number(file, "train.finish_from");
 }
 
 static tsar_status check_run(const train_run *run, const tsar_file *file, tsar_error *err)

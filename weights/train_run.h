@@ -55,6 +55,8 @@ tsar_status run_export(const train_run *run, const train_tape *tape, tsar_dtype 
 int run_due(train_run *run);
 void run_report(train_run *run, const char *format, ...) TSAR_FORMAT(2, 3);
 
+/* A whole number of a file's metadata; 0 if it has none of that key. */
+uint64_t run_meta_number(const tsar_file *file, const char *key);
 /* Loads the parameters of a tape from a model file, rounded to real. */
 tsar_status run_load(train_tape *tape, tsar_file *file, const char *prefix, tsar_error *err);
 void run_catch_interrupt(void);
