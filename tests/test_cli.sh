@@ -3,26 +3,16 @@
 set -u
 LC_ALL=C
 export LC_ALL
+. tests/check.sh
 BUILD=${BUILD:-.build}
 TSAR=${TSAR:-$BUILD/tsar}
 case $TSAR in /*) ;; *) TSAR=$PWD/$TSAR ;; esac
 dir=$BUILD/cli
-passed=0
-failed=0
 rm -rf "$dir"
 mkdir -p "$dir/frames"
 cd "$dir" || exit 1
+check_log=check.log
 
-check() { # DESCRIPTION COMMAND...
-    what=$1
-    shift
-    if "$@" >check.log 2>&1; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAILED $what: $(head -n 2 check.log)"
-    fi
-}
 status() { # EXPECTED COMMAND...
     expected=$1
     shift
@@ -176,5 +166,4 @@ echo old >old.ppm
 check 'a failed run' sh -c "ulimit -f 0; '$TSAR' generate -m model.safetensors -p x -o old.ppm >/dev/null 2>&1; [ \$? -eq 4 ]"
 check 'leaves the old picture' test "$(cat old.ppm)" = old
 
-echo "$passed passed, $failed failed"
-[ $failed -eq 0 ]
+check_end

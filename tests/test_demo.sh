@@ -3,28 +3,18 @@
 set -u
 LC_ALL=C
 export LC_ALL
+. tests/check.sh
 BUILD=${BUILD:-.build}
 TSAR=${TSAR:-$BUILD/tsar}
 case $BUILD in /*) ;; *) BUILD=$PWD/$BUILD ;; esac
 case $TSAR in /*) ;; *) TSAR=$PWD/$TSAR ;; esac
 demo=$BUILD/weights/demo
 dir=$BUILD/demo
-passed=0
-failed=0
 rm -rf "$dir"
 mkdir -p "$dir"
 cd "$dir" || exit 1
+check_log=check.log
 
-check() { # DESCRIPTION COMMAND...
-    what=$1
-    shift
-    if "$@" >check.log 2>&1; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAILED $what: $(head -n 2 check.log)"
-    fi
-}
 refused() { # STATUS TEXT COMMAND...: that status, and one line on stderr that holds the text
     expected=$1
     text=$2
@@ -99,5 +89,4 @@ refused 3 'nowhere.safetensors' "$demo" -m nowhere.safetensors
 refused 3 '128 x 128 pixels from text' "$demo" -m narrow.safetensors
 check '--help' "$demo" --help
 
-echo "$passed passed, $failed failed"
-[ $failed -eq 0 ]
+check_end

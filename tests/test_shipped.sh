@@ -4,25 +4,14 @@
 set -u
 LC_ALL=C
 export LC_ALL
+. tests/check.sh
 BUILD=${BUILD:-.build}
 TSAR=${TSAR:-$BUILD/tsar}
 TRAIN=$BUILD/weights/train
 PROMPT='three yellow stars above a blue ring'
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
-passed=0
-failed=0
-
-check() { # DESCRIPTION COMMAND...
-    what=$1
-    shift
-    if "$@" >"$dir/log" 2>&1; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAILED $what: $(tail -n 2 "$dir/log")"
-    fi
-}
+check_log=$dir/log
 
 digest() { sha256sum <"$1" | cut -d ' ' -f 1; }
 
@@ -57,5 +46,4 @@ for model in $models; do
     done
 done
 
-echo "$passed passed, $failed failed"
-[ $failed -eq 0 ]
+check_end
