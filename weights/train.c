@@ -186,7 +186,7 @@ static tsar_status train_transformer(const char *command, options *o, tsar_error
     plan.output = o->output;
     plan.checkpoint = o->checkpoint;
     plan.seed = o->seed;
-    plan.steps = o->steps ? o->steps : 5500;
+    plan.steps = o->steps ? o->steps : 22000;
     plan.stop_after = o->stop_after;
     plan.batch = o->batch ? o->batch : 8;
     plan.threads = o->threads;
