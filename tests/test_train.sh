@@ -96,6 +96,10 @@ run gpt2 gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch
 cmp -s "$WORK/gpt2" "$WORK/two/gpt2" || fail "gpt2 differs after a change of its length"
 "$TRAIN" gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 8 --batch 3 --layers 2 -o "$WORK/gpt2" 2>/dev/null
 [ $? -eq 3 ] || fail "another length is not refused after the rate began to fall"
+rm -f "$WORK/gpt2" "$WORK/gpt2.checkpoint"
+run gpt2 gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 100 --batch 3 --layers 2 --vq-file vq --stop-after 1
+"$TRAIN" gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 8 --batch 3 --layers 2 -o "$WORK/gpt2" 2>/dev/null
+[ $? -eq 3 ] || fail "a length with another warm-up is not refused"
 
 # A checkpoint of another run is refused.
 "$TRAIN" gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 4 --steps 3 --batch 3 --layers 2 -o "$WORK/other" --checkpoint "$WORK/gpt2.checkpoint" 2>/dev/null

@@ -76,9 +76,9 @@ static tsar_status check_run(const train_run *run, const tsar_file *file, tsar_e
 {
     char text[32];
     tsar_status status = check_meta(file, "train.stage", run->stage, err);
-    const char *const names[5] = { "train.seed", "train.batch", "train.rate_steps", "train.steps", "train.finish_from" };
-    const uint64_t numbers[5] = { run->seed, run->batch, run->rate_steps, run->steps, run->finish_from };
-    for (size_t i = 0; i < (may_change_length(run, file) ? 3 : 5) && status == TSAR_OK; i++) {
+    const char *const names[6] = { "train.seed", "train.batch", "train.warm_up", "train.rate_steps", "train.steps", "train.finish_from" };
+    const uint64_t numbers[6] = { run->seed, run->batch, run->warm_up, run->rate_steps, run->steps, run->finish_from };
+    for (size_t i = 0; i < (may_change_length(run, file) ? 4 : 6) && status == TSAR_OK; i++) {
         snprintf(text, sizeof text, "%" PRIu64, numbers[i]);
         status = check_meta(file, names[i], text, err);
     }
@@ -149,9 +149,9 @@ static tsar_status write_meta(tsar_writer *writer, const train_run *run, int che
     char text[32];
     tsar_status status = TSAR_OK;
     for (size_t i = 0; i < run->n_keys && status == TSAR_OK; i++) status = tsar_writer_meta(writer, run->keys[i], run->values[i], err);
-    const char *const names[6] = { "train.seed", "train.steps", "train.batch", "train.rate_steps", "train.finish_from", "train.step" };
-    const uint64_t numbers[6] = { run->seed, run->steps, run->batch, run->rate_steps, run->finish_from, run->step };
-    for (size_t i = 0; i < 6 && status == TSAR_OK && checkpoint; i++) {
+    const char *const names[7] = { "train.seed", "train.steps", "train.batch", "train.warm_up", "train.rate_steps", "train.finish_from", "train.step" };
+    const uint64_t numbers[7] = { run->seed, run->steps, run->batch, run->warm_up, run->rate_steps, run->finish_from, run->step };
+    for (size_t i = 0; i < 7 && status == TSAR_OK && checkpoint; i++) {
         snprintf(text, sizeof text, "%" PRIu64, numbers[i]);
         status = tsar_writer_meta(writer, names[i], text, err);
     }
