@@ -192,23 +192,41 @@ static void test_shapes(void)
             }
         CHECK(fabs(area / shape_area(shape) - 1.0) < 0.05, "shape %d: area %g, formula %g", shape, area, shape_area(shape));
         CHECK(fabs(y_sum / area - shape_centroid(shape)) < 0.03, "shape %d: centroid %g, formula %g", shape, y_sum / area, shape_centroid(shape));
-        CHECK(farthest <= shape_extent(shape) && farthest > shape_extent(shape) - 0.05, "shape %d reaches %g, not %g", shape, farthest,
-              shape_extent(shape));
+        CHECK(farthest <= shape_extent(shape) && farthest > shape_extent(shape) - 0.05, "shape %d reaches %g, not %g", shape, farthest, shape_extent(shape));
     }
 }
 
-/* The same pixels everywhere: a digest of 50 pictures. */
+/* Where the caption does not say how two things stand to each other, they are level and named from left to right. */
+static void test_arrangements(void)
+{
+    for (uint64_t i = 0; i < 600; i++) {
+        scene s;
+        scene_draw(&s, 3, i, i % 2 ? SCENE_TWO : SCENE_ATTRIBUTION, 0);
+        CHECK(s.n == 2 && s.objects[0].x < s.objects[1].x && fabs(s.objects[0].y - s.objects[1].y) < 1e-9, "scene %lu: %s", (unsigned long)i, s.caption);
+        scene_draw(&s, 3, i, SCENE_COUNTING, 0);
+        for (int k = 0; k < s.n; k++)
+            CHECK((s.objects[k].r < 15.0) == (s.n > 2 || s.groups[0].size == SCENE_SMALL), "scene %lu: %s", (unsigned long)i, s.caption);
+    }
+}
+
+/* The same pixels everywhere: digests of 50 pictures of both worlds. */
 static void test_digest(void)
 {
-    uint64_t digest = 0;
-    for (uint64_t i = 0; i < 50; i++) {
-        scene s;
-        scene_draw(&s, 5, i, -1, 0);
-        scene_render(&s, picture);
-        for (size_t k = 0; k < sizeof picture; k++) digest = tsar_mix(digest + picture[k] + 1);
-        for (const char *c = s.caption; *c; c++) digest = tsar_mix(digest + (uint64_t)(unsigned char)*c);
+    const uint64_t expected[2] = { UINT64_C(0xb8c6c4537ba2e188), UINT64_C(0x66bbcb9a4158306d) };
+    for (int wide = 0; wide < 2; wide++) {
+        uint64_t digest = 0;
+        for (uint64_t i = 0; i < 50; i++) {
+            scene s;
+            if (wide)
+                scene_draw_wide(&s, 5, i);
+            else
+                scene_draw(&s, 5, i, -1, 0);
+            scene_render(&s, picture);
+            for (size_t k = 0; k < sizeof picture; k++) digest = tsar_mix(digest + picture[k] + 1);
+            for (const char *c = s.caption; *c; c++) digest = tsar_mix(digest + (uint64_t)(unsigned char)*c);
+        }
+        CHECK(digest == expected[wide], "digest of the %s world is 0x%016llx", wide ? "wide" : "small", (unsigned long long)digest);
     }
-    CHECK(digest == UINT64_C(0xba87551f433d2c84), "digest of the scenes is 0x%016llx", (unsigned long long)digest);
 }
 
 int main(void)
@@ -219,6 +237,7 @@ int main(void)
     test_training_scenes();
     test_relations();
     test_shapes();
+    test_arrangements();
     test_digest();
     return test_end();
 }

@@ -135,31 +135,82 @@ static void say(scene *s, scene_stream *u, int dark, int graded)
 
 /* ------------------------------------------------------------------------------------------------------- placing */
 
-/* Half the extent of an object, and the free border that every object keeps around itself. */
-#define GAP 2.5
-#define LATTICE 16.0 /* pixels: centres of objects are centres of squares of this side */
-
-/* A radius in pixels. Two sizes, in a crowd the smaller unless the caption says otherwise; in the wide world a range around each of
+/* A radius in pixels. Two sizes, the smaller where more than two objects share the picture; in the wide world a range around each of
  * three, the middle one a little smaller in a crowd. */
 static double draw_radius(scene_stream *u, int size, int crowd, int wide)
 {
     static const double low[SCENE_SIZES] = { 11.0, 15.0, 20.0 }, high[SCENE_SIZES] = { 13.0, 18.0, 24.0 };
+    if (!wide) return size == SCENE_SMALL || crowd > 2 ? 13.0 : 17.0;
     if (size < 0) {
         double p = scene_uniform(u);
         size = p < 0.25 ? SCENE_SMALL : p < 0.75 || crowd > 2 ? SCENE_MEDIUM : SCENE_LARGE;
     }
-    if (!wide && size == SCENE_MEDIUM) size = crowd > 2 || chance(u, 0.5) ? SCENE_SMALL : SCENE_LARGE;
-    if (!wide) return size == SCENE_SMALL ? 13.0 : 17.0;
-    int crowded = size == SCENE_MEDIUM && crowd > 2;
-    return crowded ? between(u, 13.0, 16.0) : between(u, low[size], high[size]);
+    if (size == SCENE_MEDIUM && crowd > 2) return between(u, 13.0, 16.0);
+    return between(u, low[size], high[size]);
 }
 
+#define CELLS 6      /* places of an object in a row and in a column */
+#define LATTICE 16.0 /* pixels between them; the first is at 24 */
+
+/* How objects stand to each other: cell (column, row) of each. Two groups stand one below the other, or, where the caption does not say
+ * so, side by side, which is the same with columns and rows exchanged. What is named first is on the left unless the caption says otherwise.
+ * Where three objects stand beside one, the middle one of them is nearest to it. */
+static void arrange(const scene *s, int cell[SCENE_OBJECTS][2])
+{
+    static const int rows[SCENE_OBJECTS + 1][SCENE_OBJECTS][2] = {
+        { { 0, 0 } }, { { 2, 0 } }, { { 0, 0 }, { 4, 0 } }, { { 2, 0 }, { 0, 2 }, { 4, 2 } }, { { 0, 0 }, { 3, 0 }, { 0, 3 }, { 3, 3 } }
+    };
+    int stacked = s->n_groups == 1 || s->relation == SCENE_ABOVE || s->relation == SCENE_BELOW;
+    int first_leads = s->relation != SCENE_RIGHT && s->relation != SCENE_BELOW;
+    for (int i = 0; i < s->n; i++) {
+        int group = i >= s->groups[0].count, count = s->groups[group].count;
+        const int *at = rows[count][group ? i - s->groups[0].count : i];
+        int down = at[1];
+        if (s->n_groups == 2 && group != first_leads)
+            down = count == 3 ? 2 - down : down;
+        else if (s->n_groups == 2)
+            down += s->n - count == 3 ? 5 : 3;
+        cell[i][0] = stacked ? at[0] : down;
+        cell[i][1] = stacked ? down : at[0];
+    }
+}
+
+/* The world of the transformers: the arrangement as a whole is anywhere, or where the caption says. One object alone keeps away from the
+ * border unless it is in a corner, and so does a row or a column. */
+static void lay_out(scene *s, scene_stream *u)
+{
+    int cell[SCENE_OBJECTS][2];
+    int bottom = s->relation == SCENE_BOTTOM_LEFT || s->relation == SCENE_BOTTOM_RIGHT;
+    int right = s->relation == SCENE_TOP_RIGHT || s->relation == SCENE_BOTTOM_RIGHT;
+    arrange(s, cell);
+    for (int axis = 0; axis < 2; axis++) {
+        int first = CELLS, last = 0;
+        for (int i = 0; i < s->n; i++) {
+            first = cell[i][axis] < first ? cell[i][axis] : first;
+            last = cell[i][axis] > last ? cell[i][axis] : last;
+        }
+        int low = first == last, high = CELLS - 1 - (last - first) - low;
+        if (s->relation == SCENE_CENTRE) {
+            low = CELLS / 2 - 1;
+            high = CELLS / 2;
+        } else if (s->relation >= SCENE_TOP_LEFT)
+            low = high = (axis ? bottom : right) ? CELLS - 1 : 0;
+        int from = low + (int)scene_below(u, (size_t)(high - low) + 1);
+        for (int i = 0; i < s->n; i++) {
+            double centre = LATTICE * (double)(from + cell[i][axis] - first) + 24.0;
+            *(axis ? &s->objects[i].y : &s->objects[i].x) = centre;
+        }
+    }
+}
+
+/* The free border that every object of the wide world keeps around itself. */
+#define GAP 2.5
+
 /* The box that a centre is drawn from: the whole picture, or the part that the relation gives to this group. A pair of
- * groups is divided at `cut`. Outside the wide world a corner and the middle are wide enough for a place of the lattice. */
-static void place_box(const scene *s, int group, double cut, double extent, int wide, double box[4])
+ * groups is divided at `cut`, which leaves more room to the larger group. */
+static void place_box(const scene *s, int group, double cut, double extent, double box[4])
 {
     double low = extent + 1.0, high = (double)SCENE_SIDE - extent - 1.0, side = (double)SCENE_SIDE;
-    double corner = wide ? 9.0 : LATTICE, middle = wide ? 7.0 : 0.5 * LATTICE;
     int first_is_low = s->relation == SCENE_LEFT || s->relation == SCENE_ABOVE;
     int axis = s->relation == SCENE_LEFT || s->relation == SCENE_RIGHT ? 0 : 2;
     box[0] = box[2] = low;
@@ -174,52 +225,39 @@ static void place_box(const scene *s, int group, double cut, double extent, int 
         else
             box[axis] = cut + extent + 1.0;
         break;
-    case SCENE_TOP_LEFT: box[1] = box[3] = low + corner; break;
+    case SCENE_TOP_LEFT: box[1] = box[3] = low + 9.0; break;
     case SCENE_TOP_RIGHT:
-        box[0] = high - corner;
-        box[3] = low + corner;
+        box[0] = high - 9.0;
+        box[3] = low + 9.0;
         break;
     case SCENE_BOTTOM_LEFT:
-        box[1] = low + corner;
-        box[2] = high - corner;
+        box[1] = low + 9.0;
+        box[2] = high - 9.0;
         break;
-    case SCENE_BOTTOM_RIGHT: box[0] = box[2] = high - corner; break;
+    case SCENE_BOTTOM_RIGHT: box[0] = box[2] = high - 9.0; break;
     case SCENE_CENTRE:
-        box[0] = box[2] = 0.5 * side - middle;
-        box[1] = box[3] = 0.5 * side + middle;
+        box[0] = box[2] = 0.5 * side - 7.0;
+        box[1] = box[3] = 0.5 * side + 7.0;
         break;
     default: break;
     }
 }
 
-/* A number from low to high: any in the wide world, else of the lattice; 0 if there is none. */
-static int draw_place(scene_stream *u, double low, double high, int wide, double *out)
+/* The wide world: tries to place every object once; 0 if they do not fit. */
+static int place(scene *s, scene_stream *u, const int *group_of, double shrink)
 {
-    if (wide) {
-        *out = between(u, low, high);
-        return low <= high;
-    }
-    double first = ceil(low / LATTICE - 0.5), last = floor(high / LATTICE - 0.5);
-    if (first > last) return 0;
-    *out = LATTICE * (first + 0.5 + (double)scene_below(u, (size_t)(last - first) + 1));
-    return 1;
-}
-
-/* Tries to place every object once; 0 if they do not fit. */
-static int place(scene *s, scene_stream *u, const int *group_of, double shrink, int wide)
-{
-    int more = s->groups[0].count - s->groups[1].count;
-    double fraction = !wide || !more ? 0.5 : more > 0 ? 0.56 : 0.44; /* the wide world leaves more room to the larger group */
+    double fraction = s->groups[0].count > s->groups[1].count ? 0.56 : s->groups[0].count < s->groups[1].count ? 0.44 : 0.5;
     if (s->relation == SCENE_RIGHT || s->relation == SCENE_BELOW) fraction = 1.0 - fraction;
     double cut = (double)SCENE_SIDE * fraction;
     for (int i = 0; i < s->n; i++) {
         scene_object *o = &s->objects[i];
         double extent = shape_extent(o->shape) * o->r * shrink, box[4];
-        place_box(s, group_of[i], cut, extent, wide, box);
+        place_box(s, group_of[i], cut, extent, box);
         int placed = 0;
         for (int attempt = 0; attempt < 40 && !placed; attempt++) {
-            int inside = draw_place(u, box[0], box[1], wide, &o->x);
-            placed = draw_place(u, box[2], box[3], wide, &o->y) && inside;
+            o->x = between(u, box[0], box[1]);
+            o->y = between(u, box[2], box[3]);
+            placed = box[0] <= box[1] && box[2] <= box[3];
             for (int j = 0; j < i && placed; j++) {
                 const scene_object *p = &s->objects[j];
                 double dx = o->x - p->x, dy = o->y - p->y, room = extent + shape_extent(p->shape) * p->r + GAP;
@@ -236,11 +274,11 @@ static int place(scene *s, scene_stream *u, const int *group_of, double shrink, 
 static void draw_objects(scene *s, scene_stream *u, int held_out, int wide)
 {
     int group_of[SCENE_OBJECTS];
-    double radius[SCENE_OBJECTS];
+    double radius[SCENE_OBJECTS], shrink = 1.0;
     s->n = 0;
     for (int i = 0; i < s->n_groups; i++) {
         scene_group *g = &s->groups[i];
-        int colour = g->colour, mixed = chance(u, 0.3);
+        int colour = g->colour, mixed = wide && chance(u, 0.3);
         double r = draw_radius(u, g->size, s->n_groups == 1 ? g->count : s->groups[0].count + s->groups[1].count, wide);
         for (int k = 0; k < g->count; k++) {
             scene_object *o = &s->objects[s->n];
@@ -250,18 +288,14 @@ static void draw_objects(scene *s, scene_stream *u, int held_out, int wide)
             }
             o->shape = g->shape;
             o->colour = colour;
-            radius[s->n] = wide ? r * between(u, 0.95, 1.05) : r;
+            o->r = radius[s->n] = wide ? r * between(u, 0.95, 1.05) : r;
             group_of[s->n++] = i;
         }
     }
-    double shrink = 1.0;
-    for (int attempt = 1;; attempt++) {
+    if (!wide) lay_out(s, u);
+    while (wide && !place(s, u, group_of, shrink)) {
+        shrink = shrink > 0.7 ? shrink * 0.98 : shrink;
         for (int i = 0; i < s->n; i++) s->objects[i].r = radius[i];
-        if (place(s, u, group_of, shrink, wide)) break;
-        if (wide)
-            shrink = shrink > 0.7 ? shrink * 0.98 : shrink;
-        else if (attempt % 8 == 0 && shrink > 0.75)
-            shrink -= 0.125;
     }
 }
 
@@ -288,7 +322,8 @@ static void draw_background(scene *s, scene_stream *u, int *dark, int *graded, i
 
 static void draw(scene *s, uint64_t seed, uint64_t index, int category, int held_out, int wide)
 {
-    static const double share[SCENE_CATEGORIES] = { 0.08, 0.14, 0.22, 0.12, 0.22, 0.22 };
+    static const double shares[2][SCENE_CATEGORIES] = { { 0.07, 0.15, 0.17, 0.13, 0.25, 0.23 }, { 0.08, 0.14, 0.22, 0.12, 0.22, 0.22 } };
+    const double *share = shares[wide];
     scene_stream stream = scene_stream_open(seed, index), *u = &stream;
     double p = scene_uniform(u);
     memset(s, 0, sizeof *s);
@@ -302,6 +337,8 @@ static void draw(scene *s, uint64_t seed, uint64_t index, int category, int held
         if (!same && groups_held_out(s) == (held_out && s->category >= SCENE_COLOUR)) break;
     } while (1);
     s->held_out = groups_held_out(s);
+    for (int i = 0; i < 2 && !wide; i++) /* three and more are small */
+        if (s->groups[i].size == SCENE_LARGE && s->groups[0].count + (s->n_groups - 1) * s->groups[1].count > 2) s->groups[i].size = -1;
     draw_background(s, u, &dark, &graded, wide);
     draw_objects(s, u, held_out, wide);
     say(s, u, dark, graded);

@@ -77,9 +77,9 @@ int scene_relation_held_out(int shape_a, int relation, int shape_b);
 /* Draws scene `index` of the world `seed`. category -1: any, as in training. held_out: 0 never shows a held-out pair or
  * relation, 1 always does (categories from SCENE_COLOUR on). */
 void scene_draw(scene *s, uint64_t seed, uint64_t index, int category, int held_out);
-/* The same for the tokenizer's training: sizes, places and backgrounds are any, where scene_draw has two sizes, twelve backgrounds, and
- * centres on a lattice of 16 pixels. What the tokenizer has learnt then holds beyond the scenes that are told apart by words; the
- * transformers are spared what no caption tells. */
+/* The same for the tokenizer's training: sizes, places and backgrounds are any. scene_draw has two sizes, twelve backgrounds, and one
+ * arrangement of the objects for each caption, in any of several places: what the tokenizer has learnt holds beyond the scenes that
+ * are told apart by words; the transformers are spared what no caption tells. */
 void scene_draw_wide(scene *s, uint64_t seed, uint64_t index);
 /* rgb [SCENE_SIDE][SCENE_SIDE][3] */
 void scene_render(const scene *s, uint8_t *rgb);
