@@ -37,11 +37,20 @@ static int chance(scene_stream *stream, double p) { return scene_uniform(stream)
 
 /* ------------------------------------------------------------------------------------------- held-out combinations */
 
-/* One colour of each shape is never seen in training: every shape is seen in seven colours, every colour on five or six shapes. */
+/* One colour of each shape is never seen by the tokenizer: every shape is seen in seven colours, every colour on five or six shapes. */
 int scene_pair_held_out(int shape, int colour)
 {
     static const int colour_of[SCENE_SHAPES] = { SCENE_PURPLE, SCENE_ORANGE, SCENE_CYAN, SCENE_BLUE, SCENE_PINK, SCENE_GREEN };
     return colour_of[shape] == colour;
+}
+
+/* In each place (left, right, above, below, four corners, the middle) one colour of each shape is never seen. Two things that the caption
+ * only names together stand side by side. */
+int scene_place_held_out(int shape, int colour, int relation, int group)
+{
+    int place = (relation == SCENE_ANYWHERE ? SCENE_LEFT : relation) - SCENE_LEFT;
+    if (group) place ^= 1; /* the other side */
+    return colour == (3 * shape + 5 * place + 6) % SCENE_COLOURS;
 }
 
 /* Shape b = a + 2 (mod 6) is never to the left of a; b = a + 3 is never above a. */
@@ -60,11 +69,18 @@ int scene_relation_held_out(int a, int relation, int b)
 
 /* ---------------------------------------------------------------------------------------------------- the grammar */
 
-static int groups_held_out(const scene *s)
+/* Whether training never shows `colour` in group i of the scene. A single object of a caption without a place can be any. */
+static int colour_held_out(const scene *s, int i, int colour, int wide)
+{
+    if (wide) return scene_pair_held_out(s->groups[i].shape, colour);
+    return (s->n_groups == 2 || s->relation != SCENE_ANYWHERE) && scene_place_held_out(s->groups[i].shape, colour, s->relation, i);
+}
+
+static int groups_held_out(const scene *s, int wide)
 {
     const scene_group *g = s->groups;
     int out = 0;
-    for (int i = 0; i < s->n_groups; i++) out |= g[i].colour >= 0 && scene_pair_held_out(g[i].shape, g[i].colour);
+    for (int i = 0; i < s->n_groups; i++) out |= g[i].colour >= 0 && colour_held_out(s, i, g[i].colour, wide);
     if (s->n_groups == 2 && s->relation != SCENE_ANYWHERE) out |= scene_relation_held_out(g[0].shape, s->relation, g[1].shape);
     return out;
 }
@@ -284,7 +300,7 @@ static void draw_objects(scene *s, scene_stream *u, int held_out, int wide)
             scene_object *o = &s->objects[s->n];
             while (g->colour < 0 && (k == 0 || mixed)) {
                 colour = (int)scene_below(u, SCENE_COLOURS);
-                if (held_out || !scene_pair_held_out(g->shape, colour)) break;
+                if (held_out || !colour_held_out(s, i, colour, wide)) break;
             }
             o->shape = g->shape;
             o->colour = colour;
@@ -334,9 +350,9 @@ static void draw(scene *s, uint64_t seed, uint64_t index, int category, int held
         draw_groups(s, u);
         const scene_group *g = s->groups;
         int same = s->n_groups == 2 && (g[0].shape == g[1].shape || (g[0].colour >= 0 && g[0].colour == g[1].colour));
-        if (!same && groups_held_out(s) == (held_out && s->category >= SCENE_COLOUR)) break;
+        if (!same && groups_held_out(s, wide) == (held_out && s->category >= SCENE_POSITION)) break;
     } while (1);
-    s->held_out = groups_held_out(s);
+    s->held_out = groups_held_out(s, wide);
     for (int i = 0; i < 2 && !wide; i++) /* three and more are small */
         if (s->groups[i].size == SCENE_LARGE && s->groups[0].count + (s->n_groups - 1) * s->groups[1].count > 2) s->groups[i].size = -1;
     draw_background(s, u, &dark, &graded, wide);

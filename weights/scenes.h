@@ -69,13 +69,15 @@ scene_stream scene_stream_open(uint64_t seed, uint64_t index);
 double scene_uniform(scene_stream *stream);
 size_t scene_below(scene_stream *stream, size_t n); /* an integer in 0 ... n-1 */
 
-/* Pairs that training never shows: these colours of these shapes, in any scene; and these shapes in these relations,
- * in any scene whose caption states one ("a ring above a star" is the same as "a star below a ring"). */
-int scene_pair_held_out(int shape, int colour);
+/* What training never shows. Of the transformers' world: some colours of a shape in a place ("a purple circle to the left of ...": group 0 of
+ * SCENE_LEFT; the group that is on the other side is group 1), and some pairs of shapes in a relation, in any scene whose caption states
+ * it ("a ring above a star" is the same as "a star below a ring"). Of the tokenizer's world: those pairs, and a colour of each shape. */
+int scene_place_held_out(int shape, int colour, int relation, int group);
 int scene_relation_held_out(int shape_a, int relation, int shape_b);
+int scene_pair_held_out(int shape, int colour);
 
-/* Draws scene `index` of the world `seed`. category -1: any, as in training. held_out: 0 never shows a held-out pair or
- * relation, 1 always does (categories from SCENE_COLOUR on). */
+/* Draws scene `index` of the world `seed`. category -1: any, as in training. held_out: 0 never shows a held-out combination, 1 always
+ * does (SCENE_POSITION and SCENE_ATTRIBUTION). */
 void scene_draw(scene *s, uint64_t seed, uint64_t index, int category, int held_out);
 /* The same for the tokenizer's training: sizes, places and backgrounds are any. scene_draw has two sizes, twelve backgrounds, and one
  * arrangement of the objects for each caption, in any of several places: what the tokenizer has learnt holds beyond the scenes that

@@ -8,7 +8,7 @@
 # "study" from that folder. A picture takes 0.2 seconds (s = 2, s = 4) to 0.4 (s = 1, coarse-to-fine) of one core of 2.5 GHz or so, half of
 # them for the tokenizer: all 74 rows with 600 pictures each about three hours of processor time, an hour and a half with two threads.
 #
-#     STUDY_N         pictures of each category (100; held-out rows take twice as many of their three)
+#     STUDY_N         pictures of each category (100; held-out rows take three times as many of their two)
 #     STUDY_THREADS   2; takes effect where train was built with OMP=1
 #     STUDY_ROWS      only rows whose name fits this pattern, for example 's2-*'; the tables then go to standard output. Rows of
 #                     decode orders need those named *-raster-*
@@ -88,7 +88,7 @@ row() {
 
 sizes() {
     for s in 1 2 4; do row shuffle "s$s-default" "s = $s" "tsar-s$s.safetensors" score -n "$n"; done
-    for s in 1 2 4; do row shuffle "s$s-held-out" "s = $s, held-out combinations" "tsar-s$s.safetensors" score -n $((2 * n)) --held-out; done
+    for s in 1 2 4; do row shuffle "s$s-held-out" "s = $s, held-out combinations" "tsar-s$s.safetensors" score -n $((3 * n)) --held-out; done
 }
 
 guidance() {
@@ -184,7 +184,7 @@ Seconds are processor time of one picture: text, transformer and tokenizer, in d
 "T" is the temperature. The settings that a row does not name are the model's own.
 END
     table shuffle 'Token-Shuffle: the window s' 1-14,17 score <<END
-A window of s x s codes is one token of the transformer. Held-out combinations, of which training shows none, exist in three categories; their rows are of twice as many pictures of each.
+A window of s x s codes is one token of the transformer. Held-out combinations, of which training shows none, exist in two categories; their rows are of three times as many pictures of each.
 END
     table guidance 'Guidance' 1,2,5-13,17 score <<END
 Scale and schedule of classifier-free guidance, s = 2. "None" runs one sequence in place of two.

@@ -47,7 +47,7 @@ typedef struct {
     const score_plan *plan;
     tsar_model *model;
     tsar_settings settings;
-    int first, categories; /* held-out combinations occur from SCENE_COLOUR on */
+    int first, categories; /* held-out combinations occur from SCENE_POSITION on */
     size_t h, w, total;    /* total: pictures of all categories together */
     picture *pictures;     /* [n]: of the category under way */
     int64_t *codes;        /* [total][h*w] */
@@ -230,7 +230,7 @@ static tsar_status run_open(score_run *r, const score_plan *plan, tsar_error *er
     const size_t pixels = SCENE_SIDE * SCENE_SIDE * 3;
     memset(r, 0, sizeof *r);
     r->plan = plan;
-    r->first = plan->held_out ? SCENE_COLOUR : 0;
+    r->first = plan->held_out ? SCENE_POSITION : 0;
     r->categories = SCENE_CATEGORIES - r->first;
     r->total = plan->n * (size_t)r->categories;
     tsar_status status = tsar_model_open(&r->model, plan->model, 1, err);
@@ -410,7 +410,7 @@ tsar_status score_tokenizer(const score_plan *plan, tsar_error *err)
         for (ptrdiff_t i = 0; i < (ptrdiff_t)plan->n; i++) {
             scene s;
             int held_out = (int)(i % 2); /* half of them show what training never does */
-            scene_draw(&s, plan->seed ^ SCENE_UNSEEN, (uint64_t)i, held_out ? SCENE_COLOUR + (int)(i / 2 % 3) : -1, held_out);
+            scene_draw(&s, plan->seed ^ SCENE_UNSEEN, (uint64_t)i, held_out ? SCENE_POSITION + (int)(i / 2 % 2) : -1, held_out);
             judge_round_trip(&trips[i], model, &s);
         }
     }
