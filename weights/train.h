@@ -27,6 +27,7 @@ typedef struct {
     char name[128]; /* in the model file */
     size_t rank, shape[4], n;
     real *w, *g, *m, *v; /* value, gradient, Adam's two moments: [n] each */
+    double squares[16];  /* sums of the squares of every 16th of g, see train_gradient_norm */
     int decay;           /* subject to weight decay */
 } train_param;
 
@@ -114,7 +115,7 @@ void train_forward(train_tape *tape);
 /* Gradients of the parameters (set anew) from those of the values named by seeds, which the caller has filled. */
 void train_backward(train_tape *tape, const size_t *seeds, size_t n_seeds);
 /* Norm of all gradients together. */
-double train_gradient_norm(const train_tape *tape);
+double train_gradient_norm(train_tape *tape);
 /* AdamW, step counted from 1: m, v with beta2 and bias correction, gradients scaled by `scale` first. */
 void train_adam(train_tape *tape, uint64_t step, double rate, double beta2, double decay, double scale);
 /* Multiplications with additions of one forward and backward pass, as built. */

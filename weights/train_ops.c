@@ -207,22 +207,44 @@ size_t op_conv_scratch(const train_value *in, const train_value *out, size_t siz
 }
 
 /* Panels of LANES outputs: packed[o / LANES][k][o % LANES], k = (kernel row, kernel column, input channel). */
-static void pack_forward(real *packed, const real *w, size_t C, size_t O, size_t size)
+static void pack_forward(real *packed, const real *w, size_t C, size_t O, size_t size, size_t threads)
 {
     size_t area = size * size, K = area * C;
-    for (size_t o = 0; o < round_up(O); o++)
-        for (size_t c = 0; c < C; c++)
-            for (size_t i = 0; i < area; i++) packed[(o / LANES * K + i * C + c) * LANES + o % LANES] = o < O ? w[(o * C + c) * area + i] : 0;
+    ptrdiff_t panels = (ptrdiff_t)(round_up(O) / LANES);
+    TSAR_PARALLEL_FOR(threads)
+    for (ptrdiff_t panel = 0; panel < panels; panel++)
+        for (size_t l = 0, o = (size_t)panel * LANES; l < LANES; l++, o++)
+            for (size_t c = 0; c < C; c++)
+                for (size_t i = 0; i < area; i++) packed[((size_t)panel * K + i * C + c) * LANES + l] = o < O ? w[(o * C + c) * area + i] : 0;
 }
 
 /* The transposed kernel, turned by 180 degrees: packed[c / LANES][(row, column, o)][c % LANES]. */
-static void pack_backward(real *packed, const real *w, size_t C, size_t O, size_t size)
+static void pack_backward(real *packed, const real *w, size_t C, size_t O, size_t size, size_t threads)
 {
     size_t area = size * size, K = area * O;
-    for (size_t c = 0; c < round_up(C); c++)
-        for (size_t o = 0; o < O; o++)
+    ptrdiff_t panels = (ptrdiff_t)(round_up(C) / LANES);
+    TSAR_PARALLEL_FOR(threads)
+    for (ptrdiff_t panel = 0; panel < panels; panel++)
+        for (size_t o = 0, c0 = (size_t)panel * LANES; o < O; o++)
+            for (size_t i = 0; i < area; i++) {
+                real *y = packed + ((size_t)panel * K + (area - 1 - i) * O + o) * LANES;
+                if (area == 1 && c0 + LANES <= C)
+                    STORE(y, LOAD(w + o * C + c0));
+                else
+                    for (size_t l = 0; l < LANES; l++) y[l] = c0 + l < C ? w[(o * C + c0 + l) * area + i] : 0;
+            }
+}
+
+/* g[o][c][i] += dw[(i, c)][o], i in the kernel: a panel of LANES outputs at a time. */
+static void unpack_gradient(real *g, const real *dw, size_t C, size_t O, size_t size, size_t threads)
+{
+    size_t area = size * size;
+    ptrdiff_t panels = (ptrdiff_t)(round_up(O) / LANES);
+    TSAR_PARALLEL_FOR(threads)
+    for (ptrdiff_t panel = 0; panel < panels; panel++)
+        for (size_t c = 0, o = (size_t)panel * LANES; c < C; c++)
             for (size_t i = 0; i < area; i++)
-                packed[(c / LANES * K + (area - 1 - i) * O + o) * LANES + c % LANES] = c < C ? w[(o * C + c) * area + i] : 0;
+                for (size_t l = 0; l < LANES && o + l < O; l++) g[((o + l) * C + c) * area + i] += dw[(i * C + c) * round_up(O) + o + l];
 }
 
 /* One run of RUN pixels of a picture: pieces are numbered (b, y, run of x). */
@@ -243,7 +265,7 @@ void op_conv_forward(train_tape *tape, train_node *node)
     const train_value *in = &tape->values[node->in[0]], *out = &tape->values[node->out];
     size_t C = in->C, O = out->C, K = conv_terms(node, in);
     real *packed = node->keep[0], *bias = packed + 3 * node->size * node->size * round_up(C) * round_up(O);
-    pack_forward(packed, tape->params[node->param[0]].w + node->first_row * K, C, O, node->size);
+    pack_forward(packed, tape->params[node->param[0]].w + node->first_row * K, C, O, node->size, tape->threads);
     memset(bias, 0, round_up(O) * sizeof(real));
     if (node->n_param > 1) memcpy(bias, tape->params[node->param[1]].w, O * sizeof(real));
     walk w = { node->stride * C, (in->W + 2 * in->border) * C, 1, node->size * C * LANES, LANES, node->size, node->size * C };
@@ -264,7 +286,7 @@ static void conv_backward_input(train_tape *tape, train_node *node, real *packed
     const train_value *in = &tape->values[node->in[0]], *out = &tape->values[node->out];
     size_t C = in->C, O = out->C, size = node->size, pitch = (out->W + 2 * out->border) * O;
     int add = adding(tape, node->in[0]);
-    pack_backward(packed, tape->params[node->param[0]].w + node->first_row * conv_terms(node, in), C, O, size);
+    pack_backward(packed, tape->params[node->param[0]].w + node->first_row * conv_terms(node, in), C, O, size, tape->threads);
     if (node->stride == 2) {
         pitch = (in->W + 2) * O;
         for (size_t b = 0; b < out->B; b++)
@@ -320,14 +342,15 @@ static void conv_weight_strips(const train_tape *tape, const train_node *node, r
 static void conv_backward_weight(train_tape *tape, train_node *node, real *dw, real *panels)
 {
     const train_value *in = &tape->values[node->in[0]], *out = &tape->values[node->out];
-    size_t C = in->C, O = out->C, size = node->size, L = size * C, strips = size * ((L + ROWS - 1) / ROWS);
+    size_t C = in->C, O = out->C, size = node->size, L = size * C, per_row = (L + ROWS - 1) / ROWS, strips = size * per_row;
     size_t dx = out->W < AREA ? out->W + !out->W : AREA, dy = AREA / dx;
-    memset(dw, 0, size * L * round_up(O) * sizeof(real));
     ptrdiff_t shares = (ptrdiff_t)tape->threads;
     TSAR_PARALLEL_FOR(tape->threads)
     for (ptrdiff_t share = 0; share < shares; share++) {
         real *mine = panels + (size_t)share * AREA * round_up(O);
         size_t strip0 = strips * (size_t)share / tape->threads, strip1 = strips * ((size_t)share + 1) / tape->threads;
+        size_t term0 = strip0 / per_row * L + strip0 % per_row * ROWS, term1 = strip1 / per_row * L + strip1 % per_row * ROWS;
+        memset(dw + term0 * round_up(O), 0, (term1 - term0) * round_up(O) * sizeof(real));
         for (size_t b = 0; b < out->B; b++)
             for (size_t y = 0; y < out->H; y += dy)
                 for (size_t x = 0; x < out->W; x += dx) {
@@ -336,10 +359,7 @@ static void conv_backward_weight(train_tape *tape, train_node *node, real *dw, r
                     conv_weight_strips(tape, node, dw, mine, b, area, strip0, strip1);
                 }
     }
-    real *g = tape->params[node->param[0]].g + node->first_row * size * L;
-    for (size_t o = 0; o < O; o++)
-        for (size_t c = 0; c < C; c++)
-            for (size_t i = 0; i < size * size; i++) g[(o * C + c) * size * size + i] += dw[(i * C + c) * round_up(O) + o];
+    unpack_gradient(tape->params[node->param[0]].g + node->first_row * size * L, dw, C, O, size, tape->threads);
 }
 
 /* db[o] = sum of dy[o]: along each row of pixels, then over rows, then over pictures. part [B][O]. */

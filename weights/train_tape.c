@@ -334,21 +334,25 @@ void train_forward(train_tape *tape)
 
 void train_backward(train_tape *tape, const size_t *seeds, size_t n_seeds)
 {
-    for (size_t i = 0; i < tape->n_params; i++) memset(tape->params[i].g, 0, tape->params[i].n * sizeof(real));
+    TSAR_PARALLEL_FOR(tape->threads)
+    for (ptrdiff_t i = 0; i < (ptrdiff_t)tape->n_params; i++) memset(tape->params[i].g, 0, tape->params[i].n * sizeof(real));
     for (size_t i = 0; i < tape->n_values; i++) tape->values[i].has_g = 0;
     for (size_t i = 0; i < n_seeds; i++) tape->values[tape->values[seeds[i]].owner].has_g = 1;
     for (size_t i = tape->n_nodes; i > 0; i--) tape->nodes[i - 1].backward(tape, &tape->nodes[i - 1]);
 }
 
-double train_gradient_norm(const train_tape *tape)
+double train_gradient_norm(train_tape *tape)
 {
     double total = 0.0;
-    for (size_t i = 0; i < tape->n_params; i++) {
+    TSAR_PARALLEL_FOR(tape->threads)
+    for (ptrdiff_t i = 0; i < (ptrdiff_t)tape->n_params; i++) {
         double part[16] = { 0.0 };
-        const train_param *p = &tape->params[i];
+        train_param *p = &tape->params[i];
         for (size_t k = 0; k < p->n; k++) part[k % 16] += (double)p->g[k] * (double)p->g[k];
-        for (size_t l = 0; l < 16; l++) total += part[l];
+        memcpy(p->squares, part, sizeof part);
     }
+    for (size_t i = 0; i < tape->n_params; i++)
+        for (size_t l = 0; l < 16; l++) total += tape->params[i].squares[l];
     return sqrt(total);
 }
 
