@@ -43,7 +43,7 @@ model tsar-s2 gpt --shuffle 2 $sampling
 model tsar-s4 gpt --shuffle 4 $sampling --vq-file tsar-s2.safetensors
 model tsar-s1 gpt --shuffle 1 $sampling --vq-file tsar-s2.safetensors
 # Coarse-to-fine: both stages together take the time of s = 1.
-model coarse coarse --coarse 64 --steps 16500 $sampling
+model coarse coarse --coarse 64 --steps 24000 $sampling
 model tsar-ctf fine --coarse 64 --model "$dir/coarse.safetensors" --vq-file tsar-s2.safetensors
 
 (cd "$dir" && sha256sum tsar-*.safetensors) | tee "$dir/SHA256SUMS"

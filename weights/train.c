@@ -13,7 +13,7 @@
 static const char help[] =
     "usage: train COMMAND [flags]; the same command continues where an interrupted one stopped\n"
     "  vq      -o VQ [--steps 4000]                           the image tokenizer\n"
-    "  codes   --vq VQ [-n 32000]  -o CODES                   codes of that many pictures, for the transformers\n"
+    "  codes   --vq VQ [-n 64000]  -o CODES                   codes of that many pictures, for the transformers\n"
     "  gpt     --vq VQ --codes CODES --shuffle S -o MODEL     a Token-Shuffle transformer [--steps N]\n"
     "          [--dim D] [--layers L] [--heads H] [--ffn F] [--shuffle-hidden W] [--vq-file NAME]\n"
     "  coarse  --vq VQ --codes CODES --coarse K -o MODEL      a transformer of cluster labels (CTF, stage one); flags of gpt\n"
@@ -186,7 +186,7 @@ static tsar_status train_transformer(const char *command, options *o, tsar_error
     plan.output = o->output;
     plan.checkpoint = o->checkpoint;
     plan.seed = o->seed;
-    plan.steps = o->steps ? o->steps : 22000;
+    plan.steps = o->steps ? o->steps : 32000;
     plan.stop_after = o->stop_after;
     plan.batch = o->batch ? o->batch : 8;
     plan.threads = o->threads;
@@ -231,7 +231,7 @@ static tsar_status run_command(const char *command, options *o, tsar_error *err)
         return train_vq(&plan, err);
     }
     if (!strcmp(command, "codes"))
-        return o->vq ? train_codes(o->vq, o->output, o->n ? o->n : 32000, o->seed, o->threads, o->minutes, err)
+        return o->vq ? train_codes(o->vq, o->output, o->n ? o->n : 64000, o->seed, o->threads, o->minutes, err)
                      : tsar_fail(err, TSAR_USAGE, "--vq FILE is missing");
     if (!strcmp(command, "gpt") || !strcmp(command, "coarse") || !strcmp(command, "fine")) return train_transformer(command, o, err);
     int score = !strcmp(command, "score"), score_vq = !strcmp(command, "score-vq");
