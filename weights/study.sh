@@ -6,7 +6,7 @@
 # Interrupt it at any time: each finished row is kept under TSAR_TRAINING (default: the user's cache directory), and the same command
 # continues. A row is made anew when its model, its settings, the scenes or the referee have changed; to measure seconds anew remove
 # "study" from that folder. A picture takes 0.2 seconds (s = 2, s = 4) to 0.4 (s = 1, coarse-to-fine) of one core of 2.5 GHz or so, half of
-# them for the tokenizer: all 74 rows with 600 pictures each about three hours of processor time, an hour and a half with two threads.
+# them for the tokenizer: all 75 rows with 600 pictures each about three hours of processor time, an hour and a half with two threads.
 #
 #     STUDY_N         pictures of each category (100; held-out rows take three times as many of their two)
 #     STUDY_THREADS   2; takes effect where train was built with OMP=1
@@ -102,8 +102,8 @@ guidance() {
 
 sampling() {
     for t in 0.5 0.7 0.85 1 1.15; do row sampling "s2-t-$t" "temperature $t" tsar-s2.safetensors score -n "$n" --temperature $t; done
-    for k in 0 20 100; do row sampling "s2-top-k-$k" "top-k $k" tsar-s2.safetensors score -n "$n" --top-k $k; done
-    row sampling s2-top-p-0.9 'top-p 0.9' tsar-s2.safetensors score -n "$n" --top-p 0.9
+    for k in 2 5 20; do row sampling "s2-top-k-$k" "top-k $k" tsar-s2.safetensors score -n "$n" --top-k $k --top-p 1; done
+    for p in 0.3 0.8; do row sampling "s2-top-p-$p" "top-p $p" tsar-s2.safetensors score -n "$n" --top-p $p; done
     row sampling s2-greedy greedy tsar-s2.safetensors score -n "$n" --greedy
 }
 
@@ -190,7 +190,7 @@ END
 Scale and schedule of classifier-free guidance, s = 2. "None" runs one sequence in place of two.
 END
     table sampling 'Sampling' 1-13,17 score <<END
-One setting changed at a time, s = 2.
+One setting changed at a time, s = 2; top-k without top-p.
 END
     table vq 'The tokenizer' 1- score-vq <<END
 $((6 * n)) unseen scenes, half of them with held-out combinations, encoded and decoded. Behind the mean of the pictures' PSNR stands half the width of its 95 % interval.
