@@ -53,7 +53,7 @@ check 'interval' "$(field 11 <"$WORK/row")" "$(awk 'BEGIN { z = 1.959964; printf
 check 'passes' "$(field 12 <"$WORK/row")" 16.0
 score s2 --markdown x --cfg 1 --temperature 0.5 --top-k 20 --top-p 0.9 --held-out >"$WORK/row"
 check 'settings' "$(field 3,4 <"$WORK/row")" 'none | T 0.5, top-k 20, top-p 0.9'
-check 'held-out categories' "$(field 5-8 <"$WORK/row")" '| | | 0.000'
+check 'held-out categories' "$(field 5-9 <"$WORK/row")" '| | | | 0.000'
 check 'columns of the tokenizer' "$("$TRAIN" score-vq --model "$WORK/tsar-s2.safetensors" -n 2 --markdown x | tr -dc '|')" "$("$TRAIN" score-vq --header | sed -n 1p | tr -dc '|')"
 check 'PSNR has an interval' "$("$TRAIN" score-vq --model "$WORK/tsar-s2.safetensors" -n 4 | sed 's/[0-9][0-9.]*/N/g')" \
     'PSNR N dB (mean over pictures N +- N dB), N of N codes in use, N of N judged like their originals: N (N ... N)'
