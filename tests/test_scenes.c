@@ -171,6 +171,18 @@ static void test_training_scenes(void)
     for (int c = 0; c < SCENE_CATEGORIES; c++) CHECK(categories[c] > 1000, "%zu scenes of category %d", categories[c], c);
 }
 
+/* The tokenizer's world never shows one colour of each shape. */
+static void test_wide_scenes(void)
+{
+    for (uint64_t i = 0; i < 2000; i++) {
+        scene s;
+        int bad = 0;
+        scene_draw_wide(&s, 1, i);
+        for (int k = 0; k < s.n; k++) bad |= scene_pair_held_out(s.objects[k].shape, s.objects[k].colour);
+        CHECK(!bad, "wide scene %lu: %s", (unsigned long)i, s.caption);
+    }
+}
+
 /* Said both ways, a relation is held out or not, and so is a colour in a place; each place lacks one colour of a shape. */
 static void test_relations(void)
 {
@@ -210,7 +222,8 @@ static void test_shapes(void)
             }
         CHECK(fabs(area / shape_area(shape) - 1.0) < 0.05, "shape %d: area %g, formula %g", shape, area, shape_area(shape));
         CHECK(fabs(y_sum / area - shape_centroid(shape)) < 0.03, "shape %d: centroid %g, formula %g", shape, y_sum / area, shape_centroid(shape));
-        CHECK(farthest <= shape_extent(shape) && farthest > shape_extent(shape) - 0.05, "shape %d reaches %g, not %g", shape, farthest, shape_extent(shape));
+        CHECK(farthest <= shape_extent(shape) && farthest > shape_extent(shape) - 0.05, "shape %d reaches %g, not %g", shape, farthest,
+              shape_extent(shape));
     }
 }
 
@@ -253,6 +266,7 @@ int main(void)
     test_wrong_scenes();
     test_damaged_scenes();
     test_training_scenes();
+    test_wide_scenes();
     test_relations();
     test_shapes();
     test_arrangements();

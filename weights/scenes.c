@@ -85,6 +85,9 @@ static int groups_held_out(const scene *s, int wide)
     return out;
 }
 
+/* How many objects the caption names. */
+static int count_objects(const scene *s) { return s->groups[0].count + (s->n_groups == 2 ? s->groups[1].count : 0); }
+
 /* Draws what the caption says. GenEval's categories: an object; two different ones; two to four of one kind; one with
  * its colour; one beside another, or in a place of the picture; two with a colour each. */
 static void draw_groups(scene *s, scene_stream *u)
@@ -179,10 +182,10 @@ static void arrange(const scene *s, int cell[SCENE_OBJECTS][2])
     int stacked = s->n_groups == 1 || s->relation == SCENE_ABOVE || s->relation == SCENE_BELOW;
     int first_leads = s->relation != SCENE_RIGHT && s->relation != SCENE_BELOW;
     for (int i = 0; i < s->n; i++) {
-        int group = i >= s->groups[0].count, count = s->groups[group].count;
+        int group = i >= s->groups[0].count, count = s->groups[group].count, leads = group == !first_leads;
         const int *at = rows[count][group ? i - s->groups[0].count : i];
         int down = at[1];
-        if (s->n_groups == 2 && group != first_leads)
+        if (s->n_groups == 2 && leads)
             down = count == 3 ? 2 - down : down;
         else if (s->n_groups == 2)
             down += s->n - count == 3 ? 5 : 3;
@@ -295,7 +298,7 @@ static void draw_objects(scene *s, scene_stream *u, int held_out, int wide)
     for (int i = 0; i < s->n_groups; i++) {
         scene_group *g = &s->groups[i];
         int colour = g->colour, mixed = wide && chance(u, 0.3);
-        double r = draw_radius(u, g->size, s->n_groups == 1 ? g->count : s->groups[0].count + s->groups[1].count, wide);
+        double r = draw_radius(u, g->size, count_objects(s), wide);
         for (int k = 0; k < g->count; k++) {
             scene_object *o = &s->objects[s->n];
             while (g->colour < 0 && (k == 0 || mixed)) {
@@ -354,7 +357,7 @@ static void draw(scene *s, uint64_t seed, uint64_t index, int category, int held
     } while (1);
     s->held_out = groups_held_out(s, wide);
     for (int i = 0; i < 2 && !wide; i++) /* three and more are small */
-        if (s->groups[i].size == SCENE_LARGE && s->groups[0].count + (s->n_groups - 1) * s->groups[1].count > 2) s->groups[i].size = -1;
+        if (s->groups[i].size == SCENE_LARGE && count_objects(s) > 2) s->groups[i].size = -1;
     draw_background(s, u, &dark, &graded, wide);
     draw_objects(s, u, held_out, wide);
     say(s, u, dark, graded);
