@@ -1,6 +1,8 @@
 #!/bin/sh
 # The shipped models: their bytes, what they generate (the same bits everywhere), how many pictures of the demo's sheet are right, their
 # forward pass in the trainer against tsar's own. Usage: test_shipped.sh [--record]
+#
+#     TSAR_SHEET=4   four pictures of the demo in place of all 16, for slow builds
 set -u
 LC_ALL=C
 export LC_ALL
@@ -31,16 +33,20 @@ for model in $models; do
     generated "$model" --decode zipar:2
     generated "$model" --greedy --cfg 1
 done >"$dir/generated"
-"$BUILD/weights/demo" -o "$dir/sheet.ppm" 2>/dev/null | grep 'says the referee' >>"$dir/generated"
+for n in 4 $(if [ "${TSAR_SHEET:-16}" = 16 ]; then echo 16; fi); do
+    "$BUILD/weights/demo" -n "$n" -o "$dir/sheet.ppm" 2>/dev/null | grep 'says the referee' >>"$dir/generated"
+done
 if [ "${1:-}" = --record ]; then
     cp "$dir/generated" tests/shipped_digests.txt
 else
-    check 'what the models generate' diff tests/shipped_digests.txt "$dir/generated"
+    if [ "${TSAR_SHEET:-16}" = 16 ]; then cat tests/shipped_digests.txt; else grep -v 'of 16 pictures' tests/shipped_digests.txt; fi >"$dir/recorded"
+    check 'what the models generate' diff "$dir/recorded" "$dir/generated"
 fi
 
 for model in $models; do
     file=weights/tsar-$model.safetensors
-    for part in gpt vq $(if [ "$model" = ctf ]; then echo fine; fi); do
+    case $model in s2) parts='gpt vq' ;; ctf) parts='gpt fine' ;; *) parts=gpt ;; esac # the tokenizer is that of s2
+    for part in $parts; do
         check "$model, $part: the trainer's forward pass" "$TRAIN" trace --model "$file" --part $part -p "$PROMPT" -o "$dir/trace"
         check "$model, $part: tsar verify" "$TSAR" verify -m "$file" "$dir/trace"
     done
