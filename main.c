@@ -26,6 +26,7 @@
 #define PICTURE_ENDING ".png"
 #endif
 #define SHIPPED_MODEL "tsar-s2.safetensors" /* what is used without -m */
+#define MAX_THREADS 1024
 
 /* ------------------------------------------------------------------------------------------- 1. the table of flags */
 
@@ -61,7 +62,7 @@ static const option options[OPTIONS] = {
       ", or with --codes no picture; with -n above 1 image I is out-I" PICTURE_ENDING ")" },
     { "prompt", 'p', "PROMPT", IS_TEXT, 0, 0, CONDITIONED, 0, "text prompt, for token-shuffle models" },
     { "prompt-ids", 0, "IDS", IS_TEXT, 0, 0, CONDITIONED, 0, "the whole prefix as ids, <bos> (0) and <soi> (1) included: 0,7,1" },
-    { "class", 0, "N", IS_COUNT, 0, INT64_MAX, CONDITIONED, 0, "class, for llamagen-c2i models" },
+    { "class", 0, "N", IS_COUNT, 0, INT32_MAX, CONDITIONED, 0, "class, for llamagen-c2i models" },
     { "caption", 0, "FEATURES", IS_TEXT, 0, 0, CONDITIONED, 0,
       "caption features, for llamagen-t2i models: safetensors with caption and mask, or LlamaGen's own .npy" },
     { "images", 'n', "IMAGES", IS_COUNT, 1, 1000000, GENERATE, 0, "number of images (1)" },
@@ -91,7 +92,7 @@ static const option options[OPTIONS] = {
     { "like", 0, "FILE", IS_TEXT, 0, 0, SYNTH, 0, "take the configuration of a safetensors file; key=value arguments override it" },
     { "dtype", 0, "TYPE", IS_TEXT, 0, 0, SYNTH, 0, "f32, bf16 or f16 (f32)" },
     { "labels", 'k', "K", IS_COUNT, 1, INT32_MAX, CLUSTER, CLUSTER, "number of coarse labels" },
-    { "threads", 0, "N", IS_COUNT, 1, 1024, COMPUTES, 0, "threads, which never change a result (all of the machine's, if built with OMP=1)" },
+    { "threads", 0, "N", IS_COUNT, 1, MAX_THREADS, COMPUTES, 0, "threads, which never change a result (all of the machine's, if built with OMP=1)" },
     { "quiet", 'q', NULL, IS_SWITCH, 0, 0, EVERY, 0, "print no progress and no notes" },
     { "help", 'h', NULL, IS_SWITCH, 0, 0, EVERY, 0, "print help: tsar -h in short, tsar --help with all flags, tsar COMMAND --help for one command" },
 };
@@ -252,7 +253,7 @@ static size_t thread_count(const arguments *a)
 #ifdef _OPENMP
     if (a->at[O_THREADS].text) return (size_t)a->at[O_THREADS].count;
     const int most = omp_get_max_threads();
-    return most > 1 ? (size_t)most : 1;
+    return most > MAX_THREADS ? MAX_THREADS : most > 1 ? (size_t)most : 1;
 #else
     if (a->at[O_THREADS].text && a->at[O_THREADS].count > 1) note(a, "built without OpenMP (make OMP=1): one thread is used");
     return 1;
@@ -423,16 +424,6 @@ static const char *real_text(char text[32], double value)
     return text;
 }
 
-static const char *const schedule_names[] = { "constant", "linear", "half-linear", "cosine" };
-
-static const char *order_text(char text[64], const tsar_settings *s)
-{
-    if (s->order == TSAR_RASTER) return "raster";
-    (void)snprintf(text, 64, "%s:%zu%s", s->order == TSAR_ZIPAR ? "zipar" : "zipar-adaptive", s->window,
-                   s->order == TSAR_ZIPAR && s->first_row ? ",first-row" : "");
-    return text;
-}
-
 /* text for a shell, in single quotes where it needs them, appended to out; returns the new end. */
 static char *put_quoted(char *out, const char *text)
 {
@@ -467,8 +458,8 @@ static tsar_status make_command_line(generation *g, tsar_error *err)
     end = put_quoted(end, condition);
     (void)snprintf(end, size - (size_t)(end - g->command_line),
                    " -n %zu --seed %" PRIu64 " --cfg %s --cfg-schedule %s --cfg-interval %" PRId64 " --temperature %s --top-k %zu --top-p %s%s --decode %s",
-                   g->images, s->seed, real_text(cfg, s->cfg), schedule_names[s->schedule], s->cfg_interval, real_text(temperature, s->temperature), s->top_k,
-                   real_text(top_p, s->top_p), s->greedy ? " --greedy" : "", order_text(order, s));
+                   g->images, s->seed, real_text(cfg, s->cfg), tsar_schedule_names[s->schedule], s->cfg_interval, real_text(temperature, s->temperature), s->top_k,
+                   real_text(top_p, s->top_p), s->greedy ? " --greedy" : "", tsar_order_text(order, s));
     return TSAR_OK;
 }
 
@@ -579,13 +570,13 @@ static void describe_picture(picture_text *t, const generation *g, size_t image)
     (void)snprintf(t->buffers[3], 64, "%zu of %zu, from 0", image, g->images);
     add_text(t, "Seed", t->buffers[0]);
     add_text(t, "Cfg", real_text(t->buffers[4], s->cfg));
-    add_text(t, "Cfg-Schedule", schedule_names[s->schedule]);
+    add_text(t, "Cfg-Schedule", tsar_schedule_names[s->schedule]);
     add_text(t, "Cfg-Interval", t->buffers[1]);
     add_text(t, "Temperature", real_text(t->buffers[5], s->temperature));
     add_text(t, "Top-K", t->buffers[2]);
     add_text(t, "Top-P", real_text(t->buffers[6], s->top_p));
     add_text(t, "Greedy", s->greedy ? "yes" : "no");
-    add_text(t, "Decode", order_text(t->buffers[7], s));
+    add_text(t, "Decode", tsar_order_text(t->buffers[7], s));
     add_text(t, "Image", t->buffers[3]);
     add_text(t, "Command", g->command_line);
 }
@@ -747,7 +738,8 @@ static tsar_status run_decode(const arguments *a, tsar_error *err)
     uint8_t *rgb = NULL;
     size_t h = 0, w = 0, factor = 1;
     const char *const keys[] = { "Software" }, *const values[] = { "tsar " TSAR_VERSION };
-    tsar_status status = open_model(a, &model, err);
+    tsar_status status = tsar_image_name_check(a->at[O_OUTPUT].text, err);
+    if (status == TSAR_OK) status = open_model(a, &model, err);
     if (status == TSAR_OK && !model->config.has_vq) status = tsar_fail(err, TSAR_INPUT, "the model has no image tokenizer (vq.*): it cannot decode");
     if (status == TSAR_OK) status = read_codes(model, a->operands[0], &codes, &h, &w, err);
     if (status == TSAR_OK) {
@@ -796,7 +788,7 @@ static tsar_status read_trace_inputs(generation *g, tsar_inputs *inputs, tsar_er
 }
 
 /* The tokens that the transformer is to be traced over where the inputs lack them: the codes of the image if it covers the grid, else
- * generated ones. */
+ * generated ones; labels are those of the codes. */
 static tsar_status complete_tokens(generation *g, tsar_inputs *inputs, tsar_error *err)
 {
     const tsar_config *c = &g->model->config;
@@ -804,17 +796,22 @@ static tsar_status complete_tokens(generation *g, tsar_inputs *inputs, tsar_erro
     const int conditioned = inputs->text || inputs->has_class || inputs->caption;
     const int covers = inputs->image && inputs->H == c->grid_h * c->vq_factor && inputs->W == c->grid_w * c->vq_factor;
     tsar_status status = TSAR_OK;
-    if (!conditioned || (c->n_coarse ? inputs->coarse : inputs->codes)) return TSAR_OK;
-    if (covers && !inputs->codes) {
-        if (!(inputs->codes = tsar_alloc(N, sizeof *inputs->codes, "codes", err))) return TSAR_ROOM;
-        status = tsar_vq_encode(g->model, inputs->image, inputs->H, inputs->W, inputs->codes, NULL, err);
-    } else if (!inputs->codes) {
-        status = run_generation(g, 0, err);
+    if (!conditioned || (c->n_coarse && inputs->coarse)) return TSAR_OK;
+    if (!inputs->codes) {
+        if (!covers)
+            status = run_generation(g, 0, err);
+        else if (!(g->result.codes = tsar_alloc(N, sizeof *inputs->codes, "codes", err)))
+            status = TSAR_ROOM;
+        else
+            status = tsar_vq_encode(g->model, inputs->image, inputs->H, inputs->W, g->result.codes, NULL, err);
         inputs->codes = g->result.codes, inputs->coarse = g->result.coarse;
+        inputs->h = c->grid_h, inputs->w = c->grid_w;
         g->result.codes = g->result.coarse = NULL; /* they belong to inputs now */
     }
-    if (inputs->h == 0) inputs->h = c->grid_h, inputs->w = c->grid_w;
-    if (status != TSAR_OK || !c->n_coarse || inputs->coarse || inputs->h != c->grid_h || inputs->w != c->grid_w) return status;
+    if (status == TSAR_OK && (inputs->h != c->grid_h || inputs->w != c->grid_w))
+        return tsar_fail(err, TSAR_INPUT, "--inputs %s: its codes are %zu x %zu, the transformer's grid is %zu x %zu: leave out the codes or the prompt",
+                         g->a->at[O_INPUTS].text, inputs->h, inputs->w, c->grid_h, c->grid_w);
+    if (status != TSAR_OK || !c->n_coarse || inputs->coarse) return status;
     if (!(inputs->coarse = tsar_alloc(N, sizeof *inputs->coarse, "coarse labels", err))) return TSAR_ROOM;
     for (size_t i = 0; i < N; i++) inputs->coarse[i] = g->model->cluster_of[inputs->codes[i]];
     return TSAR_OK;
@@ -836,7 +833,6 @@ static tsar_status run_trace(const arguments *a, tsar_error *err)
 /* ------------------------------------------------------------------------------------------------------------ 6. verify */
 
 typedef struct {
-    const arguments *a;
     size_t lines, different, missing;
     char first[128]; /* name of the first tensor that diverges */
     char missing_names[256];
@@ -856,7 +852,9 @@ static tsar_status print_comparison(void *context, const tsar_comparison *r, tsa
     if (r->first) (void)snprintf(v->first, sizeof v->first, "%s", r->name);
     if (v->lines++ == 0) printf("%-28s %-16s %10s %10s  verdict\n", "name", "shape", "max abs", "max rel");
     tsar_comparison_text(text, sizeof text, r);
-    printf("%-28s %s\n", r->name, text);
+    int width = 0;
+    for (; r->name[width]; width++) putchar((unsigned char)r->name[width] < 32 ? '?' : r->name[width]); /* one line, whatever the other file holds */
+    printf("%*s %s\n", width < 28 ? 28 - width : 0, "", text);
     return TSAR_OK;
 }
 
@@ -891,7 +889,7 @@ static tsar_status print_json_comparison(void *context, const tsar_comparison *r
 
 static tsar_status run_verify(const arguments *a, tsar_error *err)
 {
-    verification v = { .a = a };
+    verification v = { 0 };
     tsar_model *model = NULL;
     size_t compared = 0, ignored = 0;
     const int json = a->at[O_JSON].text != NULL;
@@ -1245,8 +1243,6 @@ int main(int argc, char **argv)
     tsar_status status = run(argc, argv, &err);
     if ((fflush(stdout) != 0 || ferror(stdout)) && status <= TSAR_DIFFERENT)
         status = tsar_fail(&err, TSAR_ROOM, "standard output cannot be written; is the disk full");
-    for (char *p = err.text; *p; p++)
-        if ((unsigned char)*p < 32) *p = '?'; /* one line, whatever a file name holds */
     if (status > TSAR_DIFFERENT) fprintf(stderr, "tsar: %s\n", err.text);
     return (int)status;
 }

@@ -10,6 +10,7 @@
 #include "tsar.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 /* ------------------------------------------------------------------------------------------------------- 1. settings */
@@ -32,11 +33,9 @@ tsar_settings tsar_settings_default(const tsar_model *model)
 
 tsar_status tsar_schedule_parse(tsar_schedule *schedule, const char *text, tsar_error *err)
 {
-    static const char *const names[] = { "constant", "linear", "half-linear", "cosine" };
-    static const tsar_schedule values[] = { TSAR_CONSTANT, TSAR_LINEAR, TSAR_HALF_LINEAR, TSAR_COSINE };
-    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
-        if (strcmp(text, names[i]) == 0) {
-            *schedule = values[i];
+    for (int i = 0; i < TSAR_SCHEDULES; i++)
+        if (strcmp(text, tsar_schedule_names[i]) == 0) {
+            *schedule = (tsar_schedule)i;
             return TSAR_OK;
         }
     return tsar_fail(err, TSAR_USAGE, "guidance schedule '%.60s' is unknown; use constant, linear, half-linear or cosine", text);
@@ -88,6 +87,14 @@ tsar_status tsar_order_parse(tsar_settings *settings, const char *text, tsar_err
                          parsed.order == TSAR_ZIPAR ? "only ,first-row may follow" : "nothing may follow");
     *settings = parsed;
     return TSAR_OK;
+}
+
+const char *tsar_order_text(char *text, const tsar_settings *settings)
+{
+    if (settings->order == TSAR_RASTER) return "raster";
+    (void)snprintf(text, 64, "%s:%zu%s", settings->order == TSAR_ZIPAR ? "zipar" : "zipar-adaptive", settings->window,
+                   settings->order == TSAR_ZIPAR && settings->first_row ? ",first-row" : "");
+    return text;
 }
 
 tsar_status tsar_settings_check(const tsar_settings *settings, tsar_error *err)

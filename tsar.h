@@ -200,12 +200,12 @@ tsar_status tsar_file_read_i64(tsar_file *file, const tsar_tensor *tensor, uint6
 
 /* Any output file: written beside its name and renamed over it by tsar_output_commit, so that a failure leaves the old
  * file as it was. Names below /dev/ are written directly. tsar_output_abandon removes what was written; after a
- * failed write or commit the output is still to be abandoned. commit and abandon release it. */
+ * failed write the output is still to be abandoned. */
 typedef struct tsar_output tsar_output;
 tsar_status tsar_output_open(tsar_output **output, const char *path, tsar_error *err);
 tsar_status tsar_output_write(tsar_output *output, const void *bytes, size_t count, tsar_error *err);
 tsar_status tsar_output_commit(tsar_output *output, tsar_error *err); /* releases it also when it fails */
-void tsar_output_abandon(tsar_output *output);                        /* accepts NULL */
+void tsar_output_abandon(tsar_output *output);                        /* releases it; accepts NULL */
 
 /* A safetensors writer: declare everything, then give the data in declared order, any number of elements at a time.
  * Deterministic: the metadata is sorted by key; tensors are laid out by descending element size, else as declared. */
@@ -457,6 +457,7 @@ tsar_status tsar_cluster(const tsar_model *model, size_t k, uint64_t seed, int64
 /* ----------------------------------------------------------------------------------------------- 9. the sampler (sampler.c) */
 
 typedef enum { TSAR_CONSTANT, TSAR_LINEAR, TSAR_HALF_LINEAR, TSAR_COSINE } tsar_schedule;
+enum { TSAR_SCHEDULES = TSAR_COSINE + 1 };
 typedef enum { TSAR_RASTER, TSAR_ZIPAR, TSAR_ZIPAR_ADAPTIVE } tsar_order;
 
 typedef struct {
@@ -475,9 +476,12 @@ typedef struct {
 
 /* The defaults of the model (SPEC 9), raster order, seed 0. */
 tsar_settings tsar_settings_default(const tsar_model *model);
-/* "raster", "zipar:W[,first-row]", "zipar-adaptive:W"; "constant", "linear", "half-linear", "cosine". TSAR_USAGE otherwise. */
+extern const char *const tsar_schedule_names[TSAR_SCHEDULES]; /* "constant", "linear", "half-linear", "cosine" */
+/* A schedule by its name; "raster", "zipar:W[,first-row]", "zipar-adaptive:W". TSAR_USAGE for anything else. */
 tsar_status tsar_order_parse(tsar_settings *settings, const char *text, tsar_error *err);
 tsar_status tsar_schedule_parse(tsar_schedule *schedule, const char *text, tsar_error *err);
+/* The decode order of the settings as tsar_order_parse reads it; text [64] is room for it. */
+const char *tsar_order_text(char *text, const tsar_settings *settings);
 tsar_status tsar_settings_check(const tsar_settings *settings, tsar_error *err);
 
 /* SPEC 5, pure functions: logits [V] and a random number in, an index out. */
@@ -535,13 +539,13 @@ typedef struct {
     int64_t *text; size_t n_text;
     int has_class; size_t class_id;
     double *caption, *caption_mask;
-    int64_t *codes, *coarse;             /* [h][w], [gh][gw] */
+    int64_t *codes; size_t h, w;         /* [h][w]: the tokenizer takes any, the transformer those of its grid */
+    int64_t *coarse;                     /* [gh][gw] */
     uint8_t *image; size_t H, W;         /* [H][W][3] */
-    int64_t *vq_codes;                   /* [h][w]: a file's own vq.codes where it gives neither: the decoder's input */
-    size_t h, w;                         /* of codes or vq_codes: the grid where the transformer takes them, else any */
 } tsar_inputs;
 
-/* input.* of a file, checked against the model's configuration; to be closed. */
+/* input.* of a file, checked against the model's configuration; to be closed. codes are the file's vq.codes where it gives neither
+ * input.codes nor input.image. */
 tsar_status tsar_inputs_read(tsar_inputs *inputs, const tsar_model *model, tsar_file *file, tsar_error *err);
 void tsar_inputs_close(tsar_inputs *inputs);
 
@@ -636,7 +640,7 @@ tsar_status tsar_bench(const tsar_model *model, size_t threads, tsar_measurement
 /* ------------------------------------------------------------------------------------------- 14. what a model costs (weights/info.c) */
 
 /* Describes a model file line by line from its configuration and header alone: shapes, parameters and bytes of each part, multiply-adds of a
- * token and an image, passes in each decode order, memory of keys and values. */
+ * token and an image, passes in raster order and with ZipAR's windows, memory of keys and values. */
 tsar_status tsar_info(const char *path, tsar_note_fn print, void *context, tsar_error *err);
 
 /* ------------------------------------------------------------------------------------------- 15. coarse labels (weights/cluster.c) */

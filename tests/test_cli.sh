@@ -119,6 +119,25 @@ else
     check 'six frames' test "$(ls frames | wc -l)" -eq 6
 fi
 check 'a trace verifies' sh -c "'$TSAR' trace -m model.safetensors -p hi -o t.safetensors -q && '$TSAR' verify -m model.safetensors t.safetensors"
+
+# Inputs from a file: codes of the grid are the transformer's tokens, also where the file calls them vq.codes; others do not fit.
+inputs() { # NAME H W: a prompt and codes [H, W], the numbers from 0 on
+    header='{"input.text":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"'$1'":{"dtype":"U8","shape":['$2,$3'],"data_offsets":[3,'$((3 + $2 * $3))']}}'
+    printf "\\$(printf %o ${#header})\\0\\0\\0\\0\\0\\0\\0%s\\0\\012\\001" "$header"
+    i=0
+    while [ $i -lt $(($2 * $3)) ]; do printf "\\$(printf %03o $i)"; i=$((i + 1)); done
+}
+for name in input.codes vq.codes; do
+    inputs $name 6 4 >inputs.safetensors
+    "$TSAR" trace -m model.safetensors --inputs inputs.safetensors -o t.safetensors
+    check "$name of the grid" "$TSAR" verify -m model.safetensors t.safetensors
+    check "$name are traced" sh -c "'$TSAR' verify --json -m model.safetensors t.safetensors | grep -c 'gpt.logits.*same\|vq.decoder.conv_out.*same' | grep -qx 2"
+    cp t.safetensors t-$name.safetensors
+    inputs $name 4 6 >inputs.safetensors
+    check "$name of another shape" status 3 "$TSAR" trace -m model.safetensors --inputs inputs.safetensors -o t.safetensors
+done
+check 'vq.codes are the codes' cmp t-input.codes.safetensors t-vq.codes.safetensors
+
 check 'shown in half blocks: twelve rows in six lines' test "$(generate -p show --show -o a.ppm | wc -l)" -eq 6
 
 # Words that the model never saw: one line that names them, unless the model does not tell its words or notes are not wanted.

@@ -291,6 +291,36 @@ static void test_codes(const tsar_model *model)
     CHECK(o.status == TSAR_DIFFERENT && o.counts[TSAR_DIFFERS] == 1, "a code that does not exist is no near-tie");
 }
 
+/* The tokenizer without a picture: its decoder takes input.codes, else the file's own vq.codes, which are then what vq.codes must be. What
+ * leaves the encoder is not compared without the picture. */
+static void test_decoder(const tsar_model *model)
+{
+    enum { CODES_ALONE, SAME_CODES, OTHER_CODES, LATENT, CASES };
+    for (int which = 0; which < CASES; which++) {
+        trace t;
+        load(&t);
+        const tsar_values codes = *find(&t, "vq.codes");
+        int64_t *input = (int64_t *)find(&t, "input.codes")->data;
+        for (size_t i = 0; i < t.n; i++) {
+            const char *name = t.values[i].name;
+            const int kept = strncmp(name, "vq.decoder.", 11) == 0 || strcmp(name, "vq.quantized") == 0 || strcmp(name, "vq.codes") == 0 ||
+                             (which == LATENT && strcmp(name, "vq.latent") == 0) || (which != CODES_ALONE && strcmp(name, "input.codes") == 0);
+            if (!kept) drop(&t, name);
+        }
+        if (which != CODES_ALONE && CHECK(count_of(find(&t, "input.codes")) == count_of(&codes), "codes of the grid"))
+            memcpy(input, codes.data, count_of(&codes) * sizeof *input);
+        if (which == OTHER_CODES) ((int64_t *)codes.data)[1] ^= 1;
+        const outcome o = judge(&t, model, -1);
+        if (which == LATENT)
+            CHECK(o.status == TSAR_INPUT && strstr(o.err.text, "vq.latent") && strstr(o.err.text, "input.image"), "a latent without picture: %s", o.err.text);
+        else if (which == OTHER_CODES)
+            CHECK(o.status == TSAR_DIFFERENT && o.counts[TSAR_DIFFERS] == 1 && strcmp(o.first, "vq.codes") == 0, "other codes: first %s", o.first);
+        else
+            CHECK(o.status == TSAR_OK && o.counts[TSAR_UNKNOWN] == 0 && o.compared >= 8, "a decoder, case %d: %d, %zu compared, %s", which, o.status,
+                  o.compared, o.err.text);
+    }
+}
+
 /* The model with codeword b = codeword a but for one element, one part in 2^23 of it larger: in F32 no distance tells the two apart. */
 static tsar_status write_twins(size_t a, size_t b, tsar_error *err)
 {
@@ -382,6 +412,7 @@ static void test_damage(void)
     test_values(model);
     test_structure(model);
     test_codes(model);
+    test_decoder(model);
     tsar_model_close(model);
     test_twins(&inputs, codes);
 }

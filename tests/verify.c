@@ -137,20 +137,16 @@ tsar_status tsar_inputs_read(tsar_inputs *inputs, const tsar_model *model, tsar_
 {
     const tsar_config *c = &model->config;
     const size_t any[2] = { 0, 0 }, grid[2] = { c->grid_h, c->grid_w };
-    const int codes_are_fed = c->has_gpt && !c->n_coarse;
+    const int on_grid = !c->has_vq || (c->has_gpt && !c->n_coarse);
     const tsar_tensor *tensor = NULL;
     memset(inputs, 0, sizeof *inputs);
     tsar_status status = read_prompt(inputs, model, file, err);
-    if (status == TSAR_OK && (codes_are_fed || c->has_vq)) {
-        status = read_integers(&inputs->codes, &tensor, file, "input.codes", 2, codes_are_fed ? grid : any, c->codebook_size, err);
-        if (inputs->codes) inputs->h = tensor->shape[0], inputs->w = tensor->shape[1];
-    }
-    if (status == TSAR_OK && c->n_coarse) status = read_integers(&inputs->coarse, &tensor, file, "input.coarse", 2, grid, c->n_coarse, err);
+    if (status == TSAR_OK) status = read_integers(&inputs->codes, &tensor, file, "input.codes", 2, on_grid ? grid : any, c->codebook_size, err);
     if (status == TSAR_OK && c->has_vq) status = read_image(inputs, c, file, err);
-    if (status == TSAR_OK && c->has_vq && !inputs->image && !inputs->codes) {
-        status = read_integers(&inputs->vq_codes, &tensor, file, "vq.codes", 2, any, c->codebook_size, err);
-        if (inputs->vq_codes) inputs->h = tensor->shape[0], inputs->w = tensor->shape[1];
-    }
+    if (status == TSAR_OK && c->has_vq && !inputs->image && !inputs->codes)
+        status = read_integers(&inputs->codes, &tensor, file, "vq.codes", 2, any, c->codebook_size, err);
+    if (status == TSAR_OK && inputs->codes) inputs->h = tensor->shape[0], inputs->w = tensor->shape[1];
+    if (status == TSAR_OK && c->n_coarse) status = read_integers(&inputs->coarse, &tensor, file, "input.coarse", 2, grid, c->n_coarse, err);
     if (status != TSAR_OK) tsar_inputs_close(inputs);
     return status;
 }
@@ -163,7 +159,6 @@ void tsar_inputs_close(tsar_inputs *inputs)
     tsar_free(inputs->codes);
     tsar_free(inputs->coarse);
     tsar_free(inputs->image);
-    tsar_free(inputs->vq_codes);
     memset(inputs, 0, sizeof *inputs);
 }
 
@@ -173,7 +168,7 @@ static int parts_fed(const tsar_config *c, const tsar_inputs *inputs)
     const int64_t *tokens = c->n_coarse ? inputs->coarse : inputs->codes;
     const int on_grid = c->n_coarse || (inputs->h == c->grid_h && inputs->w == c->grid_w);
     return (c->has_gpt && has_prompt(c, inputs) && tokens && on_grid ? PART_GPT : 0) | (c->has_fine && inputs->coarse ? PART_FINE : 0) |
-           (c->has_vq && (inputs->image || inputs->codes || inputs->vq_codes) ? PART_VQ : 0);
+           (c->has_vq && (inputs->image || inputs->codes) ? PART_VQ : 0);
 }
 
 /* The inputs that a part of the model needs, in words. NULL: the model has no such part. */
@@ -244,12 +239,16 @@ static tsar_status trace_fine(const tsar_model *model, const int64_t *labels, co
  * the sink, it may put others into *instead (near-ties: those of the other file), which the decoder then takes. */
 static tsar_status trace_vq(const tsar_model *model, const tsar_inputs *inputs, const tsar_sink *sink, int64_t *const *instead, tsar_error *err)
 {
-    const size_t factor = model->config.vq_factor;
-    if (!inputs->image) return tsar_vq_decode(model, inputs->codes ? inputs->codes : inputs->vq_codes, inputs->h, inputs->w, NULL, sink, err);
+    const size_t factor = model->config.vq_factor, given[2] = { inputs->h, inputs->w };
+    tsar_status status = TSAR_OK;
+    if (!inputs->image) {
+        status = tsar_emit(sink, err, TSAR_I64, inputs->codes, 2, given, "vq.codes");
+        return status == TSAR_OK ? tsar_vq_decode(model, inputs->codes, inputs->h, inputs->w, NULL, sink, err) : status;
+    }
     const size_t h = inputs->H / factor, w = inputs->W / factor;
     int64_t *codes = tsar_alloc(h, w * sizeof *codes, "vq.codes", err);
     if (!codes) return TSAR_ROOM;
-    tsar_status status = tsar_vq_encode(model, inputs->image, inputs->H, inputs->W, codes, sink, err);
+    status = tsar_vq_encode(model, inputs->image, inputs->H, inputs->W, codes, sink, err);
     if (status == TSAR_OK) status = tsar_vq_decode(model, instead && *instead ? *instead : codes, h, w, NULL, sink, err);
     tsar_free(codes);
     return status;
@@ -656,19 +655,31 @@ static tsar_status compare_tensor(void *context, const char *name, tsar_dtype dt
     return status == TSAR_OK ? report(v, &result, err) : status;
 }
 
-/* Which parts to recompute: those that the file holds tensors of. It must hold what they need, too. */
+/* The first tensor of the file whose name begins with `prefix`, or NULL. */
+static const char *held_name(const tsar_file *file, const char *prefix)
+{
+    for (size_t i = 0; i < tsar_file_count(file); i++)
+        if (has_prefix(tsar_file_at(file, i)->name, prefix)) return tsar_file_at(file, i)->name;
+    return NULL;
+}
+
+/* Which parts to recompute: those that the file holds tensors of. It must hold what they need, too; the encoder needs a picture. */
 static tsar_status choose_parts(const tsar_config *c, const tsar_inputs *inputs, const tsar_file *file, int *wanted, tsar_error *err)
 {
     const int fed = parts_fed(c, inputs);
     *wanted = 0;
     if (!fed) return fail_unfed(c, tsar_file_path(file), err);
     for (int p = 0; p < PARTS; p++) {
-        const char *needs = part_needs(c, parts[p].part), *held = NULL;
-        for (size_t i = 0; needs && !held && i < tsar_file_count(file); i++)
-            if (has_prefix(tsar_file_at(file, i)->name, parts[p].prefix)) held = tsar_file_at(file, i)->name;
+        const char *needs = part_needs(c, parts[p].part), *held = needs ? held_name(file, parts[p].prefix) : NULL;
         if (held && !(fed & parts[p].part))
             return tsar_fail(err, TSAR_INPUT, "%s: holds %s, but not the %s that it is recomputed from", tsar_file_path(file), held, needs);
         if (held) *wanted |= parts[p].part;
+    }
+    if ((*wanted & PART_VQ) && !inputs->image) {
+        const char *encoder = held_name(file, "vq.encoder."), *latent = held_name(file, "vq.latent");
+        if (encoder || latent)
+            return tsar_fail(err, TSAR_INPUT, "%s: holds %s, but not the input.image that it is recomputed from", tsar_file_path(file),
+                             encoder ? encoder : latent);
     }
     if (!*wanted)
         return tsar_fail(err, TSAR_INPUT, "%s: holds inputs, but no tensor of the model's parts (gpt.*, fine.*, vq.*) to compare",

@@ -154,7 +154,7 @@ static double cost_of_image(const token_cost *cost, size_t n)
     return (double)n * (cost->layers + cost->shuffle + cost->head) + cost->attention * (double)n * ((double)n + 1) / 2;
 }
 
-/* Passes for one image in every decode order, windows W up to the whole row (SPEC 6). */
+/* Passes for one image in raster order and with ZipAR's windows W up to the whole row (SPEC 6). */
 static void put_passes(const output *out, const tsar_config *c)
 {
     static const size_t windows[] = { 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128 };
@@ -180,7 +180,8 @@ static void put_shuffle_table(const output *out, const tsar_config *config)
     number text[4];
     tsar_config c = *config;
     const size_t factor = c.has_vq ? c.vq_factor : 16;
-    if (!c.shuffle_blocks) c.shuffle_blocks = 2, c.shuffle_hidden = c.dim; /* a model with s = 1 has none: two, as in the paper */
+    if (!c.shuffle_blocks) c.shuffle_blocks = 2; /* a model with s = 1 has none: two, as in the paper */
+    if (!c.shuffle_hidden) c.shuffle_hidden = c.dim;
     put_line(out, "%s", "");
     put_line(out, "%zu pixels per code and side, raster order, one sequence (guidance doubles MACs and KV memory):", factor);
     put_line(out, "%8s %4s %10s %10s %12s %12s", "pixels", "s", "tokens", "passes", "MACs/image", "KV bytes");
@@ -205,6 +206,16 @@ static void put_costs(const output *out, const tsar_config *c)
              scaled(text[1], cost.kv_bytes * (double)c->tokens));
     put_passes(out, c);
     if (c->arch == TSAR_TOKEN_SHUFFLE) put_shuffle_table(out, c);
+}
+
+/* CTF's stage two: the blocks over all N codes of the grid at once, each attending to all, and logits of the whole codebook for each. */
+static void put_stage_two(const output *out, const tsar_config *c)
+{
+    number text;
+    const double d = (double)c->fine_dim, N = (double)c->grid_h * (double)c->grid_w;
+    const double block = 4 * d * d + 3 * d * (double)c->fine_ffn_hidden + 2 * d * N;
+    put_line(out, "%s", "");
+    put_line(out, "stage two        one pass more: %s MACs", scaled(text, N * ((double)c->fine_n_layer * block + d * (double)c->codebook_size)));
 }
 
 /* ---------------------------------------------------------------------------------------------------------- tokenizer */
@@ -267,6 +278,7 @@ tsar_status tsar_info(const char *path, tsar_note_fn print, void *context, tsar_
         status = put_parts(&out, &config, file, err);
     }
     if (status == TSAR_OK && config.has_gpt) put_costs(&out, &config);
+    if (status == TSAR_OK && config.has_fine) put_stage_two(&out, &config);
     if (status == TSAR_OK && config.has_vq) status = put_tokenizer(&out, &config, err);
     tsar_file_close(file);
     return status;

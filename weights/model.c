@@ -1,7 +1,6 @@
 /* Models (SPEC 2, 3, 4, 6, 7): the configuration, the one table of all weights, and its users: loading, closing, synthesis. */
 #include "../tsar.h"
 
-#include <errno.h>
 #include <float.h>
 #include <inttypes.h>
 #include <math.h>
@@ -13,6 +12,7 @@
 /* ----------------------------------------------------------------------------------------------------- configuration */
 
 #define MAX_VOCAB ((size_t)2147483647) /* 2^31 - 1: ids fit into 32 bits */
+#define MAX_LAYERS ((size_t)4096)      /* of any kind: the names of more would not fit into the header of a file */
 
 /* The source of a configuration, and what is wrong with it so far: after the first error every call returns 0. */
 typedef struct {
@@ -131,7 +131,7 @@ static void read_token_shuffle(reader *r, tsar_config *c)
 {
     const size_t s = c->shuffle = read_size(r, "shuffle", TSAR_MAX_DIM);
     c->text_vocab = read_size(r, "text_vocab", MAX_VOCAB);
-    c->shuffle_blocks = s == 1 ? read_size_or(r, "shuffle_blocks", TSAR_MAX_DIM, 0) : read_size(r, "shuffle_blocks", TSAR_MAX_DIM);
+    c->shuffle_blocks = s == 1 ? read_size_or(r, "shuffle_blocks", MAX_LAYERS, 0) : read_size(r, "shuffle_blocks", MAX_LAYERS);
     c->shuffle_hidden = s == 1 ? read_size_or(r, "shuffle_hidden", TSAR_MAX_DIM, 0) : read_size(r, "shuffle_hidden", TSAR_MAX_DIM);
     rule(r, c->text_vocab >= TSAR_SPECIALS, "text_vocab=%zu leaves no room for <bos>, <soi> and <eoi> (at least 3)", c->text_vocab);
     rule(r, s && (uint64_t)c->dim % ((uint64_t)s * s) == 0, "dim=%zu is not divisible by shuffle^2=%" PRIu64, c->dim, (uint64_t)s * s);
@@ -159,7 +159,7 @@ static void read_gpt(reader *r, tsar_config *c)
                                               : TSAR_NO_GPT;
     if (c->arch == TSAR_NO_GPT) refuse(r, "arch", "token-shuffle, llamagen-c2i or llamagen-t2i");
     c->dim = read_size(r, "dim", TSAR_MAX_DIM);
-    c->n_layer = read_size(r, "n_layer", TSAR_MAX_DIM);
+    c->n_layer = read_size(r, "n_layer", MAX_LAYERS);
     c->n_head = read_size(r, "n_head", TSAR_MAX_DIM);
     c->n_kv_head = read_size(r, "n_kv_head", TSAR_MAX_DIM);
     c->ffn_hidden = read_size(r, "ffn_hidden", TSAR_MAX_DIM);
@@ -178,7 +178,7 @@ static void read_vq(reader *r, tsar_config *c)
 {
     c->vq_ch = read_size(r, "vq_ch", TSAR_MAX_DIM);
     read_levels(r, c);
-    c->vq_res_blocks = read_size(r, "vq_res_blocks", TSAR_MAX_DIM);
+    c->vq_res_blocks = read_size(r, "vq_res_blocks", MAX_LAYERS);
     c->vq_z_channels = read_size(r, "vq_z_channels", TSAR_MAX_DIM);
     c->vq_embed_dim = read_size(r, "vq_embed_dim", TSAR_MAX_DIM);
     c->vq_groups = read_size_or(r, "vq_groups", TSAR_MAX_DIM, 32);
@@ -197,11 +197,20 @@ static void read_vq(reader *r, tsar_config *c)
 static void read_fine(reader *r, tsar_config *c)
 {
     c->fine_dim = read_size(r, "fine_dim", TSAR_MAX_DIM);
-    c->fine_n_layer = read_size(r, "fine_n_layer", TSAR_MAX_DIM);
+    c->fine_n_layer = read_size(r, "fine_n_layer", MAX_LAYERS);
     c->fine_n_head = read_size(r, "fine_n_head", TSAR_MAX_DIM);
     c->fine_ffn_hidden = read_size(r, "fine_ffn_hidden", TSAR_MAX_DIM);
     check_heads(r, "fine_", c->fine_dim, c->fine_n_head, 1);
     if (c->n_coarse == 0) refuse(r, "n_coarse", "the number of coarse labels that stage two refines");
+}
+
+const char *const tsar_schedule_names[TSAR_SCHEDULES] = { "constant", "linear", "half-linear", "cosine" };
+
+static int is_schedule(const char *text)
+{
+    int i = 0;
+    while (i < TSAR_SCHEDULES && strcmp(text, tsar_schedule_names[i]) != 0) i++;
+    return i < TSAR_SCHEDULES;
 }
 
 /* The default_* keys of sampling, else those of SPEC 9. */
@@ -221,7 +230,7 @@ static void read_defaults(reader *r, tsar_config *c)
     c->defaults.top_k = (size_t)k;
     if (!schedule)
         schedule = c2i || t2i ? "constant" : "half-linear";
-    else if (strcmp(schedule, "constant") && strcmp(schedule, "linear") && strcmp(schedule, "half-linear") && strcmp(schedule, "cosine"))
+    else if (!is_schedule(schedule))
         refuse(r, "default_cfg_schedule", "constant, linear, half-linear or cosine");
     copy_name(c->defaults.cfg_schedule, sizeof c->defaults.cfg_schedule, schedule);
 }

@@ -77,11 +77,10 @@ static tsar_status settings_of(tsar_settings *settings, const tsar_model *model,
 /* The settings in force in words, for the table and the file of codes. */
 static void describe(score_run *r)
 {
-    static const char *const schedules[] = { "constant", "linear", "half-linear", "cosine" }; /* in the order of tsar_schedule */
     const tsar_settings *s = &r->settings;
     char top_k[32] = "", top_p[32] = "";
     if (s->cfg > 1.0)
-        snprintf(r->guidance, sizeof r->guidance, "%s %g", schedules[s->schedule], s->cfg);
+        snprintf(r->guidance, sizeof r->guidance, "%s %g", tsar_schedule_names[s->schedule], s->cfg);
     else
         snprintf(r->guidance, sizeof r->guidance, "none");
     if (s->top_k > 0) snprintf(top_k, sizeof top_k, ", top-k %zu", s->top_k);
