@@ -68,6 +68,27 @@ for name in vq gpt2; do
     cmp -s "$WORK/$name" "$WORK/two/$name" || fail "$name differs when it is trained in two sittings"
 done
 
+# Codes in two sittings: no result before all are there. Codes of another tokenizer, and damaged ones, are refused.
+mv "$WORK/codes" "$WORK/two/codes"
+run codes codes --vq "$WORK/vq" -n 24 --stop-after 1
+[ ! -f "$WORK/codes" ] && [ -f "$WORK/codes.checkpoint" ] || fail "an interrupted run of codes leaves a result"
+run codes codes --vq "$WORK/vq" -n 24
+cmp -s "$WORK/codes" "$WORK/two/codes" && [ ! -f "$WORK/codes.checkpoint" ] || fail "codes differ when they are made in two sittings"
+run vq-other vq --steps 1 --batch 1
+"$TRAIN" gpt --vq "$WORK/vq-other" --codes "$WORK/codes" --steps 1 -o "$WORK/none" 2>"$WORK/log"
+[ $? -eq 3 ] && grep -q 'another tokenizer' "$WORK/log" || fail "codes of another tokenizer: $(cat "$WORK/log")"
+head -c $(($(wc -c <"$WORK/codes") - 1)) "$WORK/codes" >"$WORK/damaged"
+printf '\177' >>"$WORK/damaged"
+"$TRAIN" gpt --vq "$WORK/vq" --codes "$WORK/damaged" --steps 1 -o "$WORK/none" 2>"$WORK/log"
+[ $? -eq 3 ] && grep -q 'holds the code' "$WORK/log" || fail "a code that does not exist: $(cat "$WORK/log")"
+
+# Sampling that tsar would refuse as a model's default is refused before the training.
+for flags in '--temperature 0' '--cfg 0' '--top-p 2' '--top-k 2.5' '--cfg-schedule square'; do
+    # shellcheck disable=SC2086 # two words
+    "$TRAIN" gpt --vq "$WORK/vq" --codes "$WORK/codes" --steps 1 -o "$WORK/none" $flags 2>"$WORK/log"
+    [ $? -eq 2 ] || fail "$flags: $(cat "$WORK/log")"
+done
+
 # An interrupt ends a run with a checkpoint from which it continues to the same bytes.
 rm -f "$WORK/vq" "$WORK/vq.checkpoint"
 "$TRAIN" vq --steps 4 --batch 2 -o "$WORK/vq" 2>/dev/null &

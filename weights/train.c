@@ -5,6 +5,7 @@
 #include "scenes.h"
 
 #include <math.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,7 +19,8 @@ static const char help[] =
     "          [--dim D] [--layers L] [--heads H] [--ffn F] [--shuffle-hidden W] [--vq-file NAME]\n"
     "  coarse  --vq VQ --codes CODES --coarse K -o MODEL      a transformer of cluster labels (CTF, stage one); flags of gpt\n"
     "  fine    --vq VQ --codes CODES --coarse K [--model MODEL] -o MODEL2   stage two, joined with stage one in MODEL; flags of gpt\n"
-    "          --vq-file NAME leaves the tokenizer to the file of that name beside the result; the sampling flags of score become its defaults\n"
+    "          --vq-file NAME leaves the tokenizer to the file of that name beside the result; the sampling flags of score become defaults of\n"
+    "          what gpt and coarse make, and those of coarse are kept by fine\n"
     "  trace   --model MODEL [--part vq|gpt|fine] [-p PROMPT] -o TRACE    the forward pass in float32, for tsar verify\n"
     "  score   --model MODEL [-n 100] [--held-out] [--cfg A] [--cfg-schedule S] [--temperature T] [--top-k K] [--top-p P] [--greedy]\n"
     "          [--decode ORDER] [--markdown ROW] [-o CODES] [--agreement CODES]\n"
@@ -99,15 +101,32 @@ static tsar_status store(options *o, const flag *f, const char *text, tsar_error
         return TSAR_OK;
     }
     double value = strtod(text, &end);
-    if (end == text || *end || !(value >= 0.0) || value > 1e15 || (f->kind != NUMBER && floor(value) < value))
-        return tsar_fail(err, TSAR_USAGE, "%s needs a %snumber, not %.60s", f->name, f->kind == NUMBER ? "" : "whole ", text);
+    const double most = f->kind == COUNT ? 1e9 : 1e15;
+    if (end == text || *end || !(value >= 0.0) || value > most || (f->kind != NUMBER && floor(value) < value))
+        return tsar_fail(err, TSAR_USAGE, "%s needs a %snumber up to %g, not %.60s", f->name, f->kind == NUMBER ? "" : "whole ", most, text);
     if (f->kind == NUMBER)
         *(double *)slot = value;
     else if (f->kind == COUNT)
-        *(size_t *)slot = value < 1e9 ? (size_t)value : 1000000000;
+        *(size_t *)slot = (size_t)value;
     else
         *(uint64_t *)slot = (uint64_t)value;
     return TSAR_OK;
+}
+
+/* The commands; the long ones save their progress when they are interrupted. */
+enum { TRAINS = 1, WRITES = 2 };
+static const struct command {
+    const char *name;
+    int what;
+} commands[] = { { "vq", TRAINS | WRITES },     { "codes", TRAINS | WRITES }, { "gpt", TRAINS | WRITES }, { "coarse", TRAINS | WRITES },
+                 { "fine", TRAINS | WRITES },   { "trace", WRITES },          { "score", 0 },             { "score-vq", 0 },
+                 { "scenes", WRITES },          { "bench", 0 } };
+
+static const struct command *find_command(const char *name)
+{
+    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
+        if (strcmp(commands[i].name, name) == 0) return &commands[i];
+    return NULL;
 }
 
 static tsar_status parse(options *o, int argc, char **argv, tsar_error *err)
@@ -120,14 +139,14 @@ static tsar_status parse(options *o, int argc, char **argv, tsar_error *err)
         status = store(o, &flags[k], i + 1 < argc ? argv[i + 1] : NULL, err);
         i += flags[k].kind != SWITCH;
     }
-    if (status == TSAR_OK && !o->output && strncmp(argv[1], "score", 5) != 0 && strcmp(argv[1], "bench") != 0)
-        status = tsar_fail(err, TSAR_USAGE, "-o FILE is missing");
-    if (status == TSAR_OK && o->category >= SCENE_CATEGORIES)
+    if (status == TSAR_OK && !o->output && (find_command(argv[1])->what & WRITES)) status = tsar_fail(err, TSAR_USAGE, "-o FILE is missing");
+    if (status == TSAR_OK && (o->category >= SCENE_CATEGORIES || floor(o->category) < o->category))
         status = tsar_fail(err, TSAR_USAGE, "--category is 0 to %d, in the order of GenEval's six", SCENE_CATEGORIES - 1);
     if (status == TSAR_OK && (o->threads < 1 || o->threads > 64 || o->batch > 4096))
         status = tsar_fail(err, TSAR_USAGE, "--threads is 1 to 64, --batch at most 4096");
     if (status == TSAR_OK && !o->checkpoint && o->output) {
-        snprintf(o->checkpoint_room, sizeof o->checkpoint_room, "%s.checkpoint", o->output);
+        int length = snprintf(o->checkpoint_room, sizeof o->checkpoint_room, "%s.checkpoint", o->output);
+        if (length < 0 || (size_t)length >= sizeof o->checkpoint_room) status = tsar_fail(err, TSAR_USAGE, "%.80s...: the name is too long", o->output);
         o->checkpoint = o->checkpoint_room;
     }
     return status;
@@ -158,20 +177,27 @@ static tsar_status check_plan(const options *o, const gpt_plan *p, int fine, tsa
     size_t d = fine ? p->fine.dim : p->gpt.dim, heads = fine ? p->fine.n_head : p->gpt.n_head, s = p->gpt.s;
     if (!o->vq || !o->codes) return tsar_fail(err, TSAR_USAGE, "--vq FILE and --codes FILE are needed");
     if (!d || !heads || d % heads || d / heads % 4 || !s || d % (s * s) || 16 % s)
-        return tsar_fail(err, TSAR_USAGE, "--dim must be a multiple of 4 * --heads and of --shuffle squared, --shuffle 1, 2 or 4");
+        return tsar_fail(err, TSAR_USAGE, "--dim must be a multiple of 4 * --heads and of --shuffle squared, --shuffle 1, 2, 4, 8 or 16");
     return TSAR_OK;
 }
 
-/* The sampling that users of the result get unless they ask for another. */
-static void set_defaults(gpt_plan *plan, options *o)
+/* The sampling that users of the result get unless they ask for another: what tsar reads as a model's defaults. */
+static tsar_status set_defaults(gpt_plan *plan, options *o, tsar_error *err)
 {
+    static const char *const names[4] = { "--cfg", "--temperature", "--top-k", "--top-p" };
     const double numbers[4] = { o->score.cfg, o->score.temperature, o->score.top_k, o->score.top_p };
     const char **const slots[4] = { &plan->cfg, &plan->temperature, &plan->top_k, &plan->top_p };
+    tsar_schedule schedule;
     for (size_t i = 0; i < 4; i++) {
+        if (numbers[i] < 0.0) continue; /* not given */
+        if ((i < 2 && !(numbers[i] > 0.0)) || (i == 2 && (floor(numbers[i]) < numbers[i] || numbers[i] > 999999.0)) || (i == 3 && numbers[i] > 1.0))
+            return tsar_fail(err, TSAR_USAGE, "%s %g cannot be the default of a model: cfg and temperature are above 0, top-k is a whole number, top-p at most 1",
+                             names[i], numbers[i]);
         snprintf(o->defaults_room[i], sizeof o->defaults_room[i], "%g", numbers[i]);
-        if (numbers[i] >= 0.0) *slots[i] = o->defaults_room[i];
+        *slots[i] = o->defaults_room[i];
     }
     plan->cfg_schedule = o->score.schedule;
+    return o->score.schedule ? tsar_schedule_parse(&schedule, o->score.schedule, err) : TSAR_OK;
 }
 
 static tsar_status train_transformer(const char *command, options *o, tsar_error *err)
@@ -195,13 +221,14 @@ static tsar_status train_transformer(const char *command, options *o, tsar_error
     plan.minutes = o->minutes;
     plan.dtype = o->f32 ? TSAR_F32 : TSAR_BF16;
     plan.vq_file = o->vq_file;
-    set_defaults(&plan, o);
+    tsar_status status = set_defaults(&plan, o, err);
+    if (status != TSAR_OK) return status;
     plan.n_coarse = fine || coarse ? o->coarse : 0;
     plan.stage_one = o->model;
     plan.gpt = (gpt_shape){ d, layers, heads, ffn, coarse ? 1 : o->shuffle, 2, o->hidden ? o->hidden : d, 0, 0, 0, 1e-5, 10000.0 };
     plan.fine = (fine_shape){ d, layers, heads, ffn, 0, 0, 0, 1e-5, 10000.0 };
     if ((fine || coarse) && o->coarse < 2) return tsar_fail(err, TSAR_USAGE, "--coarse K, the number of cluster labels, is at least 2");
-    tsar_status status = check_plan(o, &plan, fine, err);
+    status = check_plan(o, &plan, fine, err);
     if (status != TSAR_OK) return status;
     return fine ? train_fine(&plan, err) : train_gpt(&plan, err);
 }
@@ -230,9 +257,10 @@ static tsar_status run_command(const char *command, options *o, tsar_error *err)
         }
         return train_vq(&plan, err);
     }
-    if (!strcmp(command, "codes"))
-        return o->vq ? train_codes(o->vq, o->output, o->n ? o->n : 64000, o->seed, o->threads, o->minutes, err)
-                     : tsar_fail(err, TSAR_USAGE, "--vq FILE is missing");
+    if (!strcmp(command, "codes")) {
+        const codes_plan plan = { o->vq, o->output, o->checkpoint, o->n ? o->n : 64000, o->threads, o->seed, o->stop_after, o->minutes };
+        return o->vq ? train_codes(&plan, err) : tsar_fail(err, TSAR_USAGE, "--vq FILE is missing");
+    }
     if (!strcmp(command, "gpt") || !strcmp(command, "coarse") || !strcmp(command, "fine")) return train_transformer(command, o, err);
     int score = !strcmp(command, "score"), score_vq = !strcmp(command, "score-vq");
     if (o->header && (score || score_vq)) {
@@ -251,9 +279,7 @@ static tsar_status run_command(const char *command, options *o, tsar_error *err)
         o->score.held_out = o->held_out;
         return score ? score_generation(&o->score, err) : score_tokenizer(&o->score, err);
     }
-    if (!strcmp(command, "bench")) return train_bench(o->threads, err);
-    if (!strcmp(command, "scenes")) return draw_sheet(o, err);
-    return tsar_fail(err, TSAR_USAGE, "unknown command %s (train --help lists them)", command);
+    return strcmp(command, "bench") == 0 ? train_bench(o->threads, err) : draw_sheet(o, err);
 }
 
 int main(int argc, char **argv)
@@ -272,10 +298,17 @@ int main(int argc, char **argv)
         fputs(help, argc < 2 ? stderr : stdout);
         return argc < 2 ? TSAR_USAGE : TSAR_OK;
     }
-    if (strncmp(argv[1], "score", 5) != 0) run_catch_interrupt(); /* scores have nothing to save */
+#ifdef SIGXFSZ
+    signal(SIGXFSZ, SIG_IGN); /* a file that grows beyond its limit is an error of writing */
+#endif
     tsar_status status = tsar_self_check(&err);
+    const struct command *command = find_command(argv[1]);
+    if (status == TSAR_OK && !command) status = tsar_fail(&err, TSAR_USAGE, "unknown command %s (train --help lists them)", argv[1]);
+    if (status == TSAR_OK && (command->what & TRAINS)) run_catch_interrupt();
     status = status == TSAR_OK ? parse(&o, argc, argv, &err) : status;
     status = status == TSAR_OK ? run_command(argv[1], &o, &err) : status;
+    if ((fflush(stdout) != 0 || ferror(stdout)) && status == TSAR_OK)
+        status = tsar_fail(&err, TSAR_ROOM, "standard output cannot be written; is the disk full");
     if (status != TSAR_OK) fprintf(stderr, "train: %s\n", err.text);
     return (int)status;
 }

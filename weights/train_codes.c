@@ -10,6 +10,7 @@
 #include <time.h>
 
 #define ENCODE_BATCH 8
+#define MAX_SIDE 64 /* codes in a row */
 
 /* ---------------------------------------------------------------------------------------------- which code for a latent */
 
@@ -111,15 +112,16 @@ static tsar_status code_set_write(const code_set *set, const char *path, tsar_er
     return status;
 }
 
-tsar_status code_set_read(code_set *set, const char *path, tsar_error *err)
+/* What a file has of a set, complete or not: a square of codes for each picture. */
+static tsar_status read_set(code_set *set, const char *path, tsar_error *err)
 {
     tsar_file *file;
     memset(set, 0, sizeof *set);
     tsar_status status = tsar_file_open(&file, path, err);
     if (status != TSAR_OK) return status;
     const tsar_tensor *tensor = tsar_file_find(file, "codes");
-    if (!tensor || tensor->dtype != TSAR_I16 || tensor->rank != 3 || tensor->shape[1] != tensor->shape[2])
-        status = tsar_fail(err, TSAR_INPUT, "%s holds no codes (make them with: train codes)", path);
+    if (!tensor || tensor->dtype != TSAR_I16 || tensor->rank != 3 || tensor->count == 0 || tensor->shape[1] != tensor->shape[2] || tensor->shape[1] > MAX_SIDE)
+        status = tsar_fail(err, TSAR_INPUT, "%s holds no codes of pictures (make them with: train codes)", path);
     else {
         set->count = tensor->shape[0];
         set->side = tensor->shape[1];
@@ -130,7 +132,19 @@ tsar_status code_set_read(code_set *set, const char *path, tsar_error *err)
         status = set->codes ? tsar_file_read(file, tensor, 0, tensor->count, set->codes, err) : TSAR_ROOM;
     }
     tsar_file_close(file);
+    if (status == TSAR_OK && set->done > set->count)
+        status = tsar_fail(err, TSAR_INPUT, "%s says that it has %zu pictures of %zu; it is damaged (remove it)", path, set->done, set->count);
     if (status != TSAR_OK) code_set_close(set);
+    return status;
+}
+
+tsar_status code_set_read(code_set *set, const char *path, tsar_error *err)
+{
+    tsar_status status = read_set(set, path, err);
+    if (status == TSAR_OK && set->done < set->count) {
+        status = tsar_fail(err, TSAR_INPUT, "%s holds only %zu of %zu pictures (finish it with: train codes)", path, set->done, set->count);
+        code_set_close(set);
+    }
     return status;
 }
 
@@ -140,22 +154,43 @@ void code_set_close(code_set *set)
     memset(set, 0, sizeof *set);
 }
 
-/* A new set, or what is there already. */
-static tsar_status code_set_continue(code_set *set, const code_set *wanted, const char *path, tsar_error *err)
+/* The same for a tokenizer that is open. */
+static tsar_status check_set(const code_set *set, const char *path, const vq_net *net, tsar_error *err)
 {
-    FILE *exists = fopen(path, "rb");
-    *set = *wanted;
-    if (!exists) {
-        set->codes = tsar_alloc(set->count * set->side * set->side, sizeof *set->codes, "codes", err);
+    if (set->side != net->shape.side >> (net->shape.levels - 1) || set->tokenizer != digest_of(&net->tape))
+        return tsar_fail(err, TSAR_INPUT, "%s holds the codes of another tokenizer (remove it, or choose another name)", path);
+    for (size_t i = 0; i < set->done * set->side * set->side; i++)
+        if (set->codes[i] < 0 || (size_t)set->codes[i] >= net->shape.K)
+            return tsar_fail(err, TSAR_INPUT, "%s holds the code %d, the tokenizer has 0 ... %zu; it is damaged (remove it)", path, set->codes[i], net->shape.K - 1);
+    return TSAR_OK;
+}
+
+tsar_status code_set_check(const code_set *set, const char *path, const char *vq, tsar_error *err)
+{
+    vq_net net;
+    tsar_status status = vq_open_file(&net, vq, 1, 1, err);
+    if (status != TSAR_OK) return status;
+    status = check_set(set, path, &net, err);
+    vq_close(&net);
+    return status;
+}
+
+/* What is there already, of the result or else of the checkpoint, or a new set. */
+static tsar_status continue_set(code_set *set, const codes_plan *plan, const vq_net *net, tsar_error *err)
+{
+    const char *path = run_file_exists(plan->output) ? plan->output : plan->checkpoint;
+    const code_set fresh = { plan->count, 0, net->shape.side >> (net->shape.levels - 1), plan->seed, digest_of(&net->tape), NULL };
+    if (!run_file_exists(path)) {
+        *set = fresh;
+        set->codes = tsar_alloc(tsar_product(set->count, set->side * set->side), sizeof *set->codes, "codes", err);
         return set->codes ? TSAR_OK : TSAR_ROOM;
     }
-    fclose(exists);
-    tsar_status status = code_set_read(set, path, err);
-    if (status == TSAR_OK &&
-        (set->count != wanted->count || set->side != wanted->side || set->seed != wanted->seed || set->tokenizer != wanted->tokenizer)) {
-        status = tsar_fail(err, TSAR_INPUT, "%s holds the codes of other pictures or of another tokenizer (remove it, or choose another name)", path);
-        code_set_close(set);
-    }
+    tsar_status status = read_set(set, path, err);
+    if (status != TSAR_OK) return status;
+    status = check_set(set, path, net, err);
+    if (status == TSAR_OK && (set->count != plan->count || set->seed != plan->seed))
+        status = tsar_fail(err, TSAR_INPUT, "%s holds the codes of other pictures (remove it, or choose another name)", path);
+    if (status != TSAR_OK) code_set_close(set);
     return status;
 }
 
@@ -168,44 +203,57 @@ static void encode_batch(const double *cost, vq_net *net, code_set *set)
     set->done += n;
 }
 
-tsar_status train_codes(const char *vq, const char *path, size_t count, uint64_t seed, size_t threads, double minutes, tsar_error *err)
+/* Encodes what is left, with a checkpoint now and then and when it is interrupted. */
+static tsar_status encode_rest(code_set *set, vq_net *net, const double *cost, const codes_plan *plan, tsar_error *err)
+{
+    int64_t started = (int64_t)time(NULL), saved = started, reported = started;
+    tsar_status status = TSAR_OK;
+    size_t first = set->done;
+    for (uint64_t batches = 1; status == TSAR_OK && set->done < set->count; batches++) {
+        encode_batch(cost, net, set);
+        int64_t now = (int64_t)time(NULL);
+        int stop = (run_interrupted() || batches == plan->stop_after) && set->done < set->count;
+        if (now - reported >= 5 || stop || set->done == set->count) {
+            size_t done = set->done - first, left = set->count - set->done;
+            double seconds = (double)(now - started), remaining = seconds * (double)left / (double)done;
+            fprintf(stderr, "codes %zu/%zu  %.1f pictures/s  %d:%02d left\n", set->done, set->count, seconds > 0.0 ? (double)done / seconds : 0.0,
+                    (int)(remaining / 3600.0), (int)(remaining / 60.0) % 60);
+            reported = now;
+        }
+        if (stop || (double)(now - saved) >= 60.0 * plan->minutes) {
+            status = code_set_write(set, plan->checkpoint, err);
+            saved = now;
+        }
+        if (!stop) continue;
+        if (status == TSAR_OK)
+            fprintf(stderr, "codes: stopped after %zu of %zu pictures; the same command continues from %s\n", set->done, set->count, plan->checkpoint);
+        return status;
+    }
+    status = status == TSAR_OK ? code_set_write(set, plan->output, err) : status;
+    if (status == TSAR_OK) remove(plan->checkpoint);
+    return status;
+}
+
+tsar_status train_codes(const codes_plan *plan, tsar_error *err)
 {
     vq_net net;
     code_set set;
-    double *cost = NULL;
-    tsar_status status = vq_open_file(&net, vq, ENCODE_BATCH, threads, err);
+    tsar_status status = vq_open_file(&net, plan->vq, ENCODE_BATCH, plan->threads, err);
     if (status != TSAR_OK) return status;
-    code_set wanted = { count, 0, net.shape.side >> (net.shape.levels - 1), seed, digest_of(&net.tape), NULL };
-    status = code_set_continue(&set, &wanted, path, err);
+    if (net.shape.K > INT16_MAX)
+        status = tsar_fail(err, TSAR_INPUT, "%s has %zu codes; a file of codes holds numbers up to %d", plan->vq, net.shape.K, INT16_MAX);
+    status = status == TSAR_OK ? continue_set(&set, plan, &net, err) : status;
     if (status != TSAR_OK) {
         vq_close(&net);
         return status;
     }
     if (set.done < set.count) {
-        cost = tsar_alloc(net.shape.K, sizeof *cost, "the prices of codes", err);
+        double *cost = tsar_alloc(net.shape.K, sizeof *cost, "the prices of codes", err);
         status = cost ? learn_prices(cost, &net, &set, err) : TSAR_ROOM;
-    }
-    int64_t started = (int64_t)time(NULL), saved = started, reported = started;
-    size_t first = set.done;
-    while (status == TSAR_OK && set.done < set.count) {
-        encode_batch(cost, &net, &set);
-        int64_t now = (int64_t)time(NULL);
-        int stop = run_interrupted() || set.done == set.count;
-        if (now - reported >= 5 || stop) {
-            size_t done = set.done - first, left = set.count - set.done;
-            double seconds = (double)(now - started), remaining = seconds * (double)left / (double)done;
-            fprintf(stderr, "codes %zu/%zu  %.1f pictures/s  %d:%02d left\n", set.done, set.count, seconds > 0.0 ? (double)done / seconds : 0.0,
-                    (int)(remaining / 3600.0), (int)(remaining / 60.0) % 60);
-            reported = now;
-        }
-        if (stop || (double)(now - saved) >= 60.0 * minutes) {
-            status = code_set_write(&set, path, err);
-            saved = now;
-        }
-        if (stop) break;
+        status = status == TSAR_OK ? encode_rest(&set, &net, cost, plan, err) : status;
+        tsar_free(cost);
     }
     code_set_close(&set);
     vq_close(&net);
-    tsar_free(cost);
     return status;
 }

@@ -395,9 +395,7 @@ static tsar_status corpus_open(corpus *c, const gpt_plan *plan, tsar_error *err)
 {
     memset(c, 0, sizeof *c);
     tsar_status status = code_set_read(&c->codes, plan->codes, err);
-    if (status == TSAR_OK && c->codes.done < c->codes.count)
-        status =
-            tsar_fail(err, TSAR_INPUT, "%s holds only %zu of %zu pictures (finish it with: train codes)", plan->codes, c->codes.done, c->codes.count);
+    status = status == TSAR_OK ? code_set_check(&c->codes, plan->codes, plan->vq, err) : status;
     status = status == TSAR_OK ? tsar_file_open(&c->vq, plan->vq, err) : status;
     status = status == TSAR_OK ? train_merges(c->codes.seed, &c->merges, &c->n_merges, err) : status;
     status = status == TSAR_OK ? train_words(c->codes.seed, &c->words, err) : status;
@@ -646,7 +644,11 @@ static tsar_status trace_gpt(tsar_file *file, const tsar_config *c, const tsar_m
     tsar_status status = tsar_text_encode(model, prompt, &ids, &n, err);
     if (status != TSAR_OK) return status;
     status = gpt_open(&net, &s, 1, n, 0, threads, err);
-    status = status == TSAR_OK ? run_load(&net.tape, file, "gpt.", err) : status;
+    if (status != TSAR_OK) {
+        tsar_free(ids);
+        return status;
+    }
+    status = run_load(&net.tape, file, "gpt.", err);
     if (status == TSAR_OK) {
         train_run run = { 0 };
         trace_codes(codes, s.side * s.side, s.V, 1);
@@ -658,8 +660,8 @@ static tsar_status trace_gpt(tsar_file *file, const tsar_config *c, const tsar_m
                                       { c->n_coarse ? "input.coarse" : "input.codes", TSAR_I64, 2, { s.side, s.side, 0 }, codes } };
         describe_gpt(&run, &s, c->codebook_size);
         status = run_trace(&run, &net.tape, path, inputs, 2, err);
-        gpt_close(&net);
     }
+    gpt_close(&net);
     tsar_free(ids);
     return status;
 }

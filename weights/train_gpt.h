@@ -20,9 +20,19 @@ typedef struct {
     uint64_t seed, tokenizer;
     int16_t *codes;
 } code_set; /* codes [count][side][side] */
-/* Encodes pictures with the tokenizer in `vq` into a file; continues a file that an interrupted run left. */
-tsar_status train_codes(const char *vq, const char *path, size_t count, uint64_t seed, size_t threads, double minutes, tsar_error *err);
+/* Encodes pictures 0 ... count-1 of a world with the tokenizer in `vq` into a file. Continues the checkpoint that an interrupted run left;
+ * nothing is left to do when the file is there. */
+typedef struct {
+    const char *vq, *output, *checkpoint;
+    size_t count, threads;
+    uint64_t seed, stop_after; /* stop_after: batches of this sitting, 0: no limit */
+    double minutes;            /* between checkpoints */
+} codes_plan;
+tsar_status train_codes(const codes_plan *plan, tsar_error *err);
+/* A set as a file has it. TSAR_INPUT if it is none, or not complete. */
 tsar_status code_set_read(code_set *set, const char *path, tsar_error *err);
+/* TSAR_INPUT unless the set, which `path` holds, was made by the tokenizer in `vq`. */
+tsar_status code_set_check(const code_set *set, const char *path, const char *vq, tsar_error *err);
 void code_set_close(code_set *set);
 
 /* ----------------------------------------------------------------------------------------------------- the transformers */

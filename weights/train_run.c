@@ -1,6 +1,7 @@
 /* Checkpoints, results and progress of a training run: see train_run.h. */
 #include "train_run.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <signal.h>
@@ -24,7 +25,6 @@ void run_key(train_run *run, const char *key, const char *format, ...)
     run->n_keys = i == run->n_keys ? i + 1 : run->n_keys;
 }
 
-/* Linear warm-up, then rate_end + (rate - rate_end) (1 + cos(pi x)) / 2 with x = the part of the rest that is done. */
 void run_note(train_run *run, const char *key, const char *text)
 {
     if (!text) return;
@@ -42,6 +42,8 @@ static double first_rate(const train_run *run, uint64_t step)
     return fall(run->rate, run->rate_end, (double)(step - run->warm_up) / (double)(run->rate_steps > run->warm_up ? run->rate_steps - run->warm_up : 1));
 }
 
+/* Linear warm-up, then rate_end + (rate - rate_end) (1 + cos(pi x)) / 2 with x = the part of rate_steps that is done; from finish_from on,
+ * the same from the rate there, over the steps that are left. */
 double run_rate(const train_run *run)
 {
     if (run->step < run->finish_from) return first_rate(run, run->step);
@@ -114,12 +116,22 @@ tsar_status run_load(train_tape *tape, tsar_file *file, const char *prefix, tsar
     return status;
 }
 
+int run_file_exists(const char *path)
+{
+    errno = 0;
+    FILE *stream = fopen(path, "rb");
+    if (stream) fclose(stream);
+#ifdef ENOENT
+    return stream || errno != ENOENT;
+#else
+    return stream != NULL;
+#endif
+}
+
 tsar_status run_resume(train_run *run, train_tape *tape, tsar_error *err)
 {
     run->started = run->saved = run->reported = (int64_t)time(NULL);
-    FILE *exists = fopen(run->checkpoint, "rb");
-    if (!exists) return TSAR_OK;
-    fclose(exists);
+    if (!run_file_exists(run->checkpoint)) return TSAR_OK;
     tsar_file *file;
     tsar_status status = tsar_file_open(&file, run->checkpoint, err);
     if (status != TSAR_OK) return status;

@@ -59,6 +59,8 @@ void run_report(train_run *run, const char *format, ...) TSAR_FORMAT(2, 3);
 uint64_t run_meta_number(const tsar_file *file, const char *key);
 /* Loads the parameters of a tape from a model file, rounded to real. */
 tsar_status run_load(train_tape *tape, tsar_file *file, const char *prefix, tsar_error *err);
+/* Whether there is a file of this name, also one that cannot be opened: whoever opens it then is told why. */
+int run_file_exists(const char *path);
 void run_catch_interrupt(void);
 int run_interrupted(void);
 
