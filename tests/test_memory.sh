@@ -16,7 +16,7 @@ objects=
 for file in $sources weights/dtype.c weights/safetensors.c weights/model.c weights/text.c weights/image.c weights/import.c weights/zip.c \
     weights/pickle.c weights/npy.c weights/cluster.c weights/info.c; do
     object=$dir/$(echo "$file" | tr '/' '_').o
-    $CC -std=c99 -ffp-contract=off -O1 -isystem /usr/include/stb ${NO_PNG:+-DTSAR_NO_PNG} -Dcalloc=failing_calloc -Dmalloc=failing_malloc \
+    $CC -std=c99 -ffp-contract=off -O1 -isystem "${STB_INCLUDE:-/usr/include/stb}" ${NO_PNG:+-DTSAR_NO_PNG} -Dcalloc=failing_calloc -Dmalloc=failing_malloc \
         -Drealloc=failing_realloc -Dfree=failing_free -c "$file" -o "$object" || exit 1
     objects="$objects $object"
 done

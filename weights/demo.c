@@ -6,6 +6,7 @@
 #include "scenes.h"
 
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -302,11 +303,12 @@ static tsar_status run(int argc, char **argv, tsar_error *err)
 int main(int argc, char **argv)
 {
     tsar_error err = { "" };
+#ifdef SIGXFSZ
+    signal(SIGXFSZ, SIG_IGN); /* a file that grows beyond its limit is an error of writing */
+#endif
     tsar_status status = run(argc, argv, &err);
     if ((fflush(stdout) != 0 || ferror(stdout)) && status == TSAR_OK)
         status = tsar_fail(&err, TSAR_ROOM, "standard output cannot be written; is the disk full");
-    for (char *p = err.text; *p; p++)
-        if ((unsigned char)*p < 32) *p = '?'; /* one line, whatever a file name holds */
     if (status != TSAR_OK) fprintf(stderr, "demo: %s\n", err.text);
     return (int)status;
 }

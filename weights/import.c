@@ -433,8 +433,7 @@ static void model_name(char *out, const char *name)
 static int is_buffer(const named *item)
 {
     static const char *const PATTERNS[] = { ".kv_cache.", "freqs_cis", "causal_mask", "quantize.codebook_used", "num_batches_tracked" };
-    tsar_dtype dtype = item->tensor->dtype;
-    if (dtype != TSAR_F64 && dtype != TSAR_F32 && dtype != TSAR_F16 && dtype != TSAR_BF16) return 1;
+    if (!tsar_dtype_is_float(item->tensor->dtype)) return 1;
     for (size_t i = 0; i < sizeof PATTERNS / sizeof *PATTERNS; i++)
         if (strstr(item->name, PATTERNS[i])) return 1;
     return 0;
@@ -1005,7 +1004,7 @@ static tsar_status check_weight(void *context, const tsar_weight *weight, tsar_e
         same = tensor->shape[i] == weight->shape[i] || (longer && i == 0 && tensor->shape[0] > weight->shape[0]);
     shape_text(has, sizeof has, tensor->rank, tensor->shape);
     item->used = 1;
-    int floating = tensor->dtype == TSAR_F64 || tensor->dtype == TSAR_F32 || tensor->dtype == TSAR_F16 || tensor->dtype == TSAR_BF16;
+    int floating = tsar_dtype_is_float(tensor->dtype);
     if (!same)
         problem(im, "tensor %s has shape %s, expected %s", weight->name, has, needs);
     else if (floating != (weight->use != TSAR_AS_INTEGERS))
@@ -1027,7 +1026,12 @@ static tsar_status check_all(importer *im, const tsar_config *config)
     for (size_t i = 0; i < im->count; i++) {
         const named *item = &im->items[i];
         if (item->used) continue;
-        if (strcmp(item->name, MERGES) == 0) { /* an optional one, of any length */
+        if (strcmp(item->name, MERGES) == 0) { /* an optional one, as long as there are ids for it */
+            const size_t ids = TSAR_SPECIALS + 256, merges = item->tensor->rank ? item->tensor->shape[0] : 0;
+            if (config->arch != TSAR_TOKEN_SHUFFLE)
+                problem(im, "tensor %s belongs to models with arch=token-shuffle only", MERGES);
+            else if (merges > config->text_vocab || config->text_vocab - merges < ids)
+                problem(im, "tensor %s has %zu merges, which with %zu specials and bytes exceed text_vocab=%zu", MERGES, merges, ids, config->text_vocab);
             const tsar_weight weight = { "tokenizer.merges", TSAR_AS_INTEGERS, 2, { item->tensor->shape[0], 2 }, 0, 0, NULL };
             if ((status = check_weight(im, &weight, im->err))) return status;
             continue;
@@ -1061,6 +1065,23 @@ static tsar_status declare_weight(void *context, const tsar_weight *weight, tsar
     return tsar_writer_declare(im->writer, weight->name, tensor->dtype, tensor->rank, tensor->shape, err);
 }
 
+/* What a tsar model file says beside its configuration (known_words, keys of the user's own) stays with it. */
+static tsar_status copy_notes(importer *im, tsar_error *err)
+{
+    tsar_status status = TSAR_OK;
+    for (size_t i = 0; i < im->n_checkpoints; i++)
+        for (size_t s = 0; s < im->checkpoints[i].n_shards; s++) {
+            const tsar_file *file = im->checkpoints[i].shards[s];
+            if (!tsar_file_meta(file, "arch") && !tsar_file_meta(file, "vq_ch") && !tsar_file_meta(file, "fine_dim")) continue;
+            for (size_t k = 0; k < tsar_file_meta_count(file) && !status; k++) {
+                const char *key, *value;
+                tsar_file_meta_at(file, k, &key, &value);
+                if (!find_setting(im, key)) status = tsar_writer_meta(im->writer, key, value, err);
+            }
+        }
+    return status;
+}
+
 static tsar_status write_model(importer *im, const tsar_config *config, const char *path, tsar_error *err)
 {
     const named *merges = find_item(im, MERGES);
@@ -1069,6 +1090,7 @@ static tsar_status write_model(importer *im, const tsar_config *config, const ch
     tsar_status status = block ? tsar_writer_open(&im->writer, path, err) : TSAR_ROOM;
     for (size_t i = 0; !status && i < N_KEYS; i++)
         if (im->settings[i].from != ABSENT) status = tsar_writer_meta(im->writer, KEYS[i], im->settings[i].value, err);
+    if (!status) status = copy_notes(im, err);
     if (!status) status = tsar_weights(config, NULL, declare_weight, im, err);
     if (!status && merges)
         status = tsar_writer_declare(im->writer, merges->name, merges->tensor->dtype, merges->tensor->rank, merges->tensor->shape, err);

@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_STACK = 1 << 20, MAX_TEXT = 1 << 20, MAX_GLOBAL = 256, ARENA = 1 << 16, WINDOW = 4096 };
+enum { MAX_STACK = 1 << 20, MAX_TEXT = 1 << 20, MAX_GLOBAL = 256, MAX_DIMENSIONS = 64, ARENA = 1 << 16, WINDOW = 4096 };
 
 /* ----------------------------------------------------------------------------------------------------------- the values */
 
@@ -456,9 +456,10 @@ static tsar_status load_stack_global(machine *m)
     return push_global(m, module->text, name->text);
 }
 
+/* Shape or strides: few, so that a list which many tensors share costs little each time. */
 static int all_integers(const tsar_value *tuple)
 {
-    if (tuple->kind != P_TUPLE && tuple->kind != P_LIST) return 0;
+    if ((tuple->kind != P_TUPLE && tuple->kind != P_LIST) || tuple->count > MAX_DIMENSIONS) return 0;
     for (size_t i = 0; i < tuple->count; i++)
         if (tuple->items[i]->kind != P_INTEGER) return 0;
     return 1;
@@ -470,7 +471,7 @@ static tsar_status rebuild_tensor(machine *m, const tsar_value *arguments, int o
     tsar_value *value = NULL, **items = arguments->items;
     size_t count = arguments->count;
     if (count < 4 || items[0]->kind != P_STORAGE || items[1]->kind != P_INTEGER || !all_integers(items[2]) || !all_integers(items[3]))
-        return bad(m, "a tensor is not made of storage, offset, shape and strides");
+        return bad(m, "a tensor is not made of storage, offset, shape and strides, or has more than 64 dimensions");
     if (own_dtype && (count < 7 || items[6]->kind != P_GLOBAL || items[6]->meaning != DTYPE)) return bad(m, "a tensor has no dtype");
     size_t metadata = own_dtype ? 7 : 6;
     if (count > metadata && (items[metadata]->kind != P_DICT || items[metadata]->count > 0) && items[metadata]->kind != P_NONE)
