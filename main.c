@@ -414,16 +414,6 @@ static tsar_status read_condition(generation *g, tsar_error *err)
     return status == TSAR_OK ? tsar_prompt_check(g->model, &g->prompt, err) : status;
 }
 
-/* A number in the fewest of 15, 16 or 17 digits that read back as the same. */
-static const char *real_text(char text[32], double value)
-{
-    for (int digits = 15; digits <= 17; digits++) {
-        (void)snprintf(text, 32, "%.*g", digits, value);
-        if (strtod(text, NULL) == value) break;
-    }
-    return text;
-}
-
 /* text for a shell, in single quotes where it needs them, appended to out; returns the new end. */
 static char *put_quoted(char *out, const char *text)
 {
@@ -458,8 +448,8 @@ static tsar_status make_command_line(generation *g, tsar_error *err)
     end = put_quoted(end, condition);
     (void)snprintf(end, size - (size_t)(end - g->command_line),
                    " -n %zu --seed %" PRIu64 " --cfg %s --cfg-schedule %s --cfg-interval %" PRId64 " --temperature %s --top-k %zu --top-p %s%s --decode %s",
-                   g->images, s->seed, real_text(cfg, s->cfg), tsar_schedule_names[s->schedule], s->cfg_interval, real_text(temperature, s->temperature), s->top_k,
-                   real_text(top_p, s->top_p), s->greedy ? " --greedy" : "", tsar_order_text(order, s));
+                   g->images, s->seed, tsar_real_text(cfg, s->cfg), tsar_schedule_names[s->schedule], s->cfg_interval, tsar_real_text(temperature, s->temperature), s->top_k,
+                   tsar_real_text(top_p, s->top_p), s->greedy ? " --greedy" : "", tsar_order_text(order, s));
     return TSAR_OK;
 }
 
@@ -569,12 +559,12 @@ static void describe_picture(picture_text *t, const generation *g, size_t image)
     (void)snprintf(t->buffers[2], 64, "%zu", s->top_k);
     (void)snprintf(t->buffers[3], 64, "%zu of %zu, from 0", image, g->images);
     add_text(t, "Seed", t->buffers[0]);
-    add_text(t, "Cfg", real_text(t->buffers[4], s->cfg));
+    add_text(t, "Cfg", tsar_real_text(t->buffers[4], s->cfg));
     add_text(t, "Cfg-Schedule", tsar_schedule_names[s->schedule]);
     add_text(t, "Cfg-Interval", t->buffers[1]);
-    add_text(t, "Temperature", real_text(t->buffers[5], s->temperature));
+    add_text(t, "Temperature", tsar_real_text(t->buffers[5], s->temperature));
     add_text(t, "Top-K", t->buffers[2]);
-    add_text(t, "Top-P", real_text(t->buffers[6], s->top_p));
+    add_text(t, "Top-P", tsar_real_text(t->buffers[6], s->top_p));
     add_text(t, "Greedy", s->greedy ? "yes" : "no");
     add_text(t, "Decode", tsar_order_text(t->buffers[7], s));
     add_text(t, "Image", t->buffers[3]);
@@ -659,6 +649,8 @@ static tsar_status run_generate(const arguments *a, tsar_error *err)
     if (status == TSAR_OK) status = read_condition(&g, err);
     if (status == TSAR_OK) status = check_outputs(&g, err);
     if (status == TSAR_OK) status = make_command_line(&g, err);
+    if (status == TSAR_OK && a->at[O_CODES].text && !tsar_is_utf8(g.command_line))
+        status = tsar_fail(err, TSAR_USAGE, "--codes %s: the file keeps the command line, whose prompt or path is not UTF-8", a->at[O_CODES].text);
     if (status == TSAR_OK) note_new_words(&g);
     if (status == TSAR_OK) status = run_generation(&g, a->at[O_CODES].text != NULL, err);
     const double seconds = seconds_now() - g.start;

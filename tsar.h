@@ -116,6 +116,11 @@ size_t tsar_dtype_size(tsar_dtype dtype);       /* bytes of one element */
 const char *tsar_dtype_name(tsar_dtype dtype);  /* "F64", ... as safetensors writes it */
 int tsar_dtype_is_float(tsar_dtype dtype);      /* F64, F32, F16 or BF16 */
 
+/* As text, which is returned: a shape, "[3, 64]", cut to `size` bytes; a number in the fewest of 15, 16 or 17 digits that read back as the
+ * same, text [32]. */
+const char *tsar_shape_text(char *text, size_t size, size_t rank, const size_t *shape);
+const char *tsar_real_text(char *text, double value);
+
 /* Exact widening, and rounding to nearest even (subnormals and overflow to infinity included). */
 double tsar_widen_f16(uint16_t bits);
 double tsar_widen_bf16(uint16_t bits);
@@ -191,6 +196,7 @@ const tsar_tensor *tsar_file_find(const tsar_file *file, const char *name);     
 size_t tsar_file_meta_count(const tsar_file *file);
 void tsar_file_meta_at(const tsar_file *file, size_t index, const char **key, const char **value);
 const char *tsar_file_meta(const tsar_file *file, const char *key);             /* NULL if absent */
+int tsar_is_utf8(const char *text);                                             /* what names, keys and values of a file are */
 
 /* Elements first ... first+count-1, in the file's dtype and native byte order / widened exactly to double (any float
  * dtype, integers below 2^53) / as int64 (any integer dtype; a U64 above 2^63-1 is an error). */
@@ -217,6 +223,8 @@ tsar_status tsar_writer_declare(tsar_writer *writer, const char *name, tsar_dtyp
 const tsar_tensor *tsar_writer_next(tsar_writer *writer);
 /* The next `count` elements of the current tensor, native byte order. */
 tsar_status tsar_writer_put(tsar_writer *writer, const void *values, uint64_t count, tsar_error *err);
+/* All elements of the current tensor from `tensor` of another file, bits unchanged. */
+tsar_status tsar_writer_copy(tsar_writer *writer, tsar_file *from, const tsar_tensor *tensor, tsar_error *err);
 tsar_status tsar_writer_commit(tsar_writer *writer, tsar_error *err); /* releases it also when it fails */
 void tsar_writer_abandon(tsar_writer *writer);                        /* accepts NULL */
 

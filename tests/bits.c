@@ -90,7 +90,7 @@ static void trace_gpt(const tsar_model *m, const tsar_prompt *prompt)
     tsar_free(codes);
 }
 
-static void generate(const tsar_model *m, const tsar_prompt *prompt, const char *order, size_t images)
+static void generate(const tsar_model *m, const tsar_prompt *prompt, const char *order, tsar_schedule schedule, size_t images)
 {
     const size_t N = m->config.grid_h * m->config.grid_w, n = m->config.tokens;
     const size_t V = m->config.vocab, s2 = m->config.shuffle * m->config.shuffle;
@@ -102,17 +102,38 @@ static void generate(const tsar_model *m, const tsar_prompt *prompt, const char 
     settings.top_k = 40;
     settings.top_p = 0.95;
     settings.cfg = 3.0;
+    settings.schedule = schedule;
     require(tsar_order_parse(&settings, order, &err), &err);
     result.codes = tsar_alloc(images * N, sizeof(int64_t), "codes", &err);
     result.step_of = tsar_alloc(images * n, sizeof(int64_t), "steps", &err);
     result.logits = tsar_alloc(images * n * s2 * V, sizeof(double), "logits", &err);
+    if (m->config.n_coarse) result.coarse = tsar_alloc(images * N, sizeof(int64_t), "labels", &err);
     require(tsar_generate(m, prompt, &settings, images, &result, NULL, NULL, &err), &err);
+    if (result.coarse) record("coarse", digest(TSAR_I64, images * N, result.coarse));
     record("codes", digest(TSAR_I64, images * N, result.codes));
     record("step_of", digest(TSAR_I64, images * n, result.step_of));
     record("logits", digest(TSAR_F64, images * n * s2 * V, result.logits));
     tsar_free(result.codes);
+    tsar_free(result.coarse);
     tsar_free(result.step_of);
     tsar_free(result.logits);
+}
+
+/* CTF's stage two. */
+static void trace_fine(const tsar_model *m)
+{
+    const size_t N = m->config.grid_h * m->config.grid_w, K = m->config.codebook_size;
+    const tsar_sink sink = { put, NULL };
+    tsar_error err = { "" };
+    int64_t *labels = tsar_alloc(N, sizeof *labels, "labels", &err);
+    double *hidden = tsar_alloc(N * m->config.fine_dim, sizeof *hidden, "fine.norm", &err), *logits = tsar_alloc(N * K, sizeof *logits, "fine.logits", &err);
+    for (size_t i = 0; i < N; i++) labels[i] = pick(i, m->config.n_coarse);
+    require(tsar_fine_hidden(m, labels, hidden, &sink, &err), &err);
+    require(tsar_fine_logits(m, hidden, 0, N, logits, &err), &err);
+    record("fine.logits", digest(TSAR_F64, N * K, logits));
+    tsar_free(labels);
+    tsar_free(hidden);
+    tsar_free(logits);
 }
 
 static void token_shuffle(size_t threads)
@@ -123,16 +144,18 @@ static void token_shuffle(size_t threads)
                                "text_vocab=40 codebook_size=90 grid_h=9 grid_w=12 shuffle=3 shuffle_blocks=2 shuffle_hidden=50 seed=3", TSAR_F32, threads);
     strcpy(run.group, "token-shuffle-s3");
     trace_gpt(m, &prompt);
-    generate(m, &prompt, "raster", 2);
-    generate(m, &prompt, "zipar:2", 1);
-    generate(m, &prompt, "zipar-adaptive:1", 2);
+    generate(m, &prompt, "raster", TSAR_HALF_LINEAR, 2);
+    generate(m, &prompt, "zipar:2", TSAR_HALF_LINEAR, 1);
+    generate(m, &prompt, "zipar-adaptive:1", TSAR_HALF_LINEAR, 2);
     tsar_model_close(m);
     m = synthesise("arch=token-shuffle dim=64 n_layer=2 n_head=4 n_kv_head=4 ffn_hidden=96 norm_eps=1e-5 rope=1d "
                    "text_vocab=40 codebook_size=90 n_coarse=12 grid_h=4 grid_w=6 shuffle=1 seed=4 "
                    "fine_dim=48 fine_n_layer=2 fine_n_head=4 fine_ffn_hidden=80", TSAR_BF16, threads);
     strcpy(run.group, "coarse-to-fine");
     trace_gpt(m, &prompt);
-    generate(m, &prompt, "zipar:2,first-row", 1);
+    trace_fine(m);
+    generate(m, &prompt, "zipar:2,first-row", TSAR_HALF_LINEAR, 1);
+    generate(m, &prompt, "raster", TSAR_COSINE, 1);
     tsar_model_close(m);
 }
 
@@ -144,14 +167,14 @@ static void llamagen(size_t threads)
                                "codebook_size=70 grid_h=4 grid_w=5 cond_tokens=1 num_classes=7 seed=5", TSAR_F16, threads);
     strcpy(run.group, "llamagen-c2i");
     trace_gpt(m, &prompt);
-    generate(m, &prompt, "raster", 1);
+    generate(m, &prompt, "raster", TSAR_CONSTANT, 1);
     tsar_model_close(m);
     for (size_t i = 0; i < sizeof caption / sizeof *caption; i++) caption[i] = (double)pick(i, 201) / 100.0 - 1.0;
     m = synthesise("arch=llamagen-t2i dim=48 n_layer=2 n_head=4 n_kv_head=4 ffn_hidden=130 norm_eps=1e-5 rope=2d "
                    "codebook_size=70 grid_h=4 grid_w=5 cond_tokens=5 caption_dim=20 seed=6", TSAR_F32, threads);
     strcpy(run.group, "llamagen-t2i");
     trace_gpt(m, &prompt);
-    generate(m, &prompt, "raster", 1);
+    generate(m, &prompt, "raster", TSAR_CONSTANT, 1);
     tsar_model_close(m);
 }
 
@@ -160,7 +183,7 @@ static void tokenizer(size_t threads)
     const size_t H = 24, W = 16;
     const tsar_sink sink = { put, NULL };
     uint8_t picture[24 * 16 * 3];
-    int64_t codes[6 * 4];
+    int64_t codes[6 * 4], cluster_of[50];
     tsar_error err = { "" };
     tsar_model *m = synthesise("vq_ch=24 vq_ch_mult=1,2,2 vq_res_blocks=1 vq_z_channels=20 vq_embed_dim=6 vq_l2_norm=1 vq_groups=12 "
                                "codebook_size=50 grid_h=6 grid_w=4 seed=7", TSAR_F32, threads);
@@ -169,6 +192,8 @@ static void tokenizer(size_t threads)
     require(tsar_vq_encode(m, picture, H, W, codes, &sink, &err), &err);
     require(tsar_vq_decode(m, codes, H / 4, W / 4, picture, &sink, &err), &err);
     record("pixels", digest(TSAR_U8, sizeof picture, picture));
+    require(tsar_cluster(m, 7, 5, cluster_of, &err), &err);
+    record("ctf.cluster_of", digest(TSAR_I64, 50, cluster_of));
     tsar_model_close(m);
 }
 
@@ -206,6 +231,7 @@ int main(int argc, char **argv)
     llamagen(threads);
     token_shuffle(threads);
     if (!run.expected) return 0;
+    if (fgetc(run.expected) != EOF && ++run.failed) puts("FAILED more digests are expected than were made");
     fclose(run.expected);
     printf("%zu passed, %zu failed\n", run.passed, run.failed);
     return run.failed != 0;

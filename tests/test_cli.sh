@@ -41,6 +41,37 @@ png_text() { # FILE KEY
         }'
 }
 
+# A PNG whose chunks carry their checksums and whose pixels are those of a PPM made by the same prompt and flags.
+png_is_whole() { # PNG PROMPT
+    # shellcheck disable=SC2086 # several flags
+    "$TSAR" generate -q -m model.safetensors -p "$2" $flags -o whole.ppm
+    ppm=whole.ppm
+    [ -f whole.ppm ] || ppm=whole-1.ppm
+    python3 - "$1" "$ppm" <<'END'
+import struct, sys, zlib
+png, ppm = (open(name, "rb").read() for name in sys.argv[1:])
+at, data = 8, b""
+assert png[:8] == b"\x89PNG\r\n\x1a\n"
+while at < len(png):
+    size, kind = struct.unpack(">I4s", png[at:at + 8])
+    body = png[at + 8:at + 8 + size]
+    assert struct.unpack(">I", png[at + 8 + size:at + 12 + size])[0] == zlib.crc32(png[at + 4:at + 8 + size]), kind
+    if kind == b"IHDR": assert struct.unpack(">IIBBBBB", body) == (8, 12, 8, 2, 0, 0, 0), body
+    if kind == b"IDAT": data += body
+    at += 12 + size
+rows, before = zlib.decompress(data), bytes(24)
+pixels = b""
+for y in range(12):
+    kind, row = rows[y * 25], bytearray(rows[y * 25 + 1:y * 25 + 25])
+    for i in range(24):
+        a, b, c = (row[i - 3] if i > 2 else 0), before[i], (before[i - 3] if i > 2 else 0)
+        nearest = min((abs(b - c), 0, a), (abs(a - c), 1, b), (abs(a + b - 2 * c), 2, c))[2]
+        row[i] = row[i] + (0, a, b, (a + b) // 2, nearest)[kind] & 255
+    pixels, before = pixels + bytes(row), bytes(row)
+assert pixels == ppm[-288:], "other pixels"
+END
+}
+
 # A PPM is its header and its pixels, nothing else.
 generate -p plain -o a.ppm
 check 'a PPM has a plain header' test "$(head -c 12 a.ppm | od -An -v -tx1 | tr -d ' \n')" = "$(printf 'P6\n8 12\n255\n' | od -An -v -tx1 | tr -d ' \n')"
@@ -65,6 +96,11 @@ if generate -p png -o a.png 2>/dev/null; then
     check 'the model is named' expr "$command" : "tsar generate -m './my model.safetensors' --prompt "
     check 'the prompt is there' test "$(png_text "$first" Prompt)" = "it's a \"r\303\244d\" \$x\\"
     generate -p word -o A.PNG
+    if command -v python3 >/dev/null; then check 'the chunks and pixels of a PNG' png_is_whole "$first" "it's a \"r\303\244d\" \$x\\"; fi
+    flags=
+    word=$(printf 'r\303\244d')
+    generate -p "$word" -o u.png
+    if command -v python3 >/dev/null; then check 'a prompt beyond ASCII' png_is_whole u.png "$word"; fi
     check 'names without blanks need no quotes' expr "$(png_text A.PNG Command)" : 'tsar generate -m model.safetensors --prompt word -n 1 '
     "$TSAR" generate -q -m model.safetensors --prompt-ids 0,5,1 -o a.png
     check 'ids are there' test "$(png_text a.png Prompt-Ids)$(png_text a.png Prompt)$(png_text a.png Description)" = 0,5,1
@@ -89,6 +125,10 @@ check 'default_top_p=0' cmp g.ppm p.ppm
 generate -p plain -o p.ppm --decode zipar:99999999999999999999
 check 'a window wider than the row is the row' cmp a.ppm p.ppm
 
+generate -p a -o a.ppm
+generate --prompt-ids 0,100,1 -o b.ppm
+check 'ids are the whole prefix: <bos>, the byte a, <soi>' cmp a.ppm b.ppm
+
 generate -p twice -o a.ppm
 generate -p twice -o b.ppm
 check 'the same twice' cmp a.ppm b.ppm
@@ -99,6 +139,21 @@ check 'another seed, another picture' status 1 cmp a.ppm b.ppm
 generate -p many -n 3 -o many.ppm --codes many.safetensors --order-map map.ppm
 for i in 0 1 2; do check "image $i of 3" test -s many-$i.ppm -a -s many-$i.safetensors -a -s map-$i.ppm; done
 check 'images differ' status 1 cmp many-0.ppm many-1.ppm
+
+# What --codes holds, of every image; greedy images are all the same.
+"$TSAR" synth arch=token-shuffle dim=16 n_layer=1 n_head=2 n_kv_head=1 ffn_hidden=24 norm_eps=1e-5 rope=1d text_vocab=300 codebook_size=32 grid_h=6 grid_w=4 \
+    shuffle=1 n_coarse=3 fine_dim=8 fine_n_layer=1 fine_n_head=1 fine_ffn_hidden=8 \
+    vq_ch=8 vq_ch_mult=1,2 vq_res_blocks=1 vq_z_channels=8 vq_embed_dim=4 vq_l2_norm=1 vq_groups=4 seed=7 -o ctf.safetensors
+holds() { head -c 4000 "$1" | tr -cd '[:print:]' | grep -qF "$2"; }
+for of in model ctf; do
+    "$TSAR" generate -q -m $of.safetensors -p many -n 2 --greedy --codes greedy.safetensors
+    check "$of: greedy images are the same" cmp greedy-0.safetensors greedy-1.safetensors
+    check "$of: codes" holds greedy-0.safetensors '"codes":{"dtype":"I64","shape":[6,4]'
+done
+check 'labels' holds greedy-0.safetensors '"coarse":{"dtype":"I64","shape":[6,4]'
+check 'logits of labels' holds greedy-0.safetensors '"logits":{"dtype":"F64","shape":[24,1,3]'
+check 'logits' holds many-0.safetensors '"logits":{"dtype":"F64","shape":[6,4,32]'
+check 'step_of' holds many-0.safetensors '"step_of":{"dtype":"I64","shape":[3,2]'
 
 # Codes and pictures agree: decoding the codes gives the pixels of the picture.
 pixels() { tail -c 288 "$1"; } # 12 x 8 pixels
@@ -118,6 +173,48 @@ else
     generate -p frames --frames frames -o last.ppm
     check 'six frames' test "$(ls frames | wc -l)" -eq 6
 fi
+# Results go to standard output or a file, progress and notes to standard error.
+"$TSAR" generate -m model.safetensors -p x -o a.ppm >out.txt 2>said.txt
+check 'progress goes to stderr, without a bar outside of a terminal' test ! -s out.txt -a -s said.txt -a "$(tr -cd '\r' <said.txt | wc -c)" -eq 0
+generate -p x -o a.ppm >out.txt 2>said.txt
+check 'quiet' test ! -s out.txt -a ! -s said.txt
+"$TSAR" info model.safetensors >out.txt 2>said.txt
+check 'info is a result' test -s out.txt -a ! -s said.txt
+
+# Traces of every kind verify, also with the model that their own metadata describe.
+"$TSAR" synth arch=llamagen-c2i dim=16 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=8 norm_eps=1e-5 rope=2d codebook_size=16 grid_h=4 grid_w=4 cond_tokens=1 \
+    num_classes=3 seed=1 -o c2i.safetensors
+"$TSAR" synth arch=llamagen-t2i dim=16 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=8 norm_eps=1e-5 rope=2d codebook_size=16 grid_h=4 grid_w=4 cond_tokens=2 \
+    caption_dim=4 seed=2 -o t2i.safetensors
+{
+    printf '\223NUMPY\001\000\166\000'
+    printf '%-117s\n' "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 4), }"
+    printf '\000\000\200\077\000\000\000\000\000\000\000\300\000\000\000\077' # 1, 0, -2, 0.5
+} >caption.npy
+generate -p picture -o picture.ppm
+traced() { # MODEL FLAGS...
+    of=$1
+    shift
+    "$TSAR" trace -q -m "$of" "$@" -o t.safetensors && "$TSAR" verify -m "$of" t.safetensors >report.txt &&
+        "$TSAR" synth -q --like t.safetensors -o again.safetensors && "$TSAR" verify -m again.safetensors t.safetensors >report.txt
+}
+check 'c2i' traced c2i.safetensors --class 2
+check 't2i' traced t2i.safetensors --caption caption.npy
+check 'a picture' traced model.safetensors --image picture.ppm
+check 'coarse-to-fine' traced ctf.safetensors -p hi
+for name in input.text input.codes input.coarse gpt.logits fine.logits vq.codes vq.decoder.conv_out; do check "a trace has $name" grep -q "^$name .* same" report.txt; done
+check 'coarse-to-fine of a picture' traced ctf.safetensors -p hi --image picture.ppm
+check 'a trace has vq.encoder.conv_in' grep -q '^vq.encoder.conv_in .* same' report.txt
+
+# verify: a line for each tensor in the order of computation, one mark at the first that diverges, a closing line, status 1.
+"$TSAR" trace -q -m model.safetensors -p hi -o t.safetensors
+"$TSAR" synth --like model.safetensors seed=8 -o other.safetensors
+check 'another model' sh -c "'$TSAR' verify -m other.safetensors t.safetensors >report.txt; [ \$? -eq 1 ]"
+check 'the first divergence' sh -c "grep '<== first divergence' report.txt | cut -d ' ' -f 1 | tr '\n' ' ' | grep -qx 'gpt.shuffle.compress '"
+check 'the closing line' sh -c "tail -n 1 report.txt | grep -q 'different, first gpt.shuffle.compress; 0 of other names left alone$'"
+check 'as JSON' sh -c "'$TSAR' verify --json -m other.safetensors t.safetensors >report.txt; [ \$? -eq 1 ] && grep -q '\"verdict\":\"different\"}' report.txt"
+if command -v python3 >/dev/null; then check 'it is JSON' python3 -m json.tool report.txt; fi
+
 check 'a trace verifies' sh -c "'$TSAR' trace -m model.safetensors -p hi -o t.safetensors -q && '$TSAR' verify -m model.safetensors t.safetensors"
 
 # Inputs from a file: codes of the grid are the transformer's tokens, also where the file calls them vq.codes; others do not fit.

@@ -1112,6 +1112,76 @@ static void check_growth(void)
     refuse("growth", &archive, "beyond belief");
 }
 
+/* The model file `from` with keys and merges of its own, to `to`. */
+static tsar_status write_noted(const char *from, const char *to, const int64_t *merges, size_t n, tsar_error *err)
+{
+    const size_t shape[2] = { n, 2 };
+    const tsar_tensor *next;
+    tsar_file *file = NULL;
+    tsar_writer *writer = NULL;
+    tsar_status status = tsar_file_open(&file, from, err);
+    if (status == TSAR_OK) status = tsar_writer_open(&writer, to, err);
+    for (size_t i = 0; status == TSAR_OK && i < tsar_file_meta_count(file); i++) {
+        const char *key, *value;
+        tsar_file_meta_at(file, i, &key, &value);
+        status = tsar_writer_meta(writer, key, value, err);
+    }
+    if (status == TSAR_OK) status = tsar_writer_meta(writer, "known_words", "a red ring", err);
+    if (status == TSAR_OK) status = tsar_writer_meta(writer, "note", "mine", err);
+    for (size_t i = 0; status == TSAR_OK && i < tsar_file_count(file); i++) {
+        const tsar_tensor *t = tsar_file_at(file, i);
+        status = tsar_writer_declare(writer, t->name, t->dtype, t->rank, t->shape, err);
+    }
+    if (status == TSAR_OK) status = tsar_writer_declare(writer, "tokenizer.merges", TSAR_I64, 2, shape, err);
+    while (status == TSAR_OK && (next = tsar_writer_next(writer)) != NULL) {
+        const tsar_tensor *t = tsar_file_find(file, next->name);
+        status = t ? tsar_writer_copy(writer, file, t, err) : tsar_writer_put(writer, merges, 2 * n, err);
+    }
+    if (status == TSAR_OK)
+        status = tsar_writer_commit(writer, err);
+    else
+        tsar_writer_abandon(writer);
+    tsar_file_close(file);
+    return status;
+}
+
+/* What a model file says beside its configuration comes through; merges that no model could be opened with do not. */
+static void check_notes(void)
+{
+    static const int64_t merges[] = { 100, 101, 259, 102, 103, 104 };
+    static const char shuffle[] = "arch=token-shuffle dim=8 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=8 norm_eps=1e-5 rope=1d codebook_size=8 grid_h=2 grid_w=2 "
+                                  "shuffle=1 seed=3 text_vocab=261";
+    static const char c2i[] = "arch=llamagen-c2i dim=8 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=8 norm_eps=1e-5 rope=2d codebook_size=8 grid_h=2 grid_w=2 "
+                              "cond_tokens=1 num_classes=2 seed=3";
+    static const struct {
+        const char *keys;
+        size_t merges;
+        const char *refused;
+    } cases[] = { { shuffle, 2, NULL }, { shuffle, 3, "3 merges" }, { c2i, 2, "token-shuffle only" } };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        test_settings s;
+        tsar_error err = { "" };
+        tsar_file *file = NULL;
+        int64_t back[4] = { 0 };
+        test_split(&s, cases[i].keys);
+        remove(MODEL);
+        tsar_status status = tsar_synth(TMP "synth", s.keys, s.values, s.n, TSAR_F32, &err);
+        if (status == TSAR_OK) status = write_noted(TMP "synth", INPUT, merges, cases[i].merges, &err);
+        CHECK(status == TSAR_OK, "%s", err.text);
+        status = import_file(INPUT, "", &err);
+        if (cases[i].refused) {
+            CHECK(status == TSAR_INPUT && strstr(err.text, cases[i].refused) && tsar_file_open(&file, MODEL, NULL) == TSAR_INPUT, "merges, case %zu: %s", i, err.text);
+            continue;
+        }
+        if (!CHECK(status == TSAR_OK && tsar_file_open(&file, MODEL, &err) == TSAR_OK, "%s", err.text)) continue;
+        const char *words = tsar_file_meta(file, "known_words"), *mine = tsar_file_meta(file, "note");
+        const tsar_tensor *t = tsar_file_find(file, "tokenizer.merges");
+        CHECK(words && mine && strcmp(words, "a red ring") == 0 && strcmp(mine, "mine") == 0, "notes of a model file");
+        CHECK(t && t->count == 4 && tsar_file_read_i64(file, t, 0, 4, back, &err) == TSAR_OK && memcmp(back, merges, sizeof back) == 0, "merges of a model file");
+        tsar_file_close(file);
+    }
+}
+
 /* Cut at every byte, and with bytes changed at random: an error or a model, never anything else. */
 static void check_damage(int legacy)
 {
@@ -1157,6 +1227,7 @@ int main(int argc, char **argv)
     check_archives();
     check_pickles();
     check_growth();
+    check_notes();
     check_damage(0);
     check_damage(1);
     for (size_t i = 0; i < sizeof left / sizeof *left; i++) remove(left[i]);

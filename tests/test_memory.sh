@@ -80,6 +80,10 @@ try() {
         [ $problems -gt 5 ] && break
         n=$((n + 1))
     done
+    if [ $n -ge 3000 ]; then
+        echo "FAILED $name: needs more allocations than were tried"
+        problems=$((problems + 1))
+    fi
     if [ $problems -eq 0 ]; then
         passed=$((passed + 1))
         echo "ok $name: $((n - 1)) allocations failed in turn"

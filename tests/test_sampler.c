@@ -807,8 +807,9 @@ static void golden_close(golden *g)
 }
 
 /* Greedy codes exactly; logits to 1e-11 of their RMS. */
-static void test_greedy(const char *name)
+static void test_greedy(const char *name, size_t expected)
 {
+    size_t seen = 0;
     static const struct {
         const char *prefix;
         double cfg;
@@ -828,6 +829,7 @@ static void test_greedy(const char *name)
         double *logits = golden_read(file, tensor, 0);
         if (codes != NULL && logits != NULL) {
             tsar_settings s = plain_settings();
+            seen++;
             s.greedy = 1;
             s.cfg = cases[i].cfg > 0 ? cases[i].cfg : strtod(tsar_file_meta(file, "cfg"), NULL);
             s.schedule = cases[i].schedule;
@@ -846,13 +848,15 @@ static void test_greedy(const char *name)
         tsar_free(codes);
         tsar_free(logits);
     }
+    CHECK(seen == expected, "%s: %zu of %zu greedy cases", name, seen, expected);
     golden_close(&g);
     tsar_file_close(file);
 }
 
 /* Codes, step_of and passes of every case, exactly. */
-static void test_zipar(const char *name)
+static void test_zipar(const char *name, size_t expected)
 {
+    size_t seen = 0;
     static const int windows[] = { 1, 2, 3, 5, 8 };
     static const char *const scales[] = { "1", "7.5" };
     tsar_file *file = golden_open(name);
@@ -869,6 +873,7 @@ static void test_zipar(const char *name)
             int64_t *steps = golden_read(file, tensor, 1);
             if (codes != NULL && step_of != NULL && steps != NULL) {
                 tsar_settings s = plain_settings();
+                seen++;
                 s.greedy = 1;
                 s.cfg = strtod(scales[i % 2], NULL);
                 s.schedule = TSAR_HALF_LINEAR;
@@ -885,8 +890,40 @@ static void test_zipar(const char *name)
             tsar_free(step_of);
             tsar_free(steps);
         }
+    CHECK(seen == expected, "%s: %zu of %zu cases", name, seen, expected);
     golden_close(&g);
     tsar_file_close(file);
+}
+
+/* The golden codes of stage two: the likeliest member of each label's cluster. */
+static void test_fine(void)
+{
+    tsar_file *file = golden_open("fine");
+    tsar_model *m = NULL;
+    tsar_error err = { "" };
+    if (file == NULL) return;
+    tsar_status status = test_synth_like(SYNTHETIC, "tests/vectors/fine.safetensors", TSAR_F32, &err);
+    if (status == TSAR_OK) status = tsar_model_open(&m, SYNTHETIC, 1, &err);
+    int64_t *labels = golden_read(file, "input.coarse", 1), *codes = golden_read(file, "greedy.codes", 1);
+    if (CHECK(status == TSAR_OK && labels && codes, "fine: %s", err.text)) {
+        const size_t N = m->config.grid_h * m->config.grid_w, K = m->config.codebook_size;
+        double *hidden = tsar_alloc(N, m->config.fine_dim * sizeof *hidden, "fine", NULL), *logits = tsar_alloc(N, K * sizeof *logits, "fine", NULL);
+        size_t wrong = 0;
+        CHECK(tsar_fine_hidden(m, labels, hidden, NULL, &err) == TSAR_OK && tsar_fine_logits(m, hidden, 0, N, logits, &err) == TSAR_OK, "fine: %s", err.text);
+        for (size_t i = 0; i < N; i++) {
+            for (size_t k = 0; k < K; k++)
+                if (m->cluster_of[k] != labels[i]) logits[i * K + k] = -INFINITY;
+            wrong += (int64_t)tsar_argmax(logits + i * K, K) != codes[i];
+        }
+        CHECK(wrong == 0, "fine: %zu of %zu codes differ", wrong, N);
+        tsar_free(hidden);
+        tsar_free(logits);
+    }
+    tsar_free(labels);
+    tsar_free(codes);
+    tsar_model_close(m);
+    tsar_file_close(file);
+    remove(SYNTHETIC);
 }
 
 int main(void)
@@ -908,13 +945,14 @@ int main(void)
     test_adaptive_distribution();
     test_coarse_to_fine();
     test_progress();
-    test_greedy("c2i");
-    test_greedy("c2i_odd");
-    test_greedy("t2i");
-    test_greedy("shuffle_s1");
-    test_greedy("shuffle_s2");
-    test_greedy("shuffle_s4_gqa");
-    test_zipar("zipar_s1");
-    test_zipar("zipar_s2");
+    test_greedy("c2i", 2);
+    test_greedy("c2i_odd", 2);
+    test_greedy("t2i", 2);
+    test_greedy("shuffle_s1", 3);
+    test_greedy("shuffle_s2", 3);
+    test_greedy("shuffle_s4_gqa", 3);
+    test_zipar("zipar_s1", 6);
+    test_zipar("zipar_s2", 8);
+    test_fine();
     return test_end();
 }

@@ -90,14 +90,15 @@ for flags in '--temperature 0' '--cfg 0' '--top-p 2' '--top-k 2.5' '--cfg-schedu
 done
 
 # An interrupt ends a run with a checkpoint from which it continues to the same bytes.
-rm -f "$WORK/vq" "$WORK/vq.checkpoint"
-"$TRAIN" vq --steps 4 --batch 2 -o "$WORK/vq" 2>/dev/null &
+"$TRAIN" gpt --vq "$WORK/two/vq" --codes "$WORK/codes" --shuffle 4 --steps 20000 --batch 1 --layers 1 -o "$WORK/long" 2>"$WORK/log" &
 process=$!
 sleep 1
 kill -INT $process
 wait $process || fail "an interrupted run ends with status $?"
-run vq vq --steps 4 --batch 2
-cmp -s "$WORK/vq" "$WORK/two/vq" || fail "vq differs after an interrupt"
+[ -f "$WORK/long.checkpoint" ] && [ ! -f "$WORK/long" ] && grep -q 'stopped after step' "$WORK/log" || fail "an interrupt: $(tail -n 1 "$WORK/log")"
+stopped=$(sed -n 's/.*stopped after step \([0-9]*\) of.*/\1/p' "$WORK/log")
+run whole gpt --vq "$WORK/two/vq" --codes "$WORK/codes" --shuffle 4 --steps 20000 --batch 1 --layers 1 --stop-after "${stopped:-1}"
+cmp -s "$WORK/long.checkpoint" "$WORK/whole.checkpoint" || fail "the checkpoint of an interrupt is another than that of as many steps"
 
 # A full disk: status 4, and the checkpoint of before.
 rm -f "$WORK/gpt2" "$WORK/gpt2.checkpoint"

@@ -206,6 +206,56 @@ static void test_values(const tsar_model *model)
     CHECK(o.status == TSAR_DIFFERENT && strcmp(o.first, "gpt.logits") == 0, "rtol holds for F32, too: %s", o.first);
 }
 
+/* The first divergence is the first in the order of computation, whatever the order of names. */
+static void test_order(const tsar_model *model)
+{
+    static const char *const pairs[][2] = { { "gpt.embed", "gpt.block.0" },
+                                            { "gpt.unshuffle.expand", "gpt.norm" },
+                                            { "vq.encoder.conv_in", "vq.encoder.block.0" },
+                                            { "vq.quantized", "vq.decoder.conv_in" } };
+    for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
+        trace t;
+        load(&t);
+        reals(&t, pairs[i][0])[0] += 1;
+        reals(&t, pairs[i][1])[0] += 1;
+        const outcome o = judge(&t, model, -1);
+        CHECK(o.counts[TSAR_DIFFERS] == 2 && strcmp(o.first, pairs[i][0]) == 0, "%s is computed before %s: first %s", pairs[i][0], pairs[i][1], o.first);
+    }
+}
+
+/* The tolerance of each type: an element that is off by half of it agrees, one by twice as much does not. */
+static void test_tolerances(const tsar_model *model)
+{
+    static const struct {
+        tsar_dtype dtype;
+        double tolerance;
+    } types[] = { { TSAR_F64, 1e-10 }, { TSAR_F32, 1e-4 }, { TSAR_F16, 5e-2 }, { TSAR_BF16, 5e-2 } };
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
+        for (int twice = 0; twice < 2; twice++) {
+            trace t;
+            load(&t);
+            tsar_values *v = find(&t, "gpt.logits");
+            const size_t count = count_of(v);
+            const double *x = v->data, size = rms(v);
+            size_t least = 0; /* rounds by the least */
+            for (size_t k = 0; k < count; k++) least = fabs(x[k]) < fabs(x[least]) ? k : least;
+            unsigned char *narrow = tsar_alloc(count, 8, "a tensor", NULL);
+            for (size_t k = 0; k < count; k++) {
+                const double y = x[k] + (k == least ? (twice ? 2 : 0.5) * types[i].tolerance * size : 0);
+                const float f = (float)y;
+                const uint16_t half = types[i].dtype == TSAR_F16 ? tsar_round_f16(f) : tsar_round_bf16(f);
+                const void *bits = types[i].dtype == TSAR_F64 ? (const void *)&y : types[i].dtype == TSAR_F32 ? (const void *)&f : (const void *)&half;
+                const size_t width = tsar_dtype_size(types[i].dtype);
+                memcpy(narrow + k * width, bits, width);
+            }
+            tsar_free((void *)v->data);
+            v->data = narrow, v->dtype = types[i].dtype;
+            const outcome o = judge(&t, model, -1);
+            CHECK(o.status == (twice ? TSAR_DIFFERENT : TSAR_OK) && (!twice || strcmp(o.first, "gpt.logits") == 0), "%s, %s of the tolerance: status %d, first %s",
+                  tsar_dtype_name(types[i].dtype), twice ? "twice" : "half", o.status, o.first);
+        }
+}
+
 static void test_structure(const tsar_model *model)
 {
     trace t;
@@ -410,6 +460,8 @@ static void test_damage(void)
     if (status == TSAR_OK) status = tsar_trace_write(model, &inputs, trace_path, &err);
     if (!CHECK(status == TSAR_OK, "trace: %s", err.text)) return;
     test_values(model);
+    test_order(model);
+    test_tolerances(model);
     test_structure(model);
     test_codes(model);
     test_decoder(model);

@@ -342,6 +342,7 @@ static void test_loops(void)
         { "9", "1", "1", "300", "2", "1", "9", "2", TSAR_F32, 1, 1 },    /* one pixel; more channels than a 1x1 gathers at a time */
         { "10", "1,1", "1", "5", "1", "0", "10", "1", TSAR_F32, 7, 11 }, /* one codeword; two batches of groups */
         { "4", "3,1", "1", "4", "8", "1", "1", "18", TSAR_F32, 5, 14 },  /* one group; attention over 70 positions */
+        { "4", "1", "1", "4", "1", "1", "2", "20", TSAR_F32, 3, 4 },     /* every codeword is 1 or -1: ties go to the lower index */
         { "3", "1", "1", "2", "2", "1", "3", "5", TSAR_F32, 17, 23 }, /* attention over more positions than a run, and than terms taken at a time */
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) {

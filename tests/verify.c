@@ -318,18 +318,6 @@ static tsar_status put_count(tsar_writer *writer, const char *key, uint64_t valu
     return tsar_writer_meta(writer, key, text, err);
 }
 
-/* The shortest of 15, 16 or 17 digits that reads back as the same number. */
-static tsar_status put_real(tsar_writer *writer, const char *key, double value, tsar_error *err)
-{
-    char text[32];
-    double back = 0;
-    for (int digits = 15; digits <= 17; digits++) {
-        (void)snprintf(text, sizeof text, "%.*g", digits, value);
-        if (sscanf(text, "%lf", &back) == 1 && back == value) break;
-    }
-    return tsar_writer_meta(writer, key, text, err);
-}
-
 /* The configuration as metadata (SPEC 2): `tsar synth --like` of a trace makes the model again if it was synthetic. */
 static tsar_status put_config(tsar_writer *writer, const tsar_config *c, tsar_error *err)
 {
@@ -363,7 +351,7 @@ static tsar_status put_config(tsar_writer *writer, const tsar_config *c, tsar_er
                    { "fine_n_layer", c->fine_n_layer },
                    { "fine_n_head", c->fine_n_head },
                    { "fine_ffn_hidden", c->fine_ffn_hidden } };
-    char levels[TSAR_MAX_LEVELS * 24] = "";
+    char levels[TSAR_MAX_LEVELS * 24] = "", real[32];
     for (size_t i = 0, used = 0; i < c->vq_levels; i++, used = strlen(levels))
         (void)snprintf(levels + used, sizeof levels - used, "%s%zu", i ? "," : "", c->vq_ch_mult[i]);
     tsar_status status = put_count(writer, "seed", c->seed, err);
@@ -371,8 +359,8 @@ static tsar_status put_config(tsar_writer *writer, const tsar_config *c, tsar_er
         if (counts[i].value) status = put_count(writer, counts[i].key, counts[i].value, err);
     if (status == TSAR_OK && c->has_gpt) status = tsar_writer_meta(writer, "arch", archs[c->arch], err);
     if (status == TSAR_OK && c->has_gpt) status = tsar_writer_meta(writer, "rope", c->rope_2d ? "2d" : "1d", err);
-    if (status == TSAR_OK && stacks) status = put_real(writer, "norm_eps", c->norm_eps, err);
-    if (status == TSAR_OK && stacks) status = put_real(writer, "rope_base", c->rope_base, err);
+    if (status == TSAR_OK && stacks) status = tsar_writer_meta(writer, "norm_eps", tsar_real_text(real, c->norm_eps), err);
+    if (status == TSAR_OK && stacks) status = tsar_writer_meta(writer, "rope_base", tsar_real_text(real, c->rope_base), err);
     if (status == TSAR_OK && c->has_vq) status = tsar_writer_meta(writer, "vq_ch_mult", levels, err);
     if (status == TSAR_OK && c->has_vq) status = tsar_writer_meta(writer, "vq_l2_norm", c->vq_l2_norm ? "1" : "0", err);
     return status;

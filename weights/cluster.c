@@ -47,32 +47,16 @@ static tsar_status declare_all(const copier *c, tsar_writer *writer, tsar_error 
     return status == TSAR_OK ? tsar_writer_declare(writer, "ctf.cluster_of", TSAR_I64, 1, &c->K, err) : status;
 }
 
-/* Copies a tensor's bits, a piece at a time. */
-static tsar_status copy_tensor(const copier *c, tsar_writer *writer, const tsar_tensor *next, void *piece, size_t elements, tsar_error *err)
-{
-    const tsar_tensor *tensor = tsar_file_find(c->file, next->name);
-    tsar_status status = TSAR_OK;
-    for (uint64_t first = 0; status == TSAR_OK && first < tensor->count; first += elements) {
-        const uint64_t count = tensor->count - first < elements ? tensor->count - first : elements;
-        status = tsar_file_read(c->file, tensor, first, count, piece, err);
-        if (status == TSAR_OK) status = tsar_writer_put(writer, piece, count, err);
-    }
-    return status;
-}
-
 static tsar_status write_copy(const copier *c, const char *to, tsar_error *err)
 {
-    enum { PIECE = 65536 };
     tsar_writer *writer = NULL;
     const tsar_tensor *next;
     tsar_status status = tsar_writer_open(&writer, to, err);
     if (status != TSAR_OK) return status;
-    void *piece = tsar_alloc(PIECE, 8, "a tensor", err);
-    status = piece ? declare_all(c, writer, err) : TSAR_ROOM;
+    status = declare_all(c, writer, err);
     while (status == TSAR_OK && (next = tsar_writer_next(writer)) != NULL)
         status = strcmp(next->name, "ctf.cluster_of") == 0 ? tsar_writer_put(writer, c->cluster_of, c->K, err)
-                                                           : copy_tensor(c, writer, next, piece, PIECE, err);
-    tsar_free(piece);
+                                                           : tsar_writer_copy(writer, c->file, tsar_file_find(c->file, next->name), err);
     if (status == TSAR_OK) return tsar_writer_commit(writer, err);
     tsar_writer_abandon(writer);
     return status;

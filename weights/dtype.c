@@ -1,6 +1,8 @@
-/* dtype.c - the number formats of files: exact widening, rounding to nearest even, rows of a table (tsar.h, section 2). */
+/* dtype.c - the number formats of files: exact widening, rounding to nearest even, rows of a table; shapes and numbers as text (tsar.h, section 2). */
 #include "../tsar.h"
 
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 size_t tsar_dtype_size(tsar_dtype dtype)
@@ -16,6 +18,23 @@ const char *tsar_dtype_name(tsar_dtype dtype)
 }
 
 int tsar_dtype_is_float(tsar_dtype dtype) { return dtype <= TSAR_BF16; } /* they come first in tsar_dtype */
+
+const char *tsar_shape_text(char *text, size_t size, size_t rank, const size_t *shape)
+{
+    size_t used = (size_t)snprintf(text, size, "[");
+    for (size_t i = 0; i < rank && used < size; i++) used += (size_t)snprintf(text + used, size - used, i ? ", %zu" : "%zu", shape[i]);
+    if (used < size) snprintf(text + used, size - used, "]");
+    return text;
+}
+
+const char *tsar_real_text(char *text, double value)
+{
+    for (int digits = 15; digits <= 17; digits++) {
+        (void)snprintf(text, 32, "%.*g", digits, value);
+        if (strtod(text, NULL) == value) break;
+    }
+    return text;
+}
 
 static float float_of_bits(uint32_t bits)
 {

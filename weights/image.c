@@ -172,27 +172,13 @@ static uint32_t crc32_of(uint32_t crc, const void *bytes, size_t n)
     return ~crc;
 }
 
-/* Whether text is well-formed UTF-8 with at least one byte beyond ASCII: then it needs an iTXt chunk. Anything else is
- * written byte by byte in a tEXt chunk, whose readers take it as Latin-1. */
+/* Whether text is UTF-8 with at least one byte beyond ASCII: then it needs an iTXt chunk. Anything else is written byte by
+ * byte in a tEXt chunk, whose readers take it as Latin-1. */
 static int needs_utf8(const char *text)
 {
-    const uint8_t *p = (const uint8_t *)text;
-    int beyond = 0;
-    while (*p) {
-        uint32_t c = *p++;
-        if (c < 0x80) continue;
-        int more = c >= 0xF0 ? 3 : c >= 0xE0 ? 2 : 1;
-        uint32_t least = more == 3 ? 0x10000 : more == 2 ? 0x800 : 0x80;
-        if (c < 0xC2 || c > 0xF4) return 0;
-        c &= 0x3Fu >> more;
-        for (; more; more--) {
-            if ((*p & 0xC0) != 0x80) return 0;
-            c = c << 6 | (*p++ & 0x3Fu);
-        }
-        if (c < least || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return 0;
-        beyond = 1;
-    }
-    return beyond;
+    const char *p = text;
+    while (*p && (unsigned char)*p < 0x80) p++;
+    return *p && tsar_is_utf8(p);
 }
 
 static void big_endian(uint8_t out[4], uint32_t value)

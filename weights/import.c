@@ -574,13 +574,6 @@ static void ask(importer *im, const char *format, ...)
 
 /* ---------------------------------------------------------------------------------------------- from shapes to settings */
 
-static void shape_text(char *text, size_t room, size_t rank, const size_t *shape)
-{
-    size_t used = (size_t)snprintf(text, room, "[");
-    for (size_t i = 0; i < rank && used < room; i++) used += (size_t)snprintf(text + used, room - used, i ? ", %zu" : "%zu", shape[i]);
-    if (used < room) snprintf(text + used, room - used, "]");
-}
-
 /* Where a size shows: dimension `axis` of tensors of rank `rank` called `name`, # standing for any number. A size that several tensors
  * show is the one that most of them agree on, so that a misshapen one is told from the rest; check_weight then names it. "gpt.vocab"
  * and "gpt.wqkv" are no keys of a configuration but rows of their tensors. */
@@ -703,7 +696,7 @@ static size_t measure(importer *im, const char *size, const char *also, const ch
     const named *item = NULL;
     for (size_t i = 0; i < im->count && !item; i++)
         if (is_called(im->items[i].name, first->name)) item = &im->items[i];
-    if (item) shape_text(has, sizeof has, item->tensor->rank, item->tensor->shape);
+    if (item) tsar_shape_text(has, sizeof has, item->tensor->rank, item->tensor->shape);
     if (item)
         im->status = tsar_fail(im->err, TSAR_INPUT, "%s: tensor %s has shape %s, expected %s", im->name, item->name, has, expected);
     else {
@@ -993,7 +986,7 @@ static tsar_status check_weight(void *context, const tsar_weight *weight, tsar_e
     named *item = find_item(im, weight->name);
     char has[192], needs[192];
     (void)err;
-    shape_text(needs, sizeof needs, weight->rank, weight->shape);
+    tsar_shape_text(needs, sizeof needs, weight->rank, weight->shape);
     if (!item) {
         problem(im, "tensor %s is missing; expected shape %s", weight->name, needs);
         return TSAR_OK;
@@ -1002,7 +995,7 @@ static tsar_status check_weight(void *context, const tsar_weight *weight, tsar_e
     int same = tensor->rank == weight->rank, longer = strcmp(weight->name, "gpt.cls_embedding.uncond_embedding") == 0; /* QUIRKS, GPT 8 */
     for (size_t i = 0; same && i < weight->rank; i++)
         same = tensor->shape[i] == weight->shape[i] || (longer && i == 0 && tensor->shape[0] > weight->shape[0]);
-    shape_text(has, sizeof has, tensor->rank, tensor->shape);
+    tsar_shape_text(has, sizeof has, tensor->rank, tensor->shape);
     item->used = 1;
     int floating = tsar_dtype_is_float(tensor->dtype);
     if (!same)
@@ -1036,7 +1029,7 @@ static tsar_status check_all(importer *im, const tsar_config *config)
             if ((status = check_weight(im, &weight, im->err))) return status;
             continue;
         }
-        shape_text(shape, sizeof shape, item->tensor->rank, item->tensor->shape);
+        tsar_shape_text(shape, sizeof shape, item->tensor->rank, item->tensor->shape);
         if (!is_buffer(item))
             problem(im, "tensor %s of shape %s belongs to no part of this model", item->name, shape);
         else if (buffers++ < 3 && used < sizeof left_out)

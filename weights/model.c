@@ -516,22 +516,13 @@ typedef struct {
     size_t slab_bytes;
 } loader;
 
-/* "[3, 64]" */
-static const char *shape_text(char *text, size_t room, size_t rank, const size_t *shape)
-{
-    size_t used = (size_t)snprintf(text, room, "[");
-    for (size_t i = 0; i < rank && used < room; i++) used += (size_t)snprintf(text + used, room - used, i ? ", %zu" : "%zu", shape[i]);
-    if (used < room) snprintf(text + used, room - used, "]");
-    return text;
-}
-
 /* First pass, before anything is allocated: the file has this weight, of its shape, in a dtype that tsar computes with. */
 static tsar_status check_weight(void *context, const tsar_weight *weight, tsar_error *err)
 {
     loader *l = context;
     char has_text[192], needs_text[96];
     const tsar_tensor *tensor = tsar_file_find(l->file, weight->name);
-    shape_text(needs_text, sizeof needs_text, weight->rank, weight->shape);
+    tsar_shape_text(needs_text, sizeof needs_text, weight->rank, weight->shape);
     if (!tensor)
         return tsar_fail(err, TSAR_INPUT, "%s: tensor %s is missing; the configuration needs it with shape %s", l->path, weight->name, needs_text);
     const int cuts_rows = !strcmp(weight->name, "gpt.cls_embedding.uncond_embedding"); /* QUIRKS, GPT 8: 120 rows whatever cond_tokens is */
@@ -540,7 +531,7 @@ static tsar_status check_weight(void *context, const tsar_weight *weight, tsar_e
         fits = tensor->shape[i] == weight->shape[i] || (i == 0 && cuts_rows && tensor->shape[0] > weight->shape[0]);
     if (!fits)
         return tsar_fail(err, TSAR_INPUT, "%s: tensor %s has shape %s, the configuration needs %s", l->path, weight->name,
-                         shape_text(has_text, sizeof has_text, tensor->rank, tensor->shape), needs_text);
+                         tsar_shape_text(has_text, sizeof has_text, tensor->rank, tensor->shape), needs_text);
     if (weight->use == TSAR_AS_INTEGERS ? tsar_dtype_is_float(tensor->dtype) : !tsar_dtype_is_float(tensor->dtype))
         return tsar_fail(err, TSAR_INPUT, "%s: tensor %s has dtype %s, which must be %s", l->path, weight->name, tsar_dtype_name(tensor->dtype),
                          weight->use == TSAR_AS_INTEGERS ? "an integer one such as I64" : "F64, F32, BF16 or F16");

@@ -85,7 +85,7 @@ static size_t utf8_length(const unsigned char *s, size_t n)
     return point < smallest[length] || point > 0x10FFFF || (point >= 0xD800 && point < 0xE000) ? 0 : length;
 }
 
-static int is_utf8(const char *string)
+int tsar_is_utf8(const char *string)
 {
     size_t rest = strlen(string);
     while (rest) {
@@ -1038,8 +1038,8 @@ void tsar_writer_abandon(tsar_writer *writer)
 tsar_status tsar_writer_meta(tsar_writer *writer, const char *key, const char *value, tsar_error *err)
 {
     if (writer->begun) return tsar_fail(err, TSAR_INPUT, "%s: metadata %.100s comes too late, behind the header", writer->path, key);
-    if (!is_utf8(key) || !is_utf8(value))
-        return tsar_fail(err, TSAR_INPUT, "%s: the metadata key %.60s or its value is not UTF-8 text", writer->path, is_utf8(key) ? key : "");
+    if (!tsar_is_utf8(key) || !tsar_is_utf8(value))
+        return tsar_fail(err, TSAR_INPUT, "%s: the metadata key %.60s or its value is not UTF-8 text", writer->path, tsar_is_utf8(key) ? key : "");
     char *copy = copy_string(value, err);
     if (!copy) return TSAR_ROOM;
     for (size_t i = 0; i < writer->n_meta; i++)
@@ -1066,8 +1066,8 @@ tsar_status tsar_writer_declare(tsar_writer *writer, const char *name, tsar_dtyp
     tsar_tensor tensor = { 0 };
     uint64_t bytes;
     if (writer->begun) return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s is declared too late, behind the header", writer->path, name);
-    if (!is_utf8(name) || !strcmp(name, "__metadata__"))
-        return tsar_fail(err, TSAR_INPUT, "%s: a tensor cannot be named %.100s", writer->path, is_utf8(name) ? name : "by bytes that are not UTF-8");
+    if (!tsar_is_utf8(name) || !strcmp(name, "__metadata__"))
+        return tsar_fail(err, TSAR_INPUT, "%s: a tensor cannot be named %.100s", writer->path, tsar_is_utf8(name) ? name : "by bytes that are not UTF-8");
     if (rank > TSAR_MAX_RANK || !measure(rank, shape, tsar_dtype_size(dtype), &tensor.count, &bytes))
         return tsar_fail(err, TSAR_INPUT, "%s: the shape of tensor %.100s is too large for any file", writer->path, name);
     tensor.dtype = dtype;
@@ -1121,6 +1121,19 @@ tsar_status tsar_writer_put(tsar_writer *writer, const void *values, uint64_t co
         status = tsar_output_write(writer->output, chunk, n * size, err);
         from += n * size;
         left -= n;
+    }
+    return status;
+}
+
+tsar_status tsar_writer_copy(tsar_writer *writer, tsar_file *from, const tsar_tensor *tensor, tsar_error *err)
+{
+    enum { PIECE = 4096 };
+    double piece[PIECE]; /* aligned for elements of any type */
+    tsar_status status = TSAR_OK;
+    for (uint64_t first = 0; status == TSAR_OK && first < tensor->count; first += PIECE) {
+        const uint64_t count = tensor->count - first < PIECE ? tensor->count - first : PIECE;
+        status = tsar_file_read(from, tensor, first, count, piece, err);
+        if (status == TSAR_OK) status = tsar_writer_put(writer, piece, count, err);
     }
     return status;
 }

@@ -229,19 +229,6 @@ tsar_status run_save(const train_run *run, const train_tape *tape, tsar_error *e
 
 /* ---------------------------------------------------------------------------------------------------------- results */
 
-static tsar_status copy_tensor(tsar_writer *writer, tsar_file *from, const tsar_tensor *tensor, tsar_error *err)
-{
-    unsigned char piece[4096];
-    uint64_t step = sizeof piece / tsar_dtype_size(tensor->dtype);
-    for (uint64_t i = 0; i < tensor->count; i += step) {
-        uint64_t n = tensor->count - i < step ? tensor->count - i : step;
-        tsar_status status = tsar_file_read(from, tensor, i, n, piece, err);
-        status = status == TSAR_OK ? tsar_writer_put(writer, piece, n, err) : status;
-        if (status != TSAR_OK) return status;
-    }
-    return TSAR_OK;
-}
-
 /* Whether the tensor or key `name` belongs to a part. */
 static int is_taken(const char *name, run_part part)
 {
@@ -284,7 +271,7 @@ tsar_status run_export(const train_run *run, const train_tape *tape, tsar_dtype 
         if (array)
             status = put_reals(writer, array, tensor->count, dtype, err);
         else if (theirs && is_taken(theirs->name, part))
-            status = copy_tensor(writer, with, theirs, err);
+            status = tsar_writer_copy(writer, with, theirs, err);
         else
             for (size_t i = 0; i < n_integers; i++)
                 if (strcmp(integers[i].name, tensor->name) == 0) status = tsar_writer_put(writer, integers[i].values, tensor->count, err);
