@@ -181,6 +181,16 @@ check 'quiet' test ! -s out.txt -a ! -s said.txt
 "$TSAR" info model.safetensors >out.txt 2>said.txt
 check 'info is a result' test -s out.txt -a ! -s said.txt
 
+# What a model costs, counted by hand: wqkv 48 x 16, wo 16 x 16, ffn 3 x 16 x 8; 16 positions attend to 136 in all.
+"$TSAR" synth arch=llamagen-c2i dim=16 n_layer=1 n_head=4 n_kv_head=4 ffn_hidden=8 norm_eps=1e-5 rope=2d codebook_size=8 grid_h=4 grid_w=4 cond_tokens=1 \
+    num_classes=2 seed=1 -o cost.safetensors
+"$TSAR" info cost.safetensors | tr -s ' ' >out.txt
+"$TSAR" info ctf.safetensors | tr -s ' ' >>out.txt
+for line in 'gpt 11 1.76 k 7.04 k F32' 'MACs per token layers 1.41 k, shuffle 0, head 128, attention 32 for each position attended to' \
+    'per image 16 tokens: 28.9 k MACs; keys and values 4.1 k bytes' 'zipar:1 7 10' 'stage two one pass more: 26.1 k MACs'; do
+    check "info: $line" grep -qx "$line" out.txt
+done
+
 # Traces of every kind verify, also with the model that their own metadata describe.
 "$TSAR" synth arch=llamagen-c2i dim=16 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=8 norm_eps=1e-5 rope=2d codebook_size=16 grid_h=4 grid_w=4 cond_tokens=1 \
     num_classes=3 seed=1 -o c2i.safetensors
