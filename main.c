@@ -448,8 +448,8 @@ static tsar_status make_command_line(generation *g, tsar_error *err)
     end = put_quoted(end, condition);
     (void)snprintf(end, size - (size_t)(end - g->command_line),
                    " -n %zu --seed %" PRIu64 " --cfg %s --cfg-schedule %s --cfg-interval %" PRId64 " --temperature %s --top-k %zu --top-p %s%s --decode %s",
-                   g->images, s->seed, tsar_real_text(cfg, s->cfg), tsar_schedule_names[s->schedule], s->cfg_interval, tsar_real_text(temperature, s->temperature), s->top_k,
-                   tsar_real_text(top_p, s->top_p), s->greedy ? " --greedy" : "", tsar_order_text(order, s));
+                   g->images, s->seed, tsar_real_text(cfg, s->cfg), tsar_schedule_names[s->schedule], s->cfg_interval,
+                   tsar_real_text(temperature, s->temperature), s->top_k, tsar_real_text(top_p, s->top_p), s->greedy ? " --greedy" : "", tsar_order_text(order, s));
     return TSAR_OK;
 }
 
@@ -845,7 +845,7 @@ static tsar_status print_comparison(void *context, const tsar_comparison *r, tsa
     if (v->lines++ == 0) printf("%-28s %-16s %10s %10s  verdict\n", "name", "shape", "max abs", "max rel");
     tsar_comparison_text(text, sizeof text, r);
     int width = 0;
-    for (; r->name[width]; width++) putchar((unsigned char)r->name[width] < 32 ? '?' : r->name[width]); /* one line, whatever the other file holds */
+    for (unsigned char c; (c = (unsigned char)r->name[width]) != 0; width++) putchar(c < 0x20 || c == 0x7F ? '?' : c); /* one line, as in tsar_fail */
     printf("%*s %s\n", width < 28 ? 28 - width : 0, "", text);
     return TSAR_OK;
 }

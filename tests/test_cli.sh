@@ -228,8 +228,8 @@ if command -v python3 >/dev/null; then check 'it is JSON' python3 -m json.tool r
 check 'a trace verifies' sh -c "'$TSAR' trace -m model.safetensors -p hi -o t.safetensors -q && '$TSAR' verify -m model.safetensors t.safetensors"
 
 # Inputs from a file: codes of the grid are the transformer's tokens, also where the file calls them vq.codes; others do not fit.
-inputs() { # NAME H W: a prompt and codes [H, W], the numbers from 0 on
-    header='{"input.text":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"'$1'":{"dtype":"U8","shape":['$2,$3'],"data_offsets":[3,'$((3 + $2 * $3))']}}'
+inputs() { # NAME H W [PROMPT]: a prompt (under another name) and codes [H, W], the numbers from 0 on
+    header='{"'${4:-input.text}'":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"'$1'":{"dtype":"U8","shape":['$2,$3'],"data_offsets":[3,'$((3 + $2 * $3))']}}'
     printf "\\$(printf %o ${#header})\\0\\0\\0\\0\\0\\0\\0%s\\0\\012\\001" "$header"
     i=0
     while [ $i -lt $(($2 * $3)) ]; do printf "\\$(printf %03o $i)"; i=$((i + 1)); done
@@ -243,6 +243,8 @@ for name in input.codes vq.codes; do
     inputs $name 4 6 >inputs.safetensors
     check "$name of another shape" status 3 "$TSAR" trace -m model.safetensors --inputs inputs.safetensors -o t.safetensors
 done
+inputs input.codes 6 4 'vq.x\u000ay\u001b' >inputs.safetensors
+check 'a name of two lines' sh -c "'$TSAR' verify -m model.safetensors inputs.safetensors >report.txt; [ \$? -eq 1 ] && grep -q '^vq.x?y? .*UNKNOWN' report.txt"
 check 'vq.codes are the codes' cmp t-input.codes.safetensors t-vq.codes.safetensors
 
 check 'shown in half blocks: twelve rows in six lines' test "$(generate -p show --show -o a.ppm | wc -l)" -eq 6

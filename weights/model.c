@@ -12,7 +12,7 @@
 /* ----------------------------------------------------------------------------------------------------- configuration */
 
 #define MAX_VOCAB ((size_t)2147483647) /* 2^31 - 1: ids fit into 32 bits */
-#define MAX_LAYERS ((size_t)4096)      /* of any kind: the names of more would not fit into the header of a file */
+#define MAX_LAYERS ((size_t)4096)      /* of any kind: a few keys shall not make a billion weights to visit */
 
 /* The source of a configuration, and what is wrong with it so far: after the first error every call returns 0. */
 typedef struct {

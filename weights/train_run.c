@@ -120,11 +120,14 @@ int run_file_exists(const char *path)
 {
     errno = 0;
     FILE *stream = fopen(path, "rb");
-    if (stream) fclose(stream);
+    if (stream) {
+        fclose(stream);
+        return 1;
+    }
 #ifdef ENOENT
-    return stream || errno != ENOENT;
+    return errno != ENOENT;
 #else
-    return stream != NULL;
+    return 0;
 #endif
 }
 
