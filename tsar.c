@@ -109,15 +109,14 @@ void tsar_softmax(double *x, size_t n)
 
 /* Sizes of the kernel; tests/SPEED.md has the measurements. A panel is TSAR_PANEL rows: long enough that compilers turn a
  * loop over it into vectors instead of taking it apart. Up to TILE vectors share each pass over the weights; AHEAD
- * bytes in front of the multiplication, memory is asked for weights. Up to FEW vectors are taken TILE by TILE, SLICE columns at a
- * time, which are still in cache when their turn comes again. More vectors share weights that are widened to double once,
+ * bytes in front of the multiplication, memory is asked for weights. More vectors share weights that are widened to double once,
  * CHUNK columns at a time, and are multiplied MANY at once, GROUP of them for each widening. MANY x TSAR_PANEL accumulators
  * are 20 of the 32 registers of AVX-512; there x is kept LANES times over, because loading a whole register is cheaper than
  * filling it with one number. */
 #if defined(__AVX512F__)
-enum { PANEL = TSAR_PANEL, TILE = 4, FEW = 9, AHEAD = 4096, SLICE = 512, CHUNK = 64, MANY = 5, LANES = 8, GROUP = 13 * MANY };
+enum { PANEL = TSAR_PANEL, TILE = 4, AHEAD = 4096, CHUNK = 64, MANY = 5, LANES = 8, GROUP = 13 * MANY };
 #else
-enum { PANEL = TSAR_PANEL, TILE = 4, FEW = 4, AHEAD = 4096, SLICE = 512, CHUNK = 128, MANY = 1, LANES = 1, GROUP = 64 };
+enum { PANEL = TSAR_PANEL, TILE = 4, AHEAD = 4096, CHUNK = 128, MANY = 1, LANES = 1, GROUP = 64 };
 #endif
 
 static float float_of_bits(uint32_t bits)
@@ -283,9 +282,10 @@ static void widen(const tsar_matrix *w, double *wide, const void *panel, size_t 
 
 /* The inner kernel for many vectors: y[b][r] += w[k][r] * x[k][b], k ascending, for a panel wide [kn][PANEL] and MANY vectors spread
  * [kn][MANY][LANES]. The order of the two outer loops changes no sum: gcc keeps the accumulators in registers with
- * one order, clang with the other. With every column, memory is asked for one line of `ahead`; not where LANES is 1, because gcc
- * then makes no vectors. */
-static void block_many(double *restrict y, size_t ldy, const double *restrict spread, const double *restrict wide, size_t kn, const char *ahead)
+ * one order, clang with the other. With every column, memory is asked for one line at `ahead` and one `gap` bytes behind it; not where
+ * LANES is 1, because gcc then makes no vectors. */
+static void block_many(double *restrict y, size_t ldy, const double *restrict spread, const double *restrict wide, size_t kn, const char *ahead,
+                       size_t gap)
 {
 #if defined(__clang__)
     enum { OUTER = MANY, INNER = PANEL / LANES };
@@ -301,7 +301,8 @@ static void block_many(double *restrict y, size_t ldy, const double *restrict sp
         for (size_t inner = 0; inner < INNER; inner++)
             for (size_t l = 0; l < LANES; l++) acc[outer][inner][l] = y[VECTOR * ldy + PART * LANES + l];
     for (size_t k = 0; k < kn; k++, spread += MANY * LANES, wide += PANEL) {
-        if (LANES > 1) TSAR_PREFETCH(ahead + 64 * k);
+        if (LANES > 1) TSAR_PREFETCH_L2(ahead + 64 * k);
+        if (LANES > 1) TSAR_PREFETCH_L2(ahead + gap + 64 * k);
         for (size_t outer = 0; outer < OUTER; outer++)
             for (size_t inner = 0; inner < INNER; inner++)
                 for (size_t l = 0; l < LANES; l++) acc[outer][inner][l] += wide[PART * LANES + l] * spread[VECTOR * LANES + l];
@@ -322,15 +323,15 @@ static void spread_vectors(double *restrict spread, const double *restrict x, si
 }
 
 /* block_many for the rows that there are: those of a panel that is not whole are computed aside. */
-static void tile_many(double *y, size_t ldy, const double *spread, const double *wide, size_t kn, const char *ahead, size_t rows)
+static void tile_many(double *y, size_t ldy, const double *spread, const double *wide, size_t kn, const char *ahead, size_t gap, size_t rows)
 {
     double whole[MANY][PANEL] = { { 0 } };
     if (rows == PANEL) {
-        block_many(y, ldy, spread, wide, kn, ahead);
+        block_many(y, ldy, spread, wide, kn, ahead, gap);
         return;
     }
     for (size_t b = 0; b < MANY; b++) memcpy(whole[b], y + b * ldy, rows * sizeof(double));
-    block_many(whole[0], PANEL, spread, wide, kn, ahead);
+    block_many(whole[0], PANEL, spread, wide, kn, ahead, gap);
     for (size_t b = 0; b < MANY; b++) memcpy(y + b * ldy, whole[b], rows * sizeof(double));
 }
 
@@ -358,35 +359,32 @@ static void accumulate_many(double *y, size_t ldy, const double *x, size_t ldx, 
             const char *ahead = p + 1 < p1 ? panel + columns_size(w->dtype, w->cols) + columns_size(w->dtype, k0 + k) : panel;
             const size_t ahead_size = p + 1 < p1 ? columns_size(w->dtype, n) : 0;
             for (size_t line = 0; LANES == 1 && line < ahead_size; line += 64) TSAR_PREFETCH(ahead + line);
-            for (size_t i = 0; i < tiles; i++)
+            for (size_t i = 0; i < tiles; i++) {
+                const size_t from = 2 * 64 * n * i, gap = from + 64 * n < ahead_size ? 64 * n : 0;
                 tile_many(y + i * MANY * ldy + p * PANEL, ldy, spread + i * MANY * LANES * n, columns, n,
-                          64 * n * i < ahead_size ? ahead + 64 * n * i : (const char *)columns, rows_of_panel(w, p));
+                          from < ahead_size ? ahead + from : (const char *)columns, gap, rows_of_panel(w, p));
+            }
             if (left < T)
                 few(TSAR_F64, y + left * ldy + p * PANEL, ldy, x + left * ldx + k, ldx, (const char *)columns, n, T - left, rows_of_panel(w, p));
         }
     }
 }
 
-/* Up to FEW vectors: weights go from memory to the registers, and are widened there; a slice of a panel comes from memory for the
- * first TILE vectors, from cache for the others. A lone column of a word of two is widened before. */
+/* Up to TILE vectors: weights go from memory to the registers, and are widened there. A lone column of a word of two is
+ * widened before. */
 static void accumulate_few(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, size_t k0, size_t kn, size_t T, size_t p0,
                            size_t p1)
 {
     const int words = w->dtype == TSAR_F16 || w->dtype == TSAR_BF16;
-    const size_t tiles = (T + TILE - 1) / TILE, slice = tiles > 1 && kn > SLICE ? SLICE : kn;
     double wide[PANEL];
     for (size_t p = p0; p < p1; p++) {
         const char *panel = (const char *)w->panels + p * columns_size(w->dtype, w->cols);
         for (size_t k = 0, n; k < kn; k += n) {
             const int lone = words && ((k0 + k) % 2 == 1 || kn - k == 1);
             const char *columns = lone ? (const char *)wide : panel + columns_size(w->dtype, k0 + k);
-            n = kn - k < slice ? kn - k : slice;
-            if (words) n = lone ? 1 : n / 2 * 2;
+            n = lone ? 1 : words ? (kn - k) / 2 * 2 : kn - k;
             if (lone) widen(w, wide, panel, k0 + k, 1);
-            for (size_t i = 0; i < tiles; i++) {
-                const size_t t = T * i / tiles, count = T * (i + 1) / tiles - t;
-                few(lone ? TSAR_F64 : w->dtype, y + t * ldy + p * PANEL, ldy, x + t * ldx + k, ldx, columns, n, count, rows_of_panel(w, p));
-            }
+            few(lone ? TSAR_F64 : w->dtype, y + p * PANEL, ldy, x + k, ldx, columns, n, T, rows_of_panel(w, p));
         }
     }
 }
@@ -395,7 +393,7 @@ void tsar_accumulate(double *y, size_t ldy, const double *x, size_t ldx, const t
 {
     for (size_t t = 0; t < T; t += GROUP) {
         const size_t count = T - t < GROUP ? T - t : GROUP;
-        if (count <= FEW)
+        if (count <= TILE)
             accumulate_few(y + t * ldy, ldy, x + t * ldx, ldx, w, k0, kn, count, p0, p1);
         else
             accumulate_many(y + t * ldy, ldy, x + t * ldx, ldx, w, k0, kn, count, p0, p1);

@@ -37,10 +37,12 @@ extern "C" {
 #if defined(__GNUC__)
 #define TSAR_FORMAT(string, first) __attribute__((format(printf, string, first)))
 #define TSAR_PREFETCH(address) __builtin_prefetch(address)
+#define TSAR_PREFETCH_L2(address) __builtin_prefetch(address, 0, 2)
 #define TSAR_INLINE static inline __attribute__((always_inline))
 #else
 #define TSAR_FORMAT(string, first)
 #define TSAR_PREFETCH(address) ((void)(address))
+#define TSAR_PREFETCH_L2(address) ((void)(address))
 #define TSAR_INLINE static inline
 #endif
 
