@@ -82,6 +82,12 @@ printf '\177' >>"$WORK/damaged"
 "$TRAIN" gpt --vq "$WORK/vq" --codes "$WORK/damaged" --steps 1 -o "$WORK/none" 2>"$WORK/log"
 [ $? -eq 3 ] && grep -q 'holds the code' "$WORK/log" || fail "a code that does not exist: $(cat "$WORK/log")"
 
+# Stage two is joined with a stage one of the same labels, which is looked at before the training.
+for model in nothing gpt1 coarse; do
+    "$TRAIN" fine --vq "$WORK/two/vq" --codes "$WORK/two/codes" --coarse 8 --model "$WORK/$model" --steps 1 -o "$WORK/none" 2>"$WORK/log"
+    [ $? -eq 3 ] && grep -q "$WORK/$model" "$WORK/log" && ! grep -q 'pictures/s' "$WORK/log" || fail "stage one $model: $(cat "$WORK/log")"
+done
+
 # Sampling that tsar would refuse as a model's default is refused before the training.
 for flags in '--temperature 0' '--cfg 0' '--top-p 2' '--top-k 2.5' '--cfg-schedule square'; do
     # shellcheck disable=SC2086 # two words

@@ -42,9 +42,9 @@ sampling='--cfg 1.5 --cfg-schedule constant --temperature 0.5 --top-p 0.5' # the
 model tsar-s2 gpt --shuffle 2 $sampling
 model tsar-s4 gpt --shuffle 4 $sampling --vq-file tsar-s2.safetensors
 model tsar-s1 gpt --shuffle 1 $sampling --vq-file tsar-s2.safetensors
-# Coarse-to-fine: both stages together take the time of s = 1.
+# Coarse-to-fine: both stages together take the time of s = 1, and see each picture three times instead of four.
 model coarse coarse --coarse 64 --steps 24000 $sampling
-model tsar-ctf fine --coarse 64 --model "$dir/coarse.safetensors" --vq-file tsar-s2.safetensors
+model tsar-ctf fine --coarse 64 --steps 24000 --model "$dir/coarse.safetensors" --vq-file tsar-s2.safetensors
 
 (cd "$dir" && sha256sum tsar-*.safetensors) | tee "$dir/SHA256SUMS"
 if [ -z "$(grep -vxFf "$dir/SHA256SUMS" "$here/SHA256SUMS")" ]; then

@@ -573,10 +573,29 @@ static void describe_fine(train_run *run, const fine_shape *s)
     run_key(run, "rope_base", "%g", s->rope_base);
 }
 
+/* Opens stage one, which the result is joined with: its labels must be those that stage two is trained on. */
+static tsar_status open_stage_one(tsar_file **file, const gpt_plan *plan, const corpus *c, size_t K, tsar_error *err)
+{
+    tsar_status status = tsar_file_open(file, plan->stage_one, err);
+    if (status != TSAR_OK) return status;
+    const tsar_tensor *labels = tsar_file_find(*file, "ctf.cluster_of");
+    int64_t *theirs = tsar_alloc(K, sizeof *theirs, "cluster labels", err);
+    if (!theirs) return TSAR_ROOM;
+    if (!labels || labels->count != K)
+        status = tsar_fail(err, TSAR_INPUT, "%s: has no label for each of the %zu codes; give what train coarse makes", plan->stage_one, K);
+    if (status == TSAR_OK) status = tsar_file_read_i64(*file, labels, 0, K, theirs, err);
+    if (status == TSAR_OK && memcmp(theirs, c->cluster_of, K * sizeof *theirs) != 0)
+        status = tsar_fail(err, TSAR_INPUT, "%s: its labels are not those of --coarse %zu, --seed and --vq here; give stage one's own", plan->stage_one,
+                           plan->n_coarse);
+    tsar_free(theirs);
+    return status;
+}
+
 tsar_status train_fine(const gpt_plan *plan, tsar_error *err)
 {
     corpus c;
     fine_net net;
+    tsar_file *coarse = NULL;
     int64_t codes[MAX_CODES];
     tsar_status status = corpus_open(&c, plan, err);
     if (status != TSAR_OK) return status;
@@ -584,8 +603,10 @@ tsar_status train_fine(const gpt_plan *plan, tsar_error *err)
     shape.n_coarse = plan->n_coarse;
     shape.K = codebook_size(&c);
     shape.side = c.codes.side;
-    status = fine_open(&net, &shape, c.cluster_of, plan->batch, plan->seed, plan->threads, err);
+    if (plan->stage_one) status = open_stage_one(&coarse, plan, &c, shape.K, err);
+    if (status == TSAR_OK) status = fine_open(&net, &shape, c.cluster_of, plan->batch, plan->seed, plan->threads, err);
     if (status != TSAR_OK) {
+        tsar_file_close(coarse);
         corpus_close(&c);
         return status;
     }
@@ -610,13 +631,11 @@ tsar_status train_fine(const gpt_plan *plan, tsar_error *err)
         if (status == TSAR_OK) status = run_after_step(&run, &net.tape, &stop, err);
     }
     if (status == TSAR_OK && run.step >= run.steps) {
-        tsar_file *coarse = NULL;
-        if (plan->stage_one) status = tsar_file_open(&coarse, plan->stage_one, err);
-        run_note(&run, "vq_file", plan->vq_file);
         run_part part = plan->vq_file ? RUN_TAKE_ALL_BUT_TOKENIZER : RUN_TAKE_ALL;
-        if (status == TSAR_OK) status = run_export(&run, &net.tape, plan->dtype, NULL, 0, coarse, part, err);
-        if (coarse) tsar_file_close(coarse);
+        run_note(&run, "vq_file", plan->vq_file);
+        status = run_export(&run, &net.tape, plan->dtype, NULL, 0, coarse, part, err);
     }
+    tsar_file_close(coarse);
     fine_close(&net);
     corpus_close(&c);
     return status;
