@@ -6,7 +6,7 @@
 # Interrupt it at any time: each finished row is kept under TSAR_TRAINING (default: the user's cache directory), and the same command
 # continues. A row is made anew when its model, its settings, the scenes or the referee have changed; to measure seconds anew remove
 # "study" from that folder. A picture of s = 2 takes 0.16 to 0.19 seconds of one core of Zen 5, 0.13 of them for
-# the tokenizer, one of s = 1 0.24: the 46 rows of s = 2 with 600 pictures each took 42 minutes with two threads; all 75 rows are estimated at 75 minutes.
+# the tokenizer, one of s = 1 0.24: the 46 rows of s = 2 with 600 pictures each took 42 minutes with two threads; all 66 rows are estimated at 65 minutes.
 #
 #     STUDY_N         pictures of each category (100; held-out rows take three times as many of their two)
 #     STUDY_THREADS   2; takes effect where train was built with OMP=1
@@ -107,14 +107,14 @@ sampling() {
     row sampling s2-greedy greedy tsar-s2.safetensors score -n "$n" --greedy
 }
 
-# orders MODEL ORDER...: each order sampled, then greedy, compared with the codes that raster order gives with the same draws. These
-# are kept beside raster's row, under the model's digest; a row without them is made again.
+# orders MODEL CHOICES ORDER...: each order sampled or greedy or both, compared with the codes that raster order gives with the same
+# draws. These are kept beside raster's row, under the model's digest; a row without them is made again.
 orders() {
-    m=$1
-    shift
+    m=$1 choices=$2
+    shift 2
     of=
     if [ $running = yes ] && [ -f "$models/tsar-$m.safetensors" ]; then of=$(model_digest "$models/tsar-$m.safetensors" | cut -c 1-16); fi
-    for choice in sampled greedy; do
+    for choice in $choices; do
         codes=$state/$m-raster-$choice-$of.codes
         if [ -n "$of" ] && [ ! -f "$codes" ]; then rm -f "$state/$m-raster-$choice.txt" "$state/$m-raster-$choice-"*.codes; fi
         greedy=
@@ -131,9 +131,9 @@ rows() {
     guidance
     sampling
     row vq vq 'tokenizer of all models' tsar-s2.safetensors score-vq -n $((6 * n))
-    orders s1 zipar:1 zipar:2 zipar:4 zipar:8 zipar:16 zipar-adaptive:1 zipar-adaptive:2 zipar-adaptive:4
-    orders s2 zipar:1 zipar:2 zipar:4 zipar:8 zipar-adaptive:1 zipar-adaptive:2 zipar-adaptive:4
-    orders ctf zipar:2 zipar:4
+    orders s1 sampled zipar:1 zipar:2 zipar:4 zipar:8 zipar:16 zipar-adaptive:1 zipar-adaptive:2 zipar-adaptive:4
+    orders s2 'sampled greedy' zipar:1 zipar:2 zipar:4 zipar:8 zipar-adaptive:1 zipar-adaptive:2 zipar-adaptive:4
+    orders ctf 'sampled greedy' zipar:2 zipar:4
 }
 
 # ---- the papers' step counts --------------------------------------------------------------------------------------------
@@ -196,11 +196,11 @@ END
 $((6 * n)) unseen scenes, half of them with held-out combinations, encoded and decoded. Behind the mean of the pictures' PSNR stands half the width of its 95 % interval.
 END
     table orders-s1 'Decode orders, s = 1' 1,2,4-13,16,17 score <<END
-Each decode order sampled and greedy. The last column is the share of codes that are those of raster order with the same prompt, settings and random numbers: the mean over pictures and
+The last column is the share of codes that are those of raster order with the same prompt, settings and random numbers: the mean over pictures and
 half the width of its 95 % interval.
 END
     table orders-s2 'Decode orders, s = 2: Token-Shuffle with ZipAR' 1,2,4-13,16,17 score <<END
-The same; a pass decodes whole windows.
+The same, sampled and greedy; a pass decodes whole windows.
 END
     table orders-ctf 'Coarse-to-fine, and with ZipAR' 1,2,4-13,15-17 score <<END
 Stage one decodes labels in the given order, stage two all codes at once, in one pass more. Its part of the time of both stages, the tokenizer left out, stands beside.
