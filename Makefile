@@ -129,7 +129,7 @@ trainer: $(BUILD)/weights/train
 weights: $(BUILD)/weights/train
 	sh weights/make_weights.sh $(BUILD)/weights/train
 
-# Scores them in every setting and writes weights/STUDY.md, resumable too; an hour and a quarter with OMP=1 on two cores.
+# Scores them in every setting and writes weights/STUDY.md, resumable too; 65 minutes with OMP=1 on two cores.
 study: tsar $(BUILD)/weights/train
 	sh weights/study.sh $(BUILD)/weights/train ./tsar
 

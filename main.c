@@ -1,5 +1,6 @@
 /* The command line (SPEC 9): the only file that prints or exits. Commands and flags stand in two tables, from which the
- * parser, the short and long help and the manual page (tsar --man) are made, so that no flag can be missing anywhere. */
+ * parser, the short and long help and the manual page (tsar --man) are made, so that no flag can be missing anywhere. They are
+ * what makes this file long; what a command does beyond reading, calling and printing is in the library. */
 #if defined(__unix__) || defined(__APPLE__)
 #define _POSIX_C_SOURCE 200112L /* isatty and clock_gettime, for the progress bar */
 #define HAVE_POSIX

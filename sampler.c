@@ -221,6 +221,8 @@ static void keep_top_p(double *x, size_t V, double p, size_t *heap)
     for (size_t i = 0; i < m; i++) x[heap[i]] = -INFINITY;
 }
 
+static double floor_temperature(double temperature) { return temperature > 1e-5 ? temperature : 1e-5; }
+
 /* SPEC 5 in this order, as LlamaGen's sampler does (QUIRKS, GPT 15):
  *     x = x / max(temperature, 1e-5)
  *     top-k: x < (k-th largest) becomes -INFINITY; ties with it stay
@@ -228,7 +230,7 @@ static void keep_top_p(double *x, size_t V, double p, size_t *heap)
  *     p = softmax(x) over what is left; what was removed has probability exactly 0 */
 void tsar_probabilities(double *logits, size_t V, const tsar_settings *settings, size_t *scratch)
 {
-    const double temperature = settings->temperature > 1e-5 ? settings->temperature : 1e-5;
+    const double temperature = floor_temperature(settings->temperature);
     for (size_t v = 0; v < V; v++) logits[v] = logits[v] / temperature;
     if (settings->top_k > 0 && settings->top_k < V) {
         const double least = kth_largest(logits, V, settings->top_k, scratch);
@@ -616,6 +618,15 @@ static int evaluate_candidate(generation *g, size_t b, size_t image, size_t t, d
     return outlived;
 }
 
+/* Finite, and still so when the temperature divides them. */
+static int are_finite(const double *logits, size_t n, const tsar_settings *settings)
+{
+    const double temperature = settings->greedy ? 1 : floor_temperature(settings->temperature);
+    int finite = 1;
+    for (size_t i = 0; i < n; i++) finite &= fabs(logits[i] / temperature) < INFINITY;
+    return finite;
+}
+
 /* Decides the k-th token that this pass predicted of image b, whose counter is `image`. */
 static tsar_status decide(generation *g, size_t b, size_t image, size_t k, size_t pass, const tsar_result *result, tsar_error *err)
 {
@@ -626,9 +637,8 @@ static tsar_status decide(generation *g, size_t b, size_t image, size_t k, size_
     size_t row, above;
     int complete;
     if (scale > 0) tsar_guide(logits, logits_of(g, 1, b, k), count, scale);
-    for (size_t i = 0; i < count; i++)
-        if (!(fabs(logits[i]) < INFINITY))
-            return tsar_fail(err, TSAR_INPUT, "the logits of fused token %zu are not finite; the model's weights are out of range", t);
+    if (!are_finite(logits, count, g->settings))
+        return tsar_fail(err, TSAR_INPUT, "the logits of fused token %zu are not finite; weights, guidance or temperature are out of range", t);
     if (result->logits != NULL) memcpy(result->logits + (image * g->n + t) * count, logits, count * sizeof *logits);
 
     if (order_tests(g->settings, g->columns, g->step_of + b * g->n, (int64_t)pass, t, &row, &above, &complete)) {
@@ -676,13 +686,9 @@ static tsar_status refine(generation *g, size_t b, size_t image, tsar_error *err
             const size_t *members = g->members + g->starts[labels[i]];
             const size_t m = g->starts[labels[i] + 1] - g->starts[labels[i]];
             double *logits = g->fine_logits + (i - first) * K;
-            int finite = 1;
-            for (size_t j = 0; j < m; j++) { /* members[j] >= j: nothing is overwritten before it is read */
-                logits[j] = logits[members[j]];
-                finite &= fabs(logits[j]) < INFINITY;
-            }
-            if (!finite)
-                status = tsar_fail(err, TSAR_INPUT, "the fine logits of token %zu are not finite; the model's weights are out of range", i);
+            for (size_t j = 0; j < m; j++) logits[j] = logits[members[j]]; /* members[j] >= j: nothing is overwritten before it is read */
+            if (!are_finite(logits, m, g->settings))
+                status = tsar_fail(err, TSAR_INPUT, "the fine logits of token %zu are not finite; weights or temperature are out of range", i);
             else
                 g->fine[i] = (int64_t)members[m == 1 ? 0 : choose(g, logits, m, uniform_at(g, image, t, slot, TSAR_FINE, 0))];
         }

@@ -282,8 +282,8 @@ static void widen(const tsar_matrix *w, double *wide, const void *panel, size_t 
 
 /* The inner kernel for many vectors: y[b][r] += w[k][r] * x[k][b], k ascending, for a panel wide [kn][PANEL] and MANY vectors spread
  * [kn][MANY][LANES]. The order of the two outer loops changes no sum: gcc keeps the accumulators in registers with
- * one order, clang with the other. With every column, memory is asked for one line at `ahead` and one `gap` bytes behind it; not where
- * LANES is 1, because gcc then makes no vectors. */
+ * one order, clang with the other. With every column, memory is asked for one line at `ahead` and one `gap` bytes behind it (the same
+ * where gap is 0); not where LANES is 1, because gcc then makes no vectors. */
 static void block_many(double *restrict y, size_t ldy, const double *restrict spread, const double *restrict wide, size_t kn, const char *ahead,
                        size_t gap)
 {
@@ -301,8 +301,8 @@ static void block_many(double *restrict y, size_t ldy, const double *restrict sp
         for (size_t inner = 0; inner < INNER; inner++)
             for (size_t l = 0; l < LANES; l++) acc[outer][inner][l] = y[VECTOR * ldy + PART * LANES + l];
     for (size_t k = 0; k < kn; k++, spread += MANY * LANES, wide += PANEL) {
-        if (LANES > 1) TSAR_PREFETCH_L2(ahead + 64 * k);
-        if (LANES > 1) TSAR_PREFETCH_L2(ahead + gap + 64 * k);
+        if (LANES > 1) TSAR_PREFETCH_L2((const void *)((uintptr_t)ahead + 64 * k));
+        if (LANES > 1) TSAR_PREFETCH_L2((const void *)((uintptr_t)ahead + gap + 64 * k));
         for (size_t outer = 0; outer < OUTER; outer++)
             for (size_t inner = 0; inner < INNER; inner++)
                 for (size_t l = 0; l < LANES; l++) acc[outer][inner][l] += wide[PART * LANES + l] * spread[VECTOR * LANES + l];

@@ -58,6 +58,8 @@ junk --cfg-interval '' x -2 1.5 99999999999999999999
 junk --temperature '' x -1 nan inf
 junk --top-k '' x -1 1.5 99999999999999999999
 junk --top-p '' x -0.5 1.5 nan
+expect 3 'guidance beyond the range of a double' $g -p hi --cfg 1e308
+expect 3 'guided logits that the temperature takes beyond it' $g -p hi --cfg 1e304 --temperature 0
 junk --decode '' x zipar zipar: zipar:0 zipar:-1 zipar:x zipar:99999999999999999999x zipar:2,last-row zipar:2, zipar-adaptive zipar-adaptive:0 zipar-adaptive:x raster:1
 junk --threads '' x 0 -1 1.5 99999999999999999999
 junk --prompt-ids '' x 0,,1 0,x 0,-1 1,2,

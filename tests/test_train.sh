@@ -83,7 +83,8 @@ printf '\177' >>"$WORK/damaged"
 [ $? -eq 3 ] && grep -q 'holds the code' "$WORK/log" || fail "a code that does not exist: $(cat "$WORK/log")"
 
 # Stage two is joined with a stage one of the same labels, which is looked at before the training.
-for model in nothing gpt1 coarse; do
+"$TSAR" cluster -q -m "$WORK/two/vq" -k 8 --seed 1 -o "$WORK/labels" || fail "no labels"
+for model in nothing gpt1 coarse labels; do
     "$TRAIN" fine --vq "$WORK/two/vq" --codes "$WORK/two/codes" --coarse 8 --model "$WORK/$model" --steps 1 -o "$WORK/none" 2>"$WORK/log"
     [ $? -eq 3 ] && grep -q "$WORK/$model" "$WORK/log" && ! grep -q 'pictures/s' "$WORK/log" || fail "stage one $model: $(cat "$WORK/log")"
 done

@@ -36,7 +36,7 @@ model() { # NAME COMMAND FLAGS...: a transformer of the codes
 
 stage vq vq
 stage codes codes --vq "$dir/vq.safetensors"
-# One number of pictures for all; the s = 2 model keeps the tokenizer that the others share.
+# One number of pictures for the three of them; the s = 2 model keeps the tokenizer that the others share.
 sampling='--cfg 1.5 --cfg-schedule constant --temperature 0.5 --top-p 0.5' # the defaults that a model carries
 # shellcheck disable=SC2086 # several words
 model tsar-s2 gpt --shuffle 2 $sampling

@@ -108,12 +108,12 @@ sampling() {
 }
 
 # orders MODEL CHOICES ORDER...: each order sampled or greedy or both, compared with the codes that raster order gives with the same
-# draws. These are kept beside raster's row, under the model's digest; a row without them is made again.
+# draws. These are kept beside raster's row, under a digest of world and model; a row without them is made again.
 orders() {
     m=$1 choices=$2
     shift 2
     of=
-    if [ $running = yes ] && [ -f "$models/tsar-$m.safetensors" ]; then of=$(model_digest "$models/tsar-$m.safetensors" | cut -c 1-16); fi
+    if [ $running = yes ] && [ -f "$models/tsar-$m.safetensors" ]; then of=$(echo "$world $(model_digest "$models/tsar-$m.safetensors")" | digest | cut -c 1-16); fi
     for choice in $choices; do
         codes=$state/$m-raster-$choice-$of.codes
         if [ -n "$of" ] && [ ! -f "$codes" ]; then rm -f "$state/$m-raster-$choice.txt" "$state/$m-raster-$choice-"*.codes; fi
@@ -180,9 +180,12 @@ same grammar as those of training, from another seed. A share is the part of pic
 interval (Wilson); one category alone is uncertain by up to ± $(awk "BEGIN { printf \"%.2f\", 0.98 / sqrt($n + 3.84) }"). Rows share captions and random numbers, so that a
 difference between two of them is more certain than their intervals alone suggest.
 
-Seconds are processor time of one picture: text, transformer and tokenizer, in double, one picture at a time in each of $threads threads (${cpu:-$(uname -m)}).
+Seconds are processor time of one picture: text, transformer and tokenizer, in double, one picture at a time in each of $threads threads (${cpu:-$(uname -m)}); rows that were known
+already keep those of their own run.
 "T" is the temperature. The settings that a row does not name are the model's own.
 END
+    agreement='The last column is the share of codes that are those of raster order with the same prompt, settings and random numbers: the mean over pictures
+and half the width of its 95 % interval.'
     table shuffle 'Token-Shuffle: the window s' 1-14,17 score <<END
 A window of s x s codes is one token of the transformer. Held-out combinations, of which training shows none, exist in two categories; their rows are of three times as many pictures of each.
 END
@@ -196,14 +199,13 @@ END
 $((6 * n)) unseen scenes, half of them with held-out combinations, encoded and decoded. Behind the mean of the pictures' PSNR stands half the width of its 95 % interval.
 END
     table orders-s1 'Decode orders, s = 1' 1,2,4-13,16,17 score <<END
-The last column is the share of codes that are those of raster order with the same prompt, settings and random numbers: the mean over pictures and
-half the width of its 95 % interval.
+$agreement
 END
     table orders-s2 'Decode orders, s = 2: Token-Shuffle with ZipAR' 1,2,4-13,16,17 score <<END
-The same, sampled and greedy; a pass decodes whole windows.
+Sampled and greedy; a pass decodes whole windows. $agreement
 END
     table orders-ctf 'Coarse-to-fine, and with ZipAR' 1,2,4-13,15-17 score <<END
-Stage one decodes labels in the given order, stage two all codes at once, in one pass more. Its part of the time of both stages, the tokenizer left out, stands beside.
+Stage one decodes labels in the given order, stage two all codes at once, in one pass more. Its part of the time of both stages, the tokenizer left out, stands beside. $agreement
 END
     printf '\n## Step counts of the papers\n\n| | tsar info | paper |\n| --- | ---: | ---: |\n'
     cat "$work/steps"

@@ -573,7 +573,7 @@ static void describe_fine(train_run *run, const fine_shape *s)
     run_key(run, "rope_base", "%g", s->rope_base);
 }
 
-/* Opens stage one, which the result is joined with: its labels must be those that stage two is trained on. */
+/* Opens stage one, which the result is joined with: it must have a transformer, of the labels that stage two is trained on. */
 static tsar_status open_stage_one(tsar_file **file, const gpt_plan *plan, const corpus *c, size_t K, tsar_error *err)
 {
     tsar_status status = tsar_file_open(file, plan->stage_one, err);
@@ -581,8 +581,9 @@ static tsar_status open_stage_one(tsar_file **file, const gpt_plan *plan, const 
     const tsar_tensor *labels = tsar_file_find(*file, "ctf.cluster_of");
     int64_t *theirs = tsar_alloc(K, sizeof *theirs, "cluster labels", err);
     if (!theirs) return TSAR_ROOM;
-    if (!labels || labels->count != K)
-        status = tsar_fail(err, TSAR_INPUT, "%s: has no label for each of the %zu codes; give what train coarse makes", plan->stage_one, K);
+    const char *n_coarse = tsar_file_meta(*file, "n_coarse");
+    if (!labels || labels->count != K || !n_coarse || strtoull(n_coarse, NULL, 10) != plan->n_coarse || !tsar_file_find(*file, "gpt.output.weight"))
+        status = tsar_fail(err, TSAR_INPUT, "%s: is no stage one of %zu labels for %zu codes; give what train coarse makes", plan->stage_one, plan->n_coarse, K);
     if (status == TSAR_OK) status = tsar_file_read_i64(*file, labels, 0, K, theirs, err);
     if (status == TSAR_OK && memcmp(theirs, c->cluster_of, K * sizeof *theirs) != 0)
         status = tsar_fail(err, TSAR_INPUT, "%s: its labels are not those of --coarse %zu, --seed and --vq here; give stage one's own", plan->stage_one,
