@@ -6,7 +6,7 @@
 # Interrupt it at any time: each finished row is kept under TSAR_TRAINING (default: the user's cache directory), and the same command
 # continues. A row is made anew when its model, its settings, the scenes or the referee have changed; to measure seconds anew remove
 # "study" from that folder. A picture of s = 2 takes 0.16 to 0.19 seconds of one core of Zen 5, 0.13 of them for
-# the tokenizer, one of s = 1 0.24: the 46 rows of s = 2 with 600 pictures each took 42 minutes with two threads; all 66 rows are estimated at 65 minutes.
+# the tokenizer, one of s = 1 0.24: the 46 rows of s = 2 with 600 pictures each took 42 minutes with two threads; all 67 rows are estimated at 65 minutes.
 #
 #     STUDY_N         pictures of each category (100; held-out rows take three times as many of their two)
 #     STUDY_THREADS   2; takes effect where train was built with OMP=1
@@ -134,6 +134,7 @@ rows() {
     orders s1 sampled zipar:1 zipar:2 zipar:4 zipar:8 zipar:16 zipar-adaptive:1 zipar-adaptive:2 zipar-adaptive:4
     orders s2 'sampled greedy' zipar:1 zipar:2 zipar:4 zipar:8 zipar-adaptive:1 zipar-adaptive:2 zipar-adaptive:4
     orders ctf 'sampled greedy' zipar:2 zipar:4
+    row orders-ctf ctf-held-out 'raster, held-out combinations' tsar-ctf.safetensors score -n $((3 * n)) --held-out
 }
 
 # ---- the papers' step counts --------------------------------------------------------------------------------------------
