@@ -618,13 +618,18 @@ static int evaluate_candidate(generation *g, size_t b, size_t image, size_t t, d
     return outlived;
 }
 
-/* Finite, and still so when the temperature divides them. */
+/* Finite, and still so when the temperature divides them: the largest stands for all. */
 static int are_finite(const double *logits, size_t n, const tsar_settings *settings)
 {
     const double temperature = settings->greedy ? 1 : floor_temperature(settings->temperature);
+    double largest = 0;
     int finite = 1;
-    for (size_t i = 0; i < n; i++) finite &= fabs(logits[i] / temperature) < INFINITY;
-    return finite;
+    for (size_t i = 0; i < n; i++) {
+        const double size = fabs(logits[i]);
+        finite &= size < INFINITY;
+        largest = size > largest ? size : largest;
+    }
+    return finite && largest / temperature < INFINITY;
 }
 
 /* Decides the k-th token that this pass predicted of image b, whose counter is `image`. */

@@ -4,7 +4,9 @@
  *
  * 1. The files in FOLDER, which PyTorch wrote, against the golden vectors and against synthetic weights (they are those, SPEC 7).
  * 2. A tiny model in every form that the reader knows, written here byte by byte, against the same weights in safetensors.
- * 3. Questions, contradictions, missing, extra and misshapen tensors.   4. Damaged and hostile archives and pickles. */
+ * 3. Questions, contradictions, missing, extra and misshapen tensors.   4. Damaged and hostile archives and pickles.
+ *
+ * Parts 2 to 4 share the writer of pickles and archives below: one file, though a long one. */
 #include "../tsar.h"
 #include "test.h"
 

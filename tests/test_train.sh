@@ -88,6 +88,8 @@ for model in nothing gpt1 coarse labels; do
     "$TRAIN" fine --vq "$WORK/two/vq" --codes "$WORK/two/codes" --coarse 8 --model "$WORK/$model" --steps 1 -o "$WORK/none" 2>"$WORK/log"
     [ $? -eq 3 ] && grep -q "$WORK/$model" "$WORK/log" && ! grep -q 'pictures/s' "$WORK/log" || fail "stage one $model: $(cat "$WORK/log")"
 done
+"$TRAIN" fine --vq "$WORK/two/vq" --codes "$WORK/two/codes" --coarse 16 --seed 2 --model "$WORK/coarse" --steps 1 -o "$WORK/none" 2>"$WORK/log"
+[ $? -eq 3 ] && grep -q 'labels are not those' "$WORK/log" || fail "a stage one of other labels: $(cat "$WORK/log")"
 
 # Sampling that tsar would refuse as a model's default is refused before the training.
 for flags in '--temperature 0' '--cfg 0' '--top-p 2' '--top-k 2.5' '--cfg-schedule square'; do

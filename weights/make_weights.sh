@@ -42,7 +42,7 @@ sampling='--cfg 1.5 --cfg-schedule constant --temperature 0.5 --top-p 0.5' # the
 model tsar-s2 gpt --shuffle 2 $sampling
 model tsar-s4 gpt --shuffle 4 $sampling --vq-file tsar-s2.safetensors
 model tsar-s1 gpt --shuffle 1 $sampling --vq-file tsar-s2.safetensors
-# Coarse-to-fine: both stages together take the time of s = 1, and see each picture three times instead of four.
+# Coarse-to-fine: both stages together take about the time of s = 1, and see each picture three times instead of four.
 model coarse coarse --coarse 64 --steps 24000 $sampling
 model tsar-ctf fine --coarse 64 --steps 24000 --model "$dir/coarse.safetensors" --vq-file tsar-s2.safetensors
 
