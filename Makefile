@@ -36,9 +36,8 @@ ALL_CFLAGS = $(TUNING) $(CFLAGS) $(NUMBERS) $(WARNINGS) $(OPENMP) -D_FILE_OFFSET
 
 # ---- what is built ----------------------------------------------------------------------------------------------------
 
-LIBRARY := tsar.c vq.c sampler.c weights/safetensors.c weights/model.c weights/text.c weights/image.c \
-           weights/import.c weights/zip.c weights/pickle.c weights/npy.c \
-           weights/dtype.c weights/cluster.c weights/info.c tests/verify.c tests/selfcheck.c tests/bench.c
+LIBRARY := tsar.c vq.c sampler.c $(wildcard weights/*.c weights/files/*.c) tests/verify.c tests/selfcheck.c tests/bench.c
+HEADERS := tsar.h $(wildcard weights/*.h weights/files/*.h weights/train/*.h)
 OBJECTS := $(LIBRARY:%.c=$(BUILD)/%.o)
 TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 
@@ -55,13 +54,13 @@ $(BUILD)/libtsar.a: $(OBJECTS)
 tsar libtsar.a: %: $(BUILD)/% FORCE
 	@cmp -s $< $@ || cp $< $@
 
-$(BUILD)/%.o: %.c tsar.h $(BUILD)/flags
-	@mkdir -p $(@D)
+# A file may stand where an older tsar had a program and this one has a folder.
+$(BUILD)/%.o: %.c $(HEADERS) $(BUILD)/flags
+	@if [ -f $(@D) ]; then rm -f $(@D); fi; mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(EXTRA_$*) -c $< -o $@
 
-$(BUILD)/weights/import.o $(BUILD)/weights/pickle.o $(BUILD)/weights/zip.o $(BUILD)/weights/npy.o: weights/import.h
-$(BUILD)/weights/image.o: EXTRA_weights/image = $(PNG)
-$(BUILD)/weights/image.o: | png-header
+$(BUILD)/weights/files/picture.o: EXTRA_weights/files/picture = $(PNG)
+$(BUILD)/weights/files/picture.o: | png-header
 
 $(BUILD)/main.o: EXTRA_main = -DTSAR_DATADIR='"$(DATADIR)"' $(if $(NO_PNG),$(PNG))
 $(BUILD)/main.o tsar.pc: $(BUILD)/prefix
@@ -104,36 +103,33 @@ install: all
 	for f in weights/*.safetensors; do if [ -f "$$f" ]; then cp "$$f" $(DESTDIR)$(DATADIR)/; fi; done
 
 # A sheet of pictures by the shipped model; DEMO='--seed 2' makes another one.
-demo: tsar $(BUILD)/weights/demo
-	$(BUILD)/weights/demo $(DEMO)
+demo: tsar $(BUILD)/demo
+	$(BUILD)/demo $(DEMO)
 
 # ---- training ---------------------------------------------------------------------------------------------------------
 
-# weights/train makes tsar's own models. -fno-trapping-math and -fno-math-errno let compilers vectorise clamps and roots; neither
+# The trainer makes tsar's own models. -fno-trapping-math and -fno-math-errno let compilers vectorise clamps and roots; neither
 # changes a bit. Two threads want OMP=1; on a busy machine set OMP_WAIT_POLICY=passive.
-SCENES := weights/scenes.c weights/shapes.c weights/referee.c
-TRAINER := weights/train.c weights/train_ops.c weights/train_tape.c weights/train_run.c weights/train_vq.c weights/train_gpt.c weights/train_text.c \
-           weights/train_codes.c weights/train_score.c weights/train_bench.c $(SCENES)
+SCENES := weights/train/scenes.c weights/train/shapes.c weights/train/referee.c
+TRAINER := $(filter-out weights/train/demo.c,$(wildcard weights/train/*.c))
 TRAIN_FLAGS := $(call accepted,-fno-trapping-math) $(call accepted,-fno-math-errno)
 $(foreach f,$(TRAINER),$(eval EXTRA_$(f:.c=) := $(TRAIN_FLAGS)))
-$(TRAINER:%.c=$(BUILD)/%.o): weights/train.h weights/train_run.h weights/train_vq.h weights/train_gpt.h weights/train_score.h weights/scenes.h weights/shapes.h
 
-$(BUILD)/weights/demo.o: EXTRA_weights/demo = $(if $(NO_PNG),$(PNG))
-$(BUILD)/weights/demo.o: weights/scenes.h
-$(BUILD)/weights/demo: $(BUILD)/weights/demo.o $(SCENES:%.c=$(BUILD)/%.o) $(BUILD)/libtsar.a
+$(BUILD)/weights/train/demo.o: EXTRA_weights/train/demo = $(if $(NO_PNG),$(PNG))
+$(BUILD)/demo: $(BUILD)/weights/train/demo.o $(SCENES:%.c=$(BUILD)/%.o) $(BUILD)/libtsar.a
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lm
 
-trainer: $(BUILD)/weights/train
+trainer: $(BUILD)/trainer
 
 # Trains the models from nothing, resumable at any time.
-weights: $(BUILD)/weights/train
-	sh weights/make_weights.sh $(BUILD)/weights/train
+weights: $(BUILD)/trainer
+	sh weights/train/make_weights.sh $(BUILD)/trainer
 
-# Scores them in every setting and writes weights/STUDY.md, resumable too; 65 minutes with OMP=1 on two cores.
-study: tsar $(BUILD)/weights/train
-	sh weights/study.sh $(BUILD)/weights/train ./tsar
+# Scores them in every setting and writes weights/train/STUDY.md, resumable too; 65 minutes with OMP=1 on two cores.
+study: tsar $(BUILD)/trainer
+	sh weights/train/study.sh $(BUILD)/trainer ./tsar
 
-$(BUILD)/weights/train: $(TRAINER:%.c=$(BUILD)/%.o) $(BUILD)/libtsar.a
+$(BUILD)/trainer: $(TRAINER:%.c=$(BUILD)/%.o) $(BUILD)/libtsar.a
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lm
 
 # ---- tests ------------------------------------------------------------------------------------------------------------
@@ -145,14 +141,14 @@ $(BUILD)/tests/test_math: TEST_LIBS = $(if $(MPFR),-lmpfr -lgmp)
 
 # test_train compiles the trainer's sources a second time, with double.
 $(BUILD)/tests/test_train: TEST_FLAGS = $(TRAIN_FLAGS)
-$(BUILD)/tests/test_train: $(BUILD)/weights/scenes.o $(BUILD)/weights/shapes.o
+$(BUILD)/tests/test_train: $(BUILD)/weights/train/scenes.o $(BUILD)/weights/train/shapes.o
 $(BUILD)/tests/test_scenes: $(SCENES:%.c=$(BUILD)/%.o)
 
 $(BUILD)/tests/%: tests/%.c tests/test.h $(BUILD)/libtsar.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(TEST_FLAGS) $(LDFLAGS) -o $@ $< $(filter %.o,$^) $(BUILD)/libtsar.a $(TEST_LIBS) -lm
 
-test: all $(TESTS) $(BUILD)/tests/bits $(BUILD)/weights/train $(BUILD)/weights/demo
+test: all $(TESTS) $(BUILD)/tests/bits $(BUILD)/trainer $(BUILD)/demo
 	BUILD=$(BUILD) sh tests/run.sh
 
 test-cpus:

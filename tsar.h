@@ -81,7 +81,7 @@ void tsar_free(void *memory);
 /* a * b, or SIZE_MAX, which tsar_alloc refuses for elements of any size, where that overflows. */
 TSAR_INLINE size_t tsar_product(size_t a, size_t b) { return b != 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b; }
 
-/* ----------------------------------------------- 2. arithmetic (tsar.c, weights/dtype.c; the self-check: tests/selfcheck.c) */
+/* ----------------------------------------------- 2. arithmetic (weights/numbers.c, weights/files/base.c; the self-check: tests/selfcheck.c) */
 
 /* Proves at start-up that this build in this process keeps the contract of SPEC 1: no contraction, no excess
  * precision or double rounding, no flush-to-zero, round-to-nearest, no reassociation, known bits of tsar_exp, of a dot
@@ -171,7 +171,7 @@ enum { TSAR_DRAW = 0, TSAR_ACCEPT = 1, TSAR_REPLACE = 2, TSAR_FINE = 3, TSAR_KME
 uint64_t tsar_mix(uint64_t z); /* the splitmix64 finaliser of SPEC 7 */
 double tsar_uniform(uint64_t seed, uint64_t image, uint64_t row, uint64_t column, uint64_t slot, uint64_t purpose, uint64_t attempt);
 
-/* --------------------------------------------------------------------------------------- 3. files (weights/safetensors.c) */
+/* --------------------------------------------------------------------------------------- 3. files (weights/files/safetensors.c) */
 
 #define TSAR_MAX_RANK 8
 
@@ -611,7 +611,7 @@ tsar_status tsar_import(const char *const *paths, size_t n_paths, const char *pa
  * padded on the left. caption [cond_tokens][caption_dim] and mask [cond_tokens] are the caller's to tsar_free. */
 tsar_status tsar_caption_read(const tsar_model *model, const char *path, double **caption, double **mask, tsar_error *err);
 
-/* ---------------------------------------------------------------------------------------------------- 12. pictures (weights/image.c) */
+/* ---------------------------------------------------------------------------------------------------- 12. pictures (weights/files/picture.c) */
 
 /* Binary PPM (P6, maxval 255), "-" is stdin. *rgb [H][W][3] is the caller's to tsar_free. */
 tsar_status tsar_image_read(const char *path, uint8_t **rgb, size_t *H, size_t *W, tsar_error *err);

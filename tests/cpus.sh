@@ -39,7 +39,7 @@ for target in $targets; do
     fi
     mkdir -p "$BUILD/cpus"
     if ! "$triplet-gcc" -O2 $NUMBERS $flags -static -DTSAR_NO_PNG -o "$BUILD/cpus/bits-$target" tests/bits.c tsar.c vq.c sampler.c \
-        weights/dtype.c weights/safetensors.c weights/model.c tests/selfcheck.c -lm; then
+        weights/*.c weights/files/*.c tests/selfcheck.c -lm; then
         echo "$target: FAILED to build"
         failed=$((failed + 1))
         continue

@@ -8,7 +8,7 @@ BUILD=${BUILD:-.build}
 TSAR=${TSAR:-$BUILD/tsar}
 case $BUILD in /*) ;; *) BUILD=$PWD/$BUILD ;; esac
 case $TSAR in /*) ;; *) TSAR=$PWD/$TSAR ;; esac
-demo=$BUILD/weights/demo
+demo=$BUILD/demo
 dir=$BUILD/demo
 rm -rf "$dir"
 mkdir -p "$dir"

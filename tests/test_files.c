@@ -1,4 +1,4 @@
-/* Tests of weights/safetensors.c, weights/model.c and weights/text.c, in the order of their sections: round trips,
+/* Tests of weights/files/safetensors.c, weights/model.c and weights/text.c, in the order of their sections: round trips,
  * hostile headers, atomic output, configurations, synthesis and loading, text. Files are written to the current directory. */
 #include "../tsar.h"
 #include "test.h"

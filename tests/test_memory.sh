@@ -13,8 +13,7 @@ cp tests/checkpoints/small.pt "$dir"
 
 sources='main.c tsar.c vq.c sampler.c tests/verify.c tests/bench.c tests/selfcheck.c'
 objects=
-for file in $sources weights/dtype.c weights/safetensors.c weights/model.c weights/text.c weights/image.c weights/import.c weights/zip.c \
-    weights/pickle.c weights/npy.c weights/cluster.c weights/info.c; do
+for file in $sources weights/*.c weights/files/*.c; do
     object=$dir/$(echo "$file" | tr '/' '_').o
     $CC -std=c99 -ffp-contract=off -O1 -isystem "${STB_INCLUDE:-/usr/include/stb}" ${NO_PNG:+-DTSAR_NO_PNG} -Dcalloc=failing_calloc -Dmalloc=failing_malloc \
         -Drealloc=failing_realloc -Dfree=failing_free -c "$file" -o "$object" || exit 1

@@ -1,6 +1,6 @@
 /* Scenes and the referee: true scenes are accepted, wrong ones refused, blur is stood, held-out pairs never occur. */
-#include "../weights/scenes.h"
-#include "../weights/shapes.h"
+#include "../weights/train/scenes.h"
+#include "../weights/train/shapes.h"
 #include "test.h"
 
 #include <math.h>

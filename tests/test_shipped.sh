@@ -9,7 +9,7 @@ export LC_ALL
 . tests/check.sh
 BUILD=${BUILD:-.build}
 TSAR=${TSAR:-$BUILD/tsar}
-TRAIN=$BUILD/weights/train
+TRAIN=$BUILD/trainer
 PROMPT='three yellow stars above a blue ring'
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
@@ -34,7 +34,7 @@ for model in $models; do
     generated "$model" --greedy --cfg 1
 done >"$dir/generated"
 for n in 4 $([ -n "${TSAR_QUICK:-}" ] || echo 16); do
-    "$BUILD/weights/demo" -n "$n" -o "$dir/sheet.ppm" 2>/dev/null | grep 'says the referee' >>"$dir/generated"
+    "$BUILD/demo" -n "$n" -o "$dir/sheet.ppm" 2>/dev/null | grep 'says the referee' >>"$dir/generated"
 done
 if [ "${1:-}" = --record ]; then
     cp "$dir/generated" tests/shipped_digests.txt

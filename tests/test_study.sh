@@ -1,7 +1,7 @@
 #!/bin/sh
 # Scores as tables, and the study: rows of Markdown, the agreement of decode orders against a count of its own, a study that resumes.
 # Synthetic models: their pictures are noise, and the referee finds none right. Usage: test_study.sh [TRAIN] [TSAR]
-TRAIN=${1:-${BUILD:-.build}/weights/train}
+TRAIN=${1:-${BUILD:-.build}/trainer}
 TSAR=${2:-${TSAR:-${BUILD:-.build}/tsar}}
 HERE=$(dirname "$0")
 WORK=$(mktemp -d) || exit 1
@@ -81,7 +81,7 @@ check 'no codes' $? 3
 
 # The study: skips what is missing, keeps each row, makes it anew with another model.
 study() { TSAR_TRAINING=$WORK/state STUDY_MODELS=$WORK STUDY_N=1 STUDY_THREADS=1 STUDY_OUT=$WORK/$1 STUDY_ROWS=$2 \
-    sh "$HERE/../weights/study.sh" "$TRAIN" "$TSAR" 2>"$WORK/log"; }
+    sh "$HERE/../weights/train/study.sh" "$TRAIN" "$TSAR" 2>"$WORK/log"; }
 study first '*-default' || check 'the study' "$(tail -n 1 "$WORK/log")" made
 check 'a missing model' "$(grep -c 'row 3 of 3: s4-default: tsar-s4.safetensors is missing, skipped' "$WORK/log")" 1
 check 'a note about it' "$(grep -c 'the file is not there: tsar-s4.safetensors' "$WORK/first")" 1
@@ -99,7 +99,7 @@ study second '*-default'
 check 'another model' "$(grep -c 'known already' "$WORK/log") $(grep -c '^| s = 1 | half-linear 7.5 | T 0.5 |' "$WORK/second")" '1 1'
 study second 'ctf-*'
 check 'orders' "$(grep '^| zipar:' "$WORK/second" | field 2,3,11 | tr '\n' ';')" 'zipar:2 | T 1 | 22.0;zipar:4 | T 1 | 36.0;zipar:2 | greedy | 22.0;zipar:4 | greedy | 36.0;'
-STUDY_N=0 sh "$HERE/../weights/study.sh" "$TRAIN" "$TSAR" 2>/dev/null
+STUDY_N=0 sh "$HERE/../weights/train/study.sh" "$TRAIN" "$TSAR" 2>/dev/null
 check 'no pictures' $? 2
 
 echo "$passed passed, $failed failed"

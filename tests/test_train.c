@@ -1,13 +1,13 @@
 /* The trainer, compiled here a second time with `real` = double; what is checked is the same code that trains in float.
  * Its forward pass is the oracle's, tensor by tensor to 1e-11, and its gradients are those of that forward pass, by finite differences. */
 #define TRAIN_REAL double
-#include "../weights/train_ops.c"
-#include "../weights/train_tape.c"
-#include "../weights/train_run.c"
-#include "../weights/train_vq.c"
-#include "../weights/train_gpt.c"
-#include "../weights/train_text.c"
-#include "../weights/train_codes.c"
+#include "../weights/train/ops.c"
+#include "../weights/train/tape.c"
+#include "../weights/train/run.c"
+#include "../weights/train/vq.c"
+#include "../weights/train/gpt.c"
+#include "../weights/train/merges.c"
+#include "../weights/train/codes.c"
 
 #include "test.h"
 

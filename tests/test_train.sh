@@ -1,7 +1,7 @@
 #!/bin/sh
 # The trainer's command line: the first steps of each stage against recorded digests; one thread and two, and an
 # interrupted run, give the same bytes; a full disk leaves the checkpoint. Usage: test_train.sh [TRAIN] [--record]
-TRAIN=${1:-${BUILD:-.build}/weights/train}
+TRAIN=${1:-${BUILD:-.build}/trainer}
 HERE=$(dirname "$0")
 WORK=$(mktemp -d) || exit 1
 trap 'rm -rf "$WORK"' EXIT

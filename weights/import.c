@@ -1,7 +1,7 @@
 /* tsar import: which model do these checkpoints hold? Names tell the parts, shapes tell the configuration (SPEC 2); what neither can tell is
  * asked for. Then tsar_weights lists what a model of this configuration needs, and the tensors are copied in that order, so that
  * the result does not depend on the form of the checkpoint. */
-#include "import.h"
+#include "files/files.h"
 
 #include <inttypes.h>
 #include <stdarg.h>

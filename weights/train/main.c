@@ -1,7 +1,7 @@
-/* weights/train: makes and scores tsar's own models. See --help. */
-#include "train_gpt.h"
-#include "train_vq.h"
-#include "train_score.h"
+/* The trainer: makes and scores tsar's own models. See --help. */
+#include "gpt.h"
+#include "vq.h"
+#include "score.h"
 #include "scenes.h"
 
 #include <math.h>

@@ -7,7 +7,7 @@
  * Bounds: every opcode costs at least one byte of the file and makes at most one value; values take at most `limit` bytes in all,
  * the stack MAX_STACK entries, a string MAX_TEXT bytes; a memo index is below the number of bytes read. Values are shared, not copied, and are never
  * walked recursively, so that a list that holds itself, or itself ten times over, costs nothing. */
-#include "import.h"
+#include "files.h"
 
 #include <inttypes.h>
 #include <stdlib.h>

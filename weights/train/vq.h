@@ -2,7 +2,7 @@
 #ifndef TRAIN_VQ_H
 #define TRAIN_VQ_H
 
-#include "train_run.h"
+#include "run.h"
 
 typedef struct {
     size_t side, ch, levels, mult[TSAR_MAX_LEVELS], res_blocks, z, K, embed, groups;

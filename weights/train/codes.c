@@ -1,6 +1,6 @@
-/* The codes that the transformers learn from: see train_gpt.h. */
-#include "train_gpt.h"
-#include "train_vq.h"
+/* The codes that the transformers learn from: see gpt.h. */
+#include "gpt.h"
+#include "vq.h"
 #include "scenes.h"
 
 #include <inttypes.h>

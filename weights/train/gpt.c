@@ -1,5 +1,5 @@
 /* Training the transformers: Token-Shuffle (arXiv 2504.17789; SPEC 3) and coarse-to-fine (arXiv 2503.16194; SPEC 6). */
-#include "train_gpt.h"
+#include "gpt.h"
 #include "scenes.h"
 
 #include <inttypes.h>

@@ -1,6 +1,6 @@
 /* Zip archives as torch.save writes them since version 1.6 (APPNOTE.TXT, the zip specification, sections 4.3 to 4.5): all entries
  * stored, local headers without sizes, everything that counts in the central directory at the end; zip64 for files over 4 GB. */
-#include "import.h"
+#include "files.h"
 
 #include <inttypes.h>
 #include <limits.h>

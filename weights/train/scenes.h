@@ -7,7 +7,7 @@
 #ifndef SCENES_H
 #define SCENES_H
 
-#include "../tsar.h"
+#include "../../tsar.h"
 
 #define SCENE_SIDE 128  /* pixels per row and column */
 #define SCENE_OBJECTS 4 /* at most, in a scene */

@@ -1,6 +1,6 @@
 /* Training the image tokenizer: VQGAN's encoder, quantizer and decoder (SPEC 4) with the losses of VQ-VAE (arXiv
- * 1711.00937) on unit-length codes (arXiv 2110.04627). See train_vq.h. */
-#include "train_vq.h"
+ * 1711.00937) on unit-length codes (arXiv 2110.04627). See vq.h. */
+#include "vq.h"
 #include "scenes.h"
 
 #include <inttypes.h>

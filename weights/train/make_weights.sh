@@ -3,7 +3,7 @@
 # resumable: interrupt it at any time, give the same command again, and it ends with the same bytes. State is kept in TSAR_TRAINING
 # (default: the user's cache directory).
 #
-#     sh weights/make_weights.sh TRAIN [THREADS]
+#     sh weights/train/make_weights.sh TRAIN [THREADS]
 set -eu
 TRAIN=$1
 THREADS=${2:-2}
@@ -47,7 +47,7 @@ model coarse coarse --coarse 64 --steps 24000 $sampling
 model tsar-ctf fine --coarse 64 --steps 24000 --model "$dir/coarse.safetensors" --vq-file tsar-s2.safetensors
 
 (cd "$dir" && sha256sum tsar-*.safetensors) | tee "$dir/SHA256SUMS"
-if [ -z "$(grep -vxFf "$dir/SHA256SUMS" "$here/SHA256SUMS")" ]; then
+if [ -z "$(grep -vxFf "$dir/SHA256SUMS" "$here/../SHA256SUMS")" ]; then
     echo 'These are the shipped files, bit for bit.'
 else
     echo "These are not the files of weights/SHA256SUMS: please report the compiler, the processor and the stage that differs first."

@@ -1,5 +1,5 @@
-/* dtype.c - the number formats of files: exact widening, rounding to nearest even, rows of a table; shapes and numbers as text (tsar.h, section 2). */
-#include "../tsar.h"
+/* base.c - the number formats of files: exact widening, rounding to nearest even, rows of a table; shapes and numbers as text (tsar.h, section 2). */
+#include "../../tsar.h"
 
 #include <stdio.h>
 #include <stdlib.h>

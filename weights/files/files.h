@@ -4,7 +4,7 @@
 #ifndef TSAR_IMPORT_H
 #define TSAR_IMPORT_H
 
-#include "../tsar.h"
+#include "../../tsar.h"
 
 #include <stdio.h>
 

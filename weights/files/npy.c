@@ -1,6 +1,6 @@
 /* Captions for a t2i model: the T5 features that LlamaGen's extractor saves with numpy.save (the format is described in numpy's
  * documentation, numpy.lib.format), or a safetensors file with features and mask. */
-#include "import.h"
+#include "files.h"
 
 #include <inttypes.h>
 #include <string.h>

@@ -1,5 +1,5 @@
-/* Mini-GenEval and the tokenizer's score: see train_score.h. */
-#include "train_score.h"
+/* Mini-GenEval and the tokenizer's score: see score.h. */
+#include "score.h"
 #include "scenes.h"
 
 #include <inttypes.h>

@@ -2,7 +2,7 @@
 #ifndef TRAIN_SCORE_H
 #define TRAIN_SCORE_H
 
-#include "../tsar.h"
+#include "../../tsar.h"
 
 typedef struct {
     const char *model, *decode, *schedule;

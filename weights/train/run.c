@@ -1,5 +1,5 @@
-/* Checkpoints, results and progress of a training run: see train_run.h. */
-#include "train_run.h"
+/* Checkpoints, results and progress of a training run: see run.h. */
+#include "run.h"
 
 #include <errno.h>
 #include <inttypes.h>

@@ -1,10 +1,10 @@
-/* How near a training step comes to the machine's own limit: see train_score.h. The clock is the only use of POSIX. */
+/* How near a training step comes to the machine's own limit: see score.h. The clock is the only use of POSIX. */
 #if defined(__unix__) || defined(__APPLE__)
 #define _POSIX_C_SOURCE 199309L
 #endif
-#include "train_gpt.h"
-#include "train_score.h"
-#include "train_vq.h"
+#include "gpt.h"
+#include "score.h"
+#include "vq.h"
 
 #include <stdio.h>
 #include <string.h>

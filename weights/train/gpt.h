@@ -2,9 +2,9 @@
 #ifndef TRAIN_GPT_H
 #define TRAIN_GPT_H
 
-#include "train_run.h"
+#include "run.h"
 
-/* ------------------------------------------------------------------------------------------------- text (train_text.c) */
+/* ------------------------------------------------------------------------------------------------- text (merges.c) */
 
 /* Byte-pair merges learnt from the captions of a world, until every word of the grammar is one id; words take the space in
  * front of them. *merges [n][2] is the caller's to tsar_free. */
@@ -12,7 +12,7 @@ tsar_status train_merges(uint64_t seed, int64_t **merges, size_t *n, tsar_error 
 /* The words of the captions, each once, in the order of strcmp, with a space between two. The caller's to tsar_free. */
 tsar_status train_words(uint64_t seed, char **words, tsar_error *err);
 
-/* ------------------------------------------------------------------------------------------------ codes (train_codes.c) */
+/* ------------------------------------------------------------------------------------------------ codes (codes.c) */
 
 /* Codes of pictures 0 ... count-1 of a world, made once and shared by all transformers. */
 typedef struct {
@@ -54,7 +54,7 @@ typedef struct {
     size_t *raster; /* [side * side]: place of each code, in raster order, among the codes in window order */
     real *code_weight, *text_weight, *cosine, *sine;
     double *row_loss;
-    size_t section[7];                         /* where each section of values with one number of rows ends: see train_gpt.c */
+    size_t section[7];                         /* where each section of values with one number of rows ends: see gpt.c */
     size_t logits, text_logits;                /* values */
     size_t n_text, n_next;                     /* rows of text; of them, those that predict text */
     double loss_image, loss_text, right_image; /* of the last pass: means, share of codes that were the likeliest */

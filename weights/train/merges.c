@@ -1,5 +1,5 @@
-/* Learning the merges of byte-level BPE (SPEC 3, Text) from the captions of the scenes: see train_gpt.h. */
-#include "train_gpt.h"
+/* Learning the merges of byte-level BPE (SPEC 3, Text) from the captions of the scenes: see gpt.h. */
+#include "gpt.h"
 #include "scenes.h"
 
 #include <stdlib.h>

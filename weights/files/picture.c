@@ -1,6 +1,6 @@
 /* Pictures: binary PPM in, PNG and PPM out. A PNG is made by stb_image_write in memory; the text chunks are put in
  * behind its header, and the whole goes through tsar_output_*, so that a failure leaves an old file as it was. */
-#include "../tsar.h"
+#include "../../tsar.h"
 
 #include <inttypes.h>
 #include <stdio.h>

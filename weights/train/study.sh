@@ -1,7 +1,7 @@
 #!/bin/sh
-# The study (`make study`): scores the shipped models in every setting and writes the tables to weights/STUDY.md.
+# The study (`make study`): scores the shipped models in every setting and writes the tables to weights/train/STUDY.md.
 #
-#     sh weights/study.sh TRAIN TSAR
+#     sh weights/train/study.sh TRAIN TSAR
 #
 # Interrupt it at any time: each finished row is kept under TSAR_TRAINING (default: the user's cache directory), and the same command
 # continues. A row is made anew when its model, its settings, the scenes or the referee have changed; to measure seconds anew remove
@@ -21,7 +21,7 @@ here=$(dirname "$0")
 n=${STUDY_N:-100}
 threads=${STUDY_THREADS:-2}
 pattern=${STUDY_ROWS:-*}
-models=${STUDY_MODELS:-$here}
+models=${STUDY_MODELS:-$here/..}
 if [ "$pattern" = '*' ]; then page=$here/STUDY.md; else page=-; fi
 out=${STUDY_OUT:-$page}
 state=${TSAR_TRAINING:-${XDG_CACHE_HOME:-$HOME/.cache}/tsar}/study
@@ -177,7 +177,7 @@ page() {
 # The study
 
 Made by \`make study\`: every row is $((6 * n)) pictures, $n of each category of the mini-GenEval, unless it says otherwise. Captions are drawn from the
-same grammar as those of training, from another seed. A share is the part of pictures that the referee (weights/referee.c) finds right; behind the overall share stands its 95 %
+same grammar as those of training, from another seed. A share is the part of pictures that the referee (weights/train/referee.c) finds right; behind the overall share stands its 95 %
 interval (Wilson); one category alone is uncertain by up to ± $(awk "BEGIN { printf \"%.2f\", 0.98 / sqrt($n + 3.84) }"). Rows share captions and random numbers, so that a
 difference between two of them is more certain than their intervals alone suggest.
 

@@ -13,7 +13,7 @@
 #ifndef TRAIN_H
 #define TRAIN_H
 
-#include "../tsar.h"
+#include "../../tsar.h"
 
 #ifndef TRAIN_REAL
 #define TRAIN_REAL float
@@ -128,7 +128,7 @@ TSAR_INLINE size_t train_at(const train_value *t, size_t b, ptrdiff_t y, ptrdiff
     return (row * (t->W + 2 * t->border) + (size_t)(x + (ptrdiff_t)t->border)) * t->C;
 }
 
-/* ------------------------------------------------------------------------------------------- operations (train_ops.c) */
+/* ------------------------------------------------------------------------------------------- operations (ops.c) */
 
 void op_conv_forward(train_tape *tape, train_node *node);
 void op_conv_backward(train_tape *tape, train_node *node);

@@ -7,7 +7,7 @@
  *
  * The reader proves all of that before it believes any of it, and allocates nothing in proportion to a number that the
  * file merely claims: the header's length is first compared with the file's, and everything else is in proportion to the header. */
-#include "../tsar.h"
+#include "../../tsar.h"
 
 #include <errno.h>
 #include <inttypes.h>
