@@ -143,6 +143,7 @@ typedef struct {
 
 tsar_status tsar_matrix_open(tsar_matrix *w, size_t rows, size_t cols, tsar_dtype dtype, const char *name, tsar_error *err);
 void tsar_matrix_close(tsar_matrix *w);
+TSAR_INLINE size_t tsar_panels(size_t rows) { return rows / TSAR_PANEL + (rows % TSAR_PANEL != 0); } /* panels of `rows` rows */
 /* Packs rows first ... first+count-1 from values [count][cols] in w's dtype, native byte order. */
 void tsar_matrix_set_rows(tsar_matrix *w, size_t first, size_t count, const void *values);
 

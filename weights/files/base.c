@@ -1,9 +1,54 @@
-/* base.c - the number formats of files: exact widening, rounding to nearest even, rows of a table; shapes and numbers as text (tsar.h, section 2). */
+/* base.c - the ground: errors, memory, and the number formats of files: exact widening, rounding to nearest even, rows of a table; shapes
+ * and numbers as text (tsar.h, sections 1 and 2). */
 #include "../../tsar.h"
 
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* ---------------------------------------------------------------------------------------------- errors and memory */
+
+tsar_status tsar_fail(tsar_error *err, tsar_status status, const char *format, ...)
+{
+    if (err != NULL) {
+        va_list arguments;
+        va_start(arguments, format);
+        (void)vsnprintf(err->text, sizeof err->text, format, arguments);
+        va_end(arguments);
+        for (char *c = err->text; *c; c++)
+            if ((unsigned char)*c < 0x20 || *c == 0x7F) *c = '?'; /* a hostile name must not break the one line */
+    }
+    return status;
+}
+
+/* The block of calloc stays untouched but for the pointer to its start, which stands in front of the aligned bytes:
+ * pages that nobody writes to cost nothing. */
+void *tsar_alloc(size_t count, size_t size, const char *what, tsar_error *err)
+{
+    const size_t extra = 64 + sizeof(void *);
+    char *block = NULL;
+    if (size == 0 || count <= (SIZE_MAX - extra) / size) block = calloc(1, count * size + extra);
+    if (block == NULL) {
+        (void)tsar_fail(err, TSAR_ROOM, "out of memory for %s (%.0f MB)", what, (double)count * (double)size / 1e6);
+        return NULL;
+    }
+    char *memory = block + sizeof(void *);
+    memory += (64 - (uintptr_t)memory % 64) % 64;
+    memcpy(memory - sizeof(void *), &block, sizeof(void *));
+    return memory;
+}
+
+void tsar_free(void *memory)
+{
+    if (memory != NULL) {
+        void *block;
+        memcpy(&block, (char *)memory - sizeof(void *), sizeof(void *));
+        free(block);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------------- number formats */
 
 size_t tsar_dtype_size(tsar_dtype dtype)
 {

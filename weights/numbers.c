@@ -1,0 +1,606 @@
+/* numbers.c - the packed matrix and its product, elementary functions, random numbers (SPEC 1).
+ *
+ * What a function computes, and in which order, is said in tsar.h. */
+#include "../tsar.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* -------------------------------------------------------------------------------------------------- random numbers */
+
+/* The splitmix64 finaliser (SPEC 7). */
+uint64_t tsar_mix(uint64_t z)
+{
+    z = (z ^ z >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
+    z = (z ^ z >> 27) * UINT64_C(0x94D049BB133111EB);
+    return z ^ z >> 31;
+}
+
+/* h = seed; h = mix(h + G (v + 1)) for each coordinate v; u = (h >> 11) 2^-53 (SPEC 1.5, ours). */
+double tsar_uniform(uint64_t seed, uint64_t image, uint64_t row, uint64_t column, uint64_t slot, uint64_t purpose, uint64_t attempt)
+{
+    const uint64_t place[6] = { image, row, column, slot, purpose, attempt };
+    uint64_t h = seed;
+    for (size_t i = 0; i < 6; i++) h = tsar_mix(h + UINT64_C(0x9E3779B97F4A7C15) * (place[i] + 1));
+    return (double)(h >> 11) * 0x1p-53;
+}
+
+/* ------------------------------------------------------------------------------------------------ norm and softmax */
+
+/* RMSNorm (LlamaGen): y = x / sqrt(mean(x^2) + eps) * g. */
+void tsar_rmsnorm(double *y, const double *x, const double *g, size_t d, double eps)
+{
+    double sum = 0;
+    for (size_t i = 0; i < d; i++) sum += x[i] * x[i];
+    const double root = sqrt(sum / (double)d + eps);
+    for (size_t i = 0; i < d; i++) y[i] = x[i] / root * g[i];
+}
+
+/* softmax(x)_i = e^(x_i - m) / sum_j e^(x_j - m), m = max x. e^(-infinity) is 0. */
+void tsar_softmax(double *x, size_t n)
+{
+    double m = x[0], total = 0;
+    for (size_t i = 1; i < n; i++) m = x[i] > m ? x[i] : m;
+    for (size_t i = 0; i < n; i++) x[i] -= m;
+    tsar_exp_n(x, n);
+    for (size_t i = 0; i < n; i++) total += x[i];
+    for (size_t i = 0; i < n; i++) x[i] /= total;
+}
+
+/* ----------------------------------------------------------------------------------------------------- the matrix */
+
+/* Sizes of the kernel; tests/SPEED.md has the measurements. A panel is TSAR_PANEL rows: long enough that compilers turn a
+ * loop over it into vectors instead of taking it apart. Up to TILE vectors share each pass over the weights; AHEAD
+ * bytes in front of the multiplication, memory is asked for weights. More vectors share weights that are widened to double once,
+ * CHUNK columns at a time, and are multiplied MANY at once, GROUP of them for each widening. MANY x TSAR_PANEL accumulators
+ * are 20 of the 32 registers of AVX-512; there x is kept LANES times over, because loading a whole register is cheaper than
+ * filling it with one number. */
+#if defined(__AVX512F__)
+enum { PANEL = TSAR_PANEL, TILE = 4, AHEAD = 4096, CHUNK = 64, MANY = 5, LANES = 8, GROUP = 13 * MANY };
+#else
+enum { PANEL = TSAR_PANEL, TILE = 4, AHEAD = 4096, CHUNK = 128, MANY = 1, LANES = 1, GROUP = 64 };
+#endif
+
+static float float_of_bits(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* Bytes of n columns of a panel. F16 and BF16 are kept as 32-bit words that hold a row's weights of two neighbouring
+ * columns, the even one in the low half: a mask and a shift take them apart, where single halves need an unpacking. */
+TSAR_INLINE size_t columns_size(tsar_dtype dtype, size_t n)
+{
+    return dtype == TSAR_F64 ? n * PANEL * 8 : dtype == TSAR_F32 ? n * PANEL * 4 : (n + 1) / 2 * PANEL * 4;
+}
+
+tsar_status tsar_matrix_open(tsar_matrix *w, size_t rows, size_t cols, tsar_dtype dtype, const char *name, tsar_error *err)
+{
+    const size_t panels = tsar_panels(rows);
+    memset(w, 0, sizeof *w);
+    if (cols > SIZE_MAX / (PANEL * 8) - 1) return tsar_fail(err, TSAR_ROOM, "out of memory for %s (%.0f columns)", name, (double)cols);
+    w->panels = tsar_alloc(panels, columns_size(dtype, cols), name, err);
+    if (w->panels == NULL) return TSAR_ROOM;
+    w->rows = rows;
+    w->cols = cols;
+    w->dtype = dtype;
+    return TSAR_OK;
+}
+
+void tsar_matrix_close(tsar_matrix *w)
+{
+    tsar_free(w->panels);
+    memset(w, 0, sizeof *w);
+}
+
+/* Rows r0 ... r1-1 of a panel from values [r1-r0][cols], a few columns of all rows at a time, so that both stay in cache. */
+#define PACK(name, element)                                                                                                                          \
+    static void name(element *panel, const element *values, size_t cols, size_t r0, size_t r1)                                                       \
+    {                                                                                                                                                \
+        for (size_t k0 = 0; k0 < cols; k0 += 16)                                                                                                     \
+            for (size_t k = k0; k < cols && k < k0 + 16; k++)                                                                                        \
+                for (size_t r = r0; r < r1; r++) panel[k * PANEL + r] = values[(r - r0) * cols + k];                                                 \
+    }
+PACK(pack_f64, double)
+PACK(pack_f32, float)
+
+static void pack_words(uint32_t *panel, const uint16_t *values, size_t cols, size_t r0, size_t r1)
+{
+    for (size_t k0 = 0; k0 < cols; k0 += 16)
+        for (size_t k = k0; k < cols && k < k0 + 16; k += 2)
+            for (size_t r = r0; r < r1; r++) {
+                const uint16_t *pair = values + (r - r0) * cols + k;
+                panel[k / 2 * PANEL + r] = pair[0] | (k + 1 < cols ? (uint32_t)pair[1] << 16 : 0);
+            }
+}
+
+void tsar_matrix_set_rows(tsar_matrix *w, size_t first, size_t count, const void *values)
+{
+    const size_t cols = w->cols, row_size = cols * tsar_dtype_size(w->dtype), panel_size = columns_size(w->dtype, cols);
+    for (size_t i = 0, rows; i < count; i += rows) {
+        const size_t p = (first + i) / PANEL, r0 = (first + i) % PANEL;
+        rows = count - i < PANEL - r0 ? count - i : PANEL - r0;
+        void *panel = (char *)w->panels + p * panel_size;
+        const void *from = (const char *)values + i * row_size;
+        if (w->dtype == TSAR_F64)
+            pack_f64(panel, from, cols, r0, r0 + rows);
+        else if (w->dtype == TSAR_F32)
+            pack_f32(panel, from, cols, r0, r0 + rows);
+        else
+            pack_words(panel, from, cols, r0, r0 + rows);
+    }
+}
+
+/* Weight r of a column that starts at `column`, widened; for words of two columns, of the even or the odd one.
+ * F16: see tsar_widen_f16; weights are finite. */
+TSAR_INLINE double weight(tsar_dtype dtype, const void *column, int odd, size_t r)
+{
+    if (dtype == TSAR_F64) return ((const double *)column)[r];
+    if (dtype == TSAR_F32) return ((const float *)column)[r];
+    const uint32_t word = ((const uint32_t *)column)[r];
+    if (dtype == TSAR_BF16) return float_of_bits(odd ? word & 0xffff0000u : word << 16);
+    return float_of_bits(odd ? (word & 0x80000000u) | (word & 0x7fff0000u) >> 3 : (word & 0x8000u) << 16 | (word & 0x7fffu) << 13) * 0x1p112f;
+}
+
+/* The inner kernel: y[b][r] += w[r][k] * x[b][k], k ascending, for the PANEL rows of one panel and B vectors; dtype and B
+ * are constants wherever it is inlined. w is the panel's first column of kn (an even number for words of two columns).
+ * All accumulators live in registers; each weight is widened once and used B times. */
+TSAR_INLINE void block(tsar_dtype dtype, size_t B, double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn)
+{
+    const size_t step = dtype == TSAR_F64 || dtype == TSAR_F32 ? 1 : 2, step_size = columns_size(dtype, step);
+    double acc[TILE][PANEL];
+    for (size_t b = 0; b < B; b++)
+        for (size_t r = 0; r < PANEL; r++) acc[b][r] = y[b * ldy + r];
+    for (size_t k = 0; k < kn; k += step, w += step_size) {
+        for (size_t line = 0; line < step_size; line += 64) TSAR_PREFETCH((const void *)((uintptr_t)w + AHEAD + line));
+        for (size_t b = 0; b < B; b++) {
+            for (size_t j = 0; j < step; j++) {
+                const double x_bk = x[b * ldx + k + j];
+                for (size_t r = 0; r < PANEL; r++) acc[b][r] += weight(dtype, w, j == 1, r) * x_bk;
+            }
+        }
+    }
+    for (size_t b = 0; b < B; b++)
+        for (size_t r = 0; r < PANEL; r++) y[b * ldy + r] = acc[b][r];
+}
+
+typedef void (*kernel)(double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn);
+#define KERNEL(dtype, B)                                                                                                                             \
+    static void kernel_##dtype##_##B(double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn)                                   \
+    {                                                                                                                                                \
+        block(TSAR_##dtype, B, y, ldy, x, ldx, w, kn);                                                                                               \
+    }
+#define KERNELS(dtype) KERNEL(dtype, 1) KERNEL(dtype, 2) KERNEL(dtype, 3) KERNEL(dtype, 4)
+KERNELS(F64)
+KERNELS(F32)
+KERNELS(F16)
+KERNELS(BF16)
+#define NAMES(dtype)                                                                                                                                 \
+    {                                                                                                                                                \
+        kernel_##dtype##_1, kernel_##dtype##_2, kernel_##dtype##_3, kernel_##dtype##_4                                                               \
+    }
+static const kernel kernels[4][TILE] = { NAMES(F64), NAMES(F32), NAMES(F16), NAMES(BF16) }; /* by tsar_dtype and B - 1 */
+
+/* block for T <= TILE vectors, and for the last panel's rows < PANEL, which are computed aside. */
+static void few(tsar_dtype dtype, double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn, size_t T, size_t rows)
+{
+    double whole[TILE][PANEL] = { { 0 } };
+    if (rows == PANEL) {
+        kernels[dtype][T - 1](y, ldy, x, ldx, w, kn);
+        return;
+    }
+    for (size_t b = 0; b < T; b++) memcpy(whole[b], y + b * ldy, rows * sizeof(double));
+    kernels[dtype][T - 1](whole[0], PANEL, x, ldx, w, kn);
+    for (size_t b = 0; b < T; b++) memcpy(y + b * ldy, whole[b], rows * sizeof(double));
+}
+
+/* wide [n][PANEL] = columns k ... k+n-1 of a panel as doubles: widen does it for any dtype but F64. */
+static void widen_f32(double *restrict wide, const float *restrict panel, size_t k, size_t n)
+{
+    for (size_t i = 0; i < n * PANEL; i++) wide[i] = panel[k * PANEL + i];
+}
+
+TSAR_INLINE void widen_words(tsar_dtype dtype, double *restrict wide, const uint32_t *restrict panel, size_t k, size_t n)
+{
+    for (size_t i = k; i < k + n; i++, wide += PANEL) {
+        const uint32_t *column = panel + i / 2 * PANEL;
+        for (size_t r = 0; r < PANEL; r++) wide[r] = i % 2 == 1 ? weight(dtype, column, 1, r) : weight(dtype, column, 0, r);
+    }
+}
+
+static void widen(const tsar_matrix *w, double *wide, const void *panel, size_t k, size_t n)
+{
+    if (w->dtype == TSAR_F32)
+        widen_f32(wide, panel, k, n);
+    else if (w->dtype == TSAR_F16)
+        widen_words(TSAR_F16, wide, panel, k, n);
+    else
+        widen_words(TSAR_BF16, wide, panel, k, n);
+}
+
+/* The inner kernel for many vectors: y[b][r] += w[k][r] * x[k][b], k ascending, for a panel wide [kn][PANEL] and MANY vectors spread
+ * [kn][MANY][LANES]. The order of the two outer loops changes no sum: gcc keeps the accumulators in registers with
+ * one order, clang with the other. With every column, memory is asked for one line at `ahead` and one `gap` bytes behind it (the same
+ * where gap is 0); not where LANES is 1, because gcc then makes no vectors. */
+static void block_many(double *restrict y, size_t ldy, const double *restrict spread, const double *restrict wide, size_t kn, const char *ahead,
+                       size_t gap)
+{
+#if defined(__clang__)
+    enum { OUTER = MANY, INNER = PANEL / LANES };
+#define VECTOR outer
+#define PART inner
+#else
+    enum { OUTER = PANEL / LANES, INNER = MANY };
+#define VECTOR inner
+#define PART outer
+#endif
+    double acc[OUTER][INNER][LANES];
+    for (size_t outer = 0; outer < OUTER; outer++)
+        for (size_t inner = 0; inner < INNER; inner++)
+            for (size_t l = 0; l < LANES; l++) acc[outer][inner][l] = y[VECTOR * ldy + PART * LANES + l];
+    for (size_t k = 0; k < kn; k++, spread += MANY * LANES, wide += PANEL) {
+        if (LANES > 1) TSAR_PREFETCH_L2((const void *)((uintptr_t)ahead + 64 * k));
+        if (LANES > 1) TSAR_PREFETCH_L2((const void *)((uintptr_t)ahead + gap + 64 * k));
+        for (size_t outer = 0; outer < OUTER; outer++)
+            for (size_t inner = 0; inner < INNER; inner++)
+                for (size_t l = 0; l < LANES; l++) acc[outer][inner][l] += wide[PART * LANES + l] * spread[VECTOR * LANES + l];
+    }
+    for (size_t outer = 0; outer < OUTER; outer++)
+        for (size_t inner = 0; inner < INNER; inner++)
+            for (size_t l = 0; l < LANES; l++) y[VECTOR * ldy + PART * LANES + l] = acc[outer][inner][l];
+#undef VECTOR
+#undef PART
+}
+
+/* spread [n][MANY][LANES] = x[b][k]. */
+static void spread_vectors(double *restrict spread, const double *restrict x, size_t ldx, size_t n)
+{
+    for (size_t k = 0; k < n; k++)
+        for (size_t b = 0; b < MANY; b++, spread += LANES)
+            for (size_t l = 0; l < LANES; l++) spread[l] = x[b * ldx + k];
+}
+
+/* block_many for the rows that there are: those of a panel that is not whole are computed aside. */
+static void tile_many(double *y, size_t ldy, const double *spread, const double *wide, size_t kn, const char *ahead, size_t gap, size_t rows)
+{
+    double whole[MANY][PANEL] = { { 0 } };
+    if (rows == PANEL) {
+        block_many(y, ldy, spread, wide, kn, ahead, gap);
+        return;
+    }
+    for (size_t b = 0; b < MANY; b++) memcpy(whole[b], y + b * ldy, rows * sizeof(double));
+    block_many(whole[0], PANEL, spread, wide, kn, ahead, gap);
+    for (size_t b = 0; b < MANY; b++) memcpy(y + b * ldy, whole[b], rows * sizeof(double));
+}
+
+static size_t rows_of_panel(const tsar_matrix *w, size_t p) { return w->rows - p * PANEL < PANEL ? w->rows - p * PANEL : PANEL; }
+
+/* Up to GROUP vectors: they are spread once for all panels, a chunk of a panel is widened once for all of them; fewer than MANY
+ * that are left over go through the kernel for a few. The accumulators pass through y from chunk to chunk, which changes no bit. */
+static void accumulate_many(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, size_t k0, size_t kn, size_t T, size_t p0,
+                            size_t p1)
+{
+    double room[(GROUP * LANES + PANEL) * CHUNK + 8]; /* 283 kB with AVX-512, 98 kB without; its first cache line: */
+    double *spread = room + (64 - (uintptr_t)room % 64) % 64 / sizeof(double), *wide = spread + GROUP * LANES * CHUNK;
+    const size_t tiles = T / MANY, left = tiles * MANY;
+    for (size_t k = 0, n; k < kn; k += n) {
+        n = kn - k < CHUNK ? kn - k : CHUNK;
+        for (size_t i = 0; i < tiles; i++) spread_vectors(spread + i * MANY * LANES * n, x + i * MANY * ldx + k, ldx, n);
+        for (size_t p = p0; p < p1; p++) {
+            const char *panel = (const char *)w->panels + p * columns_size(w->dtype, w->cols);
+            const double *columns = wide;
+            if (w->dtype == TSAR_F64)
+                columns = (const double *)(const void *)panel + (k0 + k) * PANEL;
+            else
+                widen(w, wide, panel, k0 + k, n);
+            /* the same columns of the next panel lie far away: they are asked for while the tiles are computed, else before */
+            const char *ahead = p + 1 < p1 ? panel + columns_size(w->dtype, w->cols) + columns_size(w->dtype, k0 + k) : panel;
+            const size_t ahead_size = p + 1 < p1 ? columns_size(w->dtype, n) : 0;
+            for (size_t line = 0; LANES == 1 && line < ahead_size; line += 64) TSAR_PREFETCH(ahead + line);
+            for (size_t i = 0; i < tiles; i++) {
+                const size_t from = 2 * 64 * n * i, gap = from + 64 * n < ahead_size ? 64 * n : 0;
+                tile_many(y + i * MANY * ldy + p * PANEL, ldy, spread + i * MANY * LANES * n, columns, n,
+                          from < ahead_size ? ahead + from : (const char *)columns, gap, rows_of_panel(w, p));
+            }
+            if (left < T)
+                few(TSAR_F64, y + left * ldy + p * PANEL, ldy, x + left * ldx + k, ldx, (const char *)columns, n, T - left, rows_of_panel(w, p));
+        }
+    }
+}
+
+/* Up to TILE vectors: weights go from memory to the registers, and are widened there. A lone column of a word of two is
+ * widened before. */
+static void accumulate_few(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, size_t k0, size_t kn, size_t T, size_t p0,
+                           size_t p1)
+{
+    const int words = w->dtype == TSAR_F16 || w->dtype == TSAR_BF16;
+    double wide[PANEL];
+    for (size_t p = p0; p < p1; p++) {
+        const char *panel = (const char *)w->panels + p * columns_size(w->dtype, w->cols);
+        for (size_t k = 0, n; k < kn; k += n) {
+            const int lone = words && ((k0 + k) % 2 == 1 || kn - k == 1);
+            const char *columns = lone ? (const char *)wide : panel + columns_size(w->dtype, k0 + k);
+            n = lone ? 1 : words ? (kn - k) / 2 * 2 : kn - k;
+            if (lone) widen(w, wide, panel, k0 + k, 1);
+            few(lone ? TSAR_F64 : w->dtype, y + p * PANEL, ldy, x + k, ldx, columns, n, T, rows_of_panel(w, p));
+        }
+    }
+}
+
+void tsar_accumulate(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, size_t k0, size_t kn, size_t T, size_t p0, size_t p1)
+{
+    for (size_t t = 0; t < T; t += GROUP) {
+        const size_t count = T - t < GROUP ? T - t : GROUP;
+        if (count <= TILE)
+            accumulate_few(y + t * ldy, ldy, x + t * ldx, ldx, w, k0, kn, count, p0, p1);
+        else
+            accumulate_many(y + t * ldy, ldy, x + t * ldx, ldx, w, k0, kn, count, p0, p1);
+    }
+}
+
+/* Threads share the panels, so that each weight is read once; where there are few panels and many vectors, the vectors. */
+void tsar_matmul(double *y, const double *x, const tsar_matrix *w, const double *bias, size_t T, size_t threads)
+{
+    const size_t rows = w->rows, cols = w->cols, panels = tsar_panels(rows);
+    const size_t crew = (double)rows * (double)cols * (double)T < 1e5 || threads == 0 ? 1 : threads;
+    const int by_panel = panels >= 8 * crew || T < 8 * crew;
+    TSAR_PARALLEL_FOR(crew)
+    for (size_t i = 0; i < crew; i++) {
+        const size_t p0 = by_panel ? panels * i / crew : 0, p1 = by_panel ? panels * (i + 1) / crew : panels;
+        const size_t t0 = by_panel ? 0 : T * i / crew, t1 = by_panel ? T : T * (i + 1) / crew;
+        const size_t r1 = p1 * PANEL < rows ? p1 * PANEL : rows;
+        for (size_t t = t0; t < t1; t++)
+            for (size_t r = p0 * PANEL; r < r1; r++) y[t * rows + r] = bias != NULL ? bias[r] : 0.0;
+        tsar_accumulate(y + t0 * rows, rows, x + t0 * cols, cols, w, 0, cols, t1 - t0, p0, p1);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------ bits of a double */
+
+#define SIGN_BIT 0x8000000000000000u
+#define INFINITY_BITS 0x7FF0000000000000u
+#define ROUNDER 0x1.8p52 /* t + ROUNDER, |t| < 2^51: the nearest integer to t, in two's complement in the low bits */
+
+typedef union {
+    double value;
+    uint64_t bits;
+} double_bits;
+
+TSAR_INLINE uint64_t bits_of_double(double x)
+{
+    double_bits u;
+    u.value = x;
+    return u.bits;
+}
+
+TSAR_INLINE double double_of_bits(uint64_t bits)
+{
+    double_bits u;
+    u.bits = bits;
+    return u.value;
+}
+
+/* All ones where a > b, else 0, for a, b < 2^63: a mask, because compilers do not vectorise a choice of integers as well. */
+TSAR_INLINE uint64_t mask_above(uint64_t a, uint64_t b) { return (uint64_t)0 - ((b - a) >> 63); }
+
+/* F[n] = 1/n!, nearest doubles: the Taylor coefficients of e^r, sin r and cos r. */
+static const double F[18] = {
+    1.0,
+    1.0,
+    0x1p-1,
+    0x1.5555555555555p-3,
+    0x1.5555555555555p-5,
+    0x1.1111111111111p-7,
+    0x1.6c16c16c16c17p-10,
+    0x1.a01a01a01a01ap-13,
+    0x1.a01a01a01a01ap-16,
+    0x1.71de3a556c734p-19,
+    0x1.27e4fb7789f5cp-22,
+    0x1.ae64567f544e4p-26,
+    0x1.1eed8eff8d898p-29,
+    0x1.6124613a86d09p-33,
+    0x1.93974a8c07c9dp-37,
+    0x1.ae7f3e733b81fp-41,
+    0x1.ae7f3e733b81fp-45,
+    0x1.952c77030ad4ap-49,
+};
+
+/* ln 2 = LN2_HI + LN2_LO to 2^-98: LN2_HI has 42 bits, so that k LN2_HI is exact for every exponent |k| < 2^11. */
+#define LN2_HI 0x1.62e42fefa3800p-1
+#define LN2_LO 0x1.ef35793c76730p-45
+
+/* --------------------------------------------------------------------------------------------------------- exp and its kin */
+
+/* e^(x + tail), |tail| <= 2^-40.   e^x = 2^k e^r,  k = round(x / ln 2),  |r| <= ln 2 / 2 (Cody and Waite).
+ *
+ * r is known as r + c, c its rounding error. e^r = (1 + r) + r^2 (1/2! + ... + r^11/13!): 1 + r is kept as the exact sum
+ * s + e; even and odd powers make two chains that run side by side; the first term left out is below 2^-57. 2^k is applied in
+ * two factors, of which only the second can leave the normal range: a subnormal result is rounded a second time. Measured
+ * against MPFR: at most 0.68 ULP, 0.77 where the result is subnormal (bound: 0.5 + 0.68 / 2).
+ * |x| > 746 counts as 746, where 2^k overflows to infinity or underflows to 0 by itself; NaN passes through. */
+TSAR_INLINE double exp_of_sum(double x, double tail)
+{
+    const uint64_t limit = 0x4087500000000000u; /* 746 */
+    uint64_t bits = bits_of_double(x), size = bits & ~SIGN_BIT;
+    uint64_t far = mask_above(size, limit) & ~mask_above(size, INFINITY_BITS);
+    x = double_of_bits((bits & ~far) | (((bits & SIGN_BIT) | limit) & far));
+
+    double t = x * 0x1.71547652b82fep+0 + ROUNDER; /* 1 / ln 2 */
+    double k = t - ROUNDER;
+    double hi = x - k * LN2_HI, lo = k * LN2_LO - tail; /* hi is exact */
+    double r = hi - lo, c = (hi - r) - lo;
+
+    double r2 = r * r;
+    double even = F[2] + r2 * (F[4] + r2 * (F[6] + r2 * (F[8] + r2 * (F[10] + r2 * F[12]))));
+    double odd = F[3] + r2 * (F[5] + r2 * (F[7] + r2 * (F[9] + r2 * (F[11] + r2 * F[13]))));
+    double s = 1.0 + r, e = (1.0 - s) + r;
+    double y = s + (e + (c * s + r2 * (even + r * odd)));
+
+    uint64_t k_biased = bits_of_double(t) - bits_of_double(ROUNDER) + 2 * 1023; /* k = (first - 1023) + (second - 1023) */
+    uint64_t first = k_biased >> 1, second = k_biased - first;
+    return y * double_of_bits(first << 52) * double_of_bits(second << 52);
+}
+
+double tsar_exp(double x) { return exp_of_sum(x, 0.0); }
+
+void tsar_exp_n(double *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) x[i] = exp_of_sum(x[i], 0.0);
+}
+
+/* silu(x) = x / (1 + exp(-x)). exp(-x) = +inf far below 0 gives -0; -inf gives NaN. */
+void tsar_silu_n(double *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) x[i] = x[i] / (1.0 + exp_of_sum(-x[i], 0.0));
+}
+
+/* gelu(x) = x / (1 + exp(-2 z)),  z = G (x + ((0.044715 x) x) x),  G = sqrt(2 / pi). -2 z is exact, so that it does not matter
+ * when the 2 is multiplied. G and 0.044715 are the doubles nearest to them. */
+void tsar_gelu_n(double *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        double z = 0x1.9884533d43651p-1 * (x[i] + 0x1.6e4e26d4801f7p-5 * x[i] * x[i] * x[i]);
+        x[i] = x[i] / (1.0 + exp_of_sum(-2.0 * z, 0.0));
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------ log and pow */
+
+/* x = 2^k m, sqrt(1/2) <= m < sqrt(2), for x > 0 finite. */
+static double split_binary(double x, double *m)
+{
+    const uint64_t one = 0x3FF0000000000000u, sqrt_half = 0x3FE6A09E667F3BCDu;
+    double scale = x < DBL_MIN ? 0x1p54 : 1.0; /* subnormals are made normal */
+    uint64_t bits = bits_of_double(x * scale);
+    int k = (int)((bits + (one - sqrt_half)) >> 52) - 1023;
+    *m = double_of_bits(bits - ((uint64_t)(int64_t)k << 52));
+    return k - (x < DBL_MIN ? 54 : 0);
+}
+
+/* a + b = hi + lo exactly, hi the rounded sum (Knuth). */
+typedef struct {
+    double hi, lo;
+} double_pair;
+
+TSAR_INLINE double_pair sum_exactly(double a, double b)
+{
+    double hi = a + b, b_part = hi - a;
+    double_pair p = { hi, (a - (hi - b_part)) + (b - b_part) };
+    return p;
+}
+
+/* ln x = k ln 2 + ln(1 + f),  f = m - 1 exact.  With s = f / (2 + f):  ln(1 + f) = 2 (s + s^3/3 + s^5/5 + ...)
+ *      = f - (h - s (h + R)),  h = f^2 / 2,  R = 2/3 s^2 + 2/5 s^4 + ... + 2/23 s^22,
+ * so that f, the largest term, is exact. |s| <= 0.1716: the first term left out is below 2^-66. Measured: at most 0.87 ULP, near
+ * sqrt(1/2), where k ln 2 and f cancel to a half. */
+double tsar_log(double x)
+{
+    if (!(x > 0.0)) return x == 0.0 ? -INFINITY : NAN;
+    if (x > DBL_MAX) return x;
+    double m, k = split_binary(x, &m);
+    double f = m - 1.0, s = f / (2.0 + f), z = s * s, h = 0.5 * f * f;
+    double R = z * (0x1.5555555555555p-1 +
+                    z * (0x1.999999999999ap-2 +
+                         z * (0x1.2492492492492p-2 +
+                              z * (0x1.c71c71c71c71cp-3 +
+                                   z * (0x1.745d1745d1746p-3 +
+                                        z * (0x1.3b13b13b13b14p-3 +
+                                             z * (0x1.1111111111111p-3 +
+                                                  z * (0x1.e1e1e1e1e1e1ep-4 +
+                                                       z * (0x1.af286bca1af28p-4 +
+                                                            z * (0x1.8618618618618p-4 + z * 0x1.642c8590b2164p-4)))))))))); /* 2/3, 2/5, ... 2/23 */
+    double_pair sum = sum_exactly(k * LN2_HI, f);
+    return sum.hi + (sum.lo + (k * LN2_LO - (h - s * (h + R))));
+}
+
+/* Pairs hi + lo, |lo| <= ULP(hi) / 2, carry about 104 bits (Dekker 1971): tsar_pow needs a logarithm longer than a double. */
+static double_pair product_exactly(double a, double b)
+{
+    double a_big = a * 134217729.0, b_big = b * 134217729.0; /* 2^27 + 1 splits 53 bits into 26 and 26 */
+    double a_hi = a_big - (a_big - a), a_lo = a - a_hi;
+    double b_hi = b_big - (b_big - b), b_lo = b - b_hi;
+    double hi = a * b;
+    double_pair p = { hi, ((a_hi * b_hi - hi) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo };
+    return p;
+}
+
+static double_pair pair_add(double_pair a, double_pair b)
+{
+    double_pair sum = sum_exactly(a.hi, b.hi);
+    return sum_exactly(sum.hi, sum.lo + (a.lo + b.lo));
+}
+
+static double_pair pair_multiply(double_pair a, double_pair b)
+{
+    double_pair p = product_exactly(a.hi, b.hi);
+    return sum_exactly(p.hi, p.lo + (a.hi * b.lo + a.lo * b.hi));
+}
+
+static double_pair pair_divide(double_pair a, double_pair b)
+{
+    double q = a.hi / b.hi;
+    double_pair p = product_exactly(q, b.hi);
+    return sum_exactly(q, (((a.hi - p.hi) - p.lo) + (a.lo - q * b.lo)) / b.hi);
+}
+
+/* ln x = k ln 2 + 2 s (1 + s^2/3 + s^4/5 + ... + s^40/41),  s = (m - 1) / (m + 1), in pairs: to about 2^-100. */
+static double_pair log_pair(double x)
+{
+    const double_pair ln2 = { 0x1.62e42fefa39efp-1, 0x1.abc9e3b39803fp-56 };
+    double m, k = split_binary(x, &m);
+    double_pair f = { m - 1.0, 0.0 }, k_pair = { k, 0.0 }, series = { 0.0, 0.0 };
+    double_pair s = pair_divide(f, sum_exactly(m, 1.0)), z = pair_multiply(s, s);
+    for (int n = 41; n >= 1; n -= 2) {
+        double_pair one = { 1.0, 0.0 }, odd = { n, 0.0 };
+        series = pair_add(pair_divide(one, odd), pair_multiply(z, series));
+    }
+    double_pair twice = { 2.0 * s.hi, 2.0 * s.lo };
+    return pair_add(pair_multiply(k_pair, ln2), pair_multiply(twice, series));
+}
+
+double tsar_pow(double base, double y)
+{
+    double estimate = y * tsar_log(base);
+    if (!(fabs(estimate) <= 800.0) || estimate == 0.0) /* overflow, underflow, NaN; base = 1, where y may be too large to split */
+        return tsar_exp(estimate);
+    double_pair y_pair = { y, 0.0 }, exponent = pair_multiply(y_pair, log_pair(base));
+    return exp_of_sum(exponent.hi, exponent.lo);
+}
+
+/* ------------------------------------------------------------------------------------------------------------ sin and cos */
+
+/* sin(|x| + quadrant pi/2) for |x| <= 2^20, NaN beyond.   |x| = q pi/2 + r,  |r| <= pi/4.
+ *
+ * pi/2 = P1 + P2 + P3 + P4 to 2^-157, the first three of 33 bits: q P1, q P2, q P3 are exact for q < 2^20, and so are the
+ * differences, kept as a sum r + c. No double below 2^20 but 0 is nearer than 2^-61 to a multiple of pi/2, and so r + c keeps at
+ * least 70 correct bits. sin r to r^17 and cos r to r^16: the first terms left out are below 2^-63 and 2^-58. Measured: at most
+ * 0.78 ULP. */
+static double sin_from(double x, uint64_t quadrant)
+{
+    double a = double_of_bits(bits_of_double(x) & ~SIGN_BIT);
+    uint64_t outside = mask_above(bits_of_double(a), 0x4130000000000000u); /* 2^20 */
+
+    double t = a * 0x1.45f306dc9c883p-1 + ROUNDER, q = t - ROUNDER; /* 2 / pi */
+    double_pair first = sum_exactly(a - q * 0x1.921fb544p+0, -(q * 0x1.0b4611a6p-34));
+    double_pair second = sum_exactly(first.hi, -(q * 0x1.3198a2ep-69));
+    double_pair rest = sum_exactly(second.hi, (first.lo + second.lo) - q * 0x1.b839a252049c1p-104);
+    double r = rest.hi, c = rest.lo, z = r * r, h = 0.5 * z;
+
+    double sin_tail = z * (F[5] - z * (F[7] - z * (F[9] - z * (F[11] - z * (F[13] - z * (F[15] - z * F[17]))))));
+    double sin_r = r + (c * (1.0 - h) - r * z * (F[3] - sin_tail));
+    double w = 1.0 - h;
+    double cos_tail = z * (F[4] - z * (F[6] - z * (F[8] - z * (F[10] - z * (F[12] - z * (F[14] - z * F[16]))))));
+    double cos_r = w + (((1.0 - w) - h) + (z * cos_tail - r * c));
+
+    quadrant += bits_of_double(t); /* 0: sin r, 1: cos r, 2: -sin r, 3: -cos r */
+    uint64_t odd = (uint64_t)0 - (quadrant & 1);
+    uint64_t bits = (bits_of_double(sin_r) & ~odd) | (bits_of_double(cos_r) & odd);
+    return double_of_bits((bits ^ ((quadrant & 2) << 62)) | (outside & 0x7FF8000000000000u));
+}
+
+double tsar_sin(double x) { return double_of_bits(bits_of_double(sin_from(x, 0)) ^ (bits_of_double(x) & SIGN_BIT)); }
+
+double tsar_cos(double x) { return sin_from(x, 1); }
