@@ -117,6 +117,7 @@ $(foreach f,$(TRAINER),$(eval EXTRA_$(f:.c=) := $(TRAIN_FLAGS)))
 
 $(BUILD)/weights/train/demo.o: EXTRA_weights/train/demo = $(if $(NO_PNG),$(PNG))
 $(BUILD)/demo: $(BUILD)/weights/train/demo.o $(SCENES:%.c=$(BUILD)/%.o) $(BUILD)/libtsar.a
+	@if [ -d $@ ]; then rm -rf $@; fi
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lm
 
 trainer: $(BUILD)/trainer

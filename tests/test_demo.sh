@@ -9,7 +9,7 @@ TSAR=${TSAR:-$BUILD/tsar}
 case $BUILD in /*) ;; *) BUILD=$PWD/$BUILD ;; esac
 case $TSAR in /*) ;; *) TSAR=$PWD/$TSAR ;; esac
 demo=$BUILD/demo
-dir=$BUILD/demo
+dir=$BUILD/demo.test
 rm -rf "$dir"
 mkdir -p "$dir"
 cd "$dir" || exit 1
