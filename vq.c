@@ -18,9 +18,9 @@ enum {
     RUN = 192,          /* T of a convolution and of attention: pixels that share one pass over the weights */
     COLUMNS = 128,      /* terms of a sum that are gathered at a time: 14 channels of a 3x3 convolution */
     LINE = 2 * RUN + 8, /* room for the columns of a framed row that RUN pixels see, with stride 2 */
-    LANES = 8,          /* groups whose sums run side by side */
-    BLOCK = 2048,       /* elements that are normalised and activated while they are in the first-level cache */
-    QUERIES = 16        /* T of a search for the nearest codeword */
+    CHAINS = 8,         /* groups whose sums run side by side */
+    STRETCH = 2048,     /* elements that are normalised and activated while they are in the first-level cache */
+    POINTS = 16         /* T of a search for the nearest codeword */
 };
 
 static const double NORM_EPS = 1e-6;    /* GroupNorm (QUIRKS, VQ 2) */
@@ -39,7 +39,7 @@ typedef struct {
     size_t widest;         /* the most channels that a convolution of the pass reads or writes */
     double *columns;       /* [threads][RUN][COLUMNS] */
     double *lines;         /* [threads][COLUMNS][LINE] */
-    double *tile;          /* [threads][RUN][widest + LANES] */
+    double *tile;          /* [threads][RUN][widest + CHAINS] */
     double *mean, *spread; /* [G]: of a GroupNorm */
 } network;
 
@@ -60,20 +60,22 @@ static void swap(double **p, double **q)
 /* -------------------------------------------------------------------------------------------------------- convolution */
 
 typedef enum { PLAIN, DOWNSAMPLE, UPSAMPLE } resampling;
+typedef enum { REPLACE, ADD } result_mode; /* what becomes of what stands in the output */
+typedef enum { NORM_ONLY, NORM_SWISH } norm_mode;
 
-/* Which pixels a convolution reads: the input [in][H][W], upsampled by 1 << up, framed by zeros, seen through a window of
+/* Which pixels a convolution reads: the input [in][H][W], upsampled by 1 << up, framed by zeros, seen through a kernel of
  * size x size that moves by stride. */
 typedef struct {
     size_t H, W, up;           /* of the input in memory */
     size_t size, stride, lead; /* lead: rows of zeros above, and columns on the left */
     size_t out_H, out_W;
-} window;
+} framing;
 
 /* SPEC 4, QUIRKS VQ 1. 3x3: one pixel of padding on every side; downsampling: on the right and at the bottom only, then
  * stride 2; upsampling: nearest, each pixel twice in both directions, then as 3x3. 1x1: no padding. */
-static window window_of(const tsar_conv *conv, resampling mode, size_t H, size_t W)
+static framing framing_of(const tsar_conv *conv, resampling mode, size_t H, size_t W)
 {
-    window v = { H, W, 0, conv->size, 1, conv->size == 3 ? 1 : 0, H, W };
+    framing v = { H, W, 0, conv->size, 1, conv->size == 3 ? 1 : 0, H, W };
     if (mode == DOWNSAMPLE) {
         v.stride = 2;
         v.lead = 0;
@@ -89,7 +91,7 @@ static window window_of(const tsar_conv *conv, resampling mode, size_t H, size_t
 
 /* line[n] = the framed input of one channel at row `row`, columns `column` ... column+n-1, counted from the frame's corner.
  * plane [H][W] */
-static void fetch_line(double *line, const double *plane, const window *v, size_t row, size_t column, size_t n)
+static void fetch_line(double *line, const double *plane, const framing *v, size_t row, size_t column, size_t n)
 {
     const int inside = row >= v->lead && row - v->lead < v->H << v->up;
     const size_t begin = column < v->lead ? v->lead - column : 0;      /* line[begin] is the first pixel, */
@@ -112,7 +114,7 @@ static void fetch_line(double *line, const double *plane, const window *v, size_
  * SPEC 1.2: columns[t][(c*size + i)*size + j] = framed input at channel c0+c, row y*stride + i, column x*stride + j. The
  * framed rows are laid out first, then read pixel by pixel, so that columns is written from front to back.
  * columns [T][COLUMNS]; in [C][H][W]; lines [COLUMNS][LINE] is scratch */
-static void gather(double *columns, const double *in, const window *v, size_t c0, size_t channels, size_t first, size_t T, double *lines)
+static void gather(double *columns, const double *in, const framing *v, size_t c0, size_t channels, size_t first, size_t T, double *lines)
 {
     const size_t n_lines = channels * v->size;
     size_t n;
@@ -120,8 +122,7 @@ static void gather(double *columns, const double *in, const window *v, size_t c0
         const size_t y = (first + t) / v->out_W, x = (first + t) % v->out_W;
         n = smaller(T - t, v->out_W - x);
         for (size_t l = 0; l < n_lines; ++l)
-            fetch_line(lines + l * LINE, in + (c0 + l / v->size) * v->H * v->W, v, y * v->stride + l % v->size, x * v->stride,
-                       (n - 1) * v->stride + v->size);
+            fetch_line(lines + l * LINE, in + (c0 + l / v->size) * v->H * v->W, v, y * v->stride + l % v->size, x * v->stride, (n - 1) * v->stride + v->size);
         for (size_t k = 0; k < n; ++k) {
             const double *line = lines + k * v->stride;
             double *column = columns + (t + k) * COLUMNS;
@@ -134,7 +135,7 @@ static void gather(double *columns, const double *in, const window *v, size_t c0
 }
 
 /* The convolution of T pixels, see convolve. Scratch: columns [RUN][COLUMNS], lines [COLUMNS][LINE], tile [RUN] rows ld apart. */
-static void convolve_run(double *out, const double *in, const tsar_conv *conv, const window *v, int add, size_t first, size_t T, double *columns,
+static void convolve_run(double *out, const double *in, const tsar_conv *conv, const framing *v, result_mode result, size_t first, size_t T, double *columns,
                          double *lines, double *tile, size_t ld)
 {
     const size_t terms = v->size * v->size, pixels = v->out_H * v->out_W, panels = (conv->out + TSAR_PANEL - 1) / TSAR_PANEL;
@@ -148,7 +149,7 @@ static void convolve_run(double *out, const double *in, const tsar_conv *conv, c
     }
     for (size_t r = 0; r < conv->out; ++r) {
         double *out_r = out + r * pixels + first;
-        if (add)
+        if (result == ADD)
             for (size_t t = 0; t < T; ++t) out_r[t] = out_r[t] + tile[t * ld + r];
         else
             for (size_t t = 0; t < T; ++t) out_r[t] = tile[t * ld + r];
@@ -156,26 +157,26 @@ static void convolve_run(double *out, const double *in, const tsar_conv *conv, c
 }
 
 /* y[r][y][x] = bias[r] + sum over c, i, j, in this order, of weight[r][c][i][j] * framed input[c][y*stride + i][x*stride + j];
- * out = y, or out + y where add is set.   out [conv.out][out_H][out_W], in [conv.in][H][W] */
-static void convolve(const network *s, double *out, const double *in, const tsar_conv *conv, resampling mode, size_t H, size_t W, int add)
+ * out = y, or out + y for ADD.   out [conv.out][out_H][out_W], in [conv.in][H][W] */
+static void convolve(const network *s, double *out, const double *in, const tsar_conv *conv, resampling mode, size_t H, size_t W, result_mode result)
 {
-    const window v = window_of(conv, mode, H, W);
-    const size_t pixels = v.out_H * v.out_W, runs = (pixels + RUN - 1) / RUN, ld = s->widest + LANES;
+    const framing v = framing_of(conv, mode, H, W);
+    const size_t pixels = v.out_H * v.out_W, runs = (pixels + RUN - 1) / RUN, ld = s->widest + CHAINS;
     const size_t workers = smaller(s->model->threads, runs);
 
     TSAR_PARALLEL_FOR(workers)
     for (size_t worker = 0; worker < workers; ++worker) {
         double *columns = s->columns + worker * RUN * COLUMNS, *lines = s->lines + worker * COLUMNS * LINE, *tile = s->tile + worker * RUN * ld;
         for (size_t run = share(runs, worker, workers); run < share(runs, worker + 1, workers); ++run)
-            convolve_run(out, in, conv, &v, add, run * RUN, smaller(RUN, pixels - run * RUN), columns, lines, tile, ld);
+            convolve_run(out, in, conv, &v, result, run * RUN, smaller(RUN, pixels - run * RUN), columns, lines, tile, ld);
     }
 }
 
 /* x = convolution of x. */
 static void conv_layer(network *s, const tsar_conv *conv, resampling mode)
 {
-    const window v = window_of(conv, mode, s->H, s->W);
-    convolve(s, s->a, s->x, conv, mode, s->H, s->W, 0);
+    const framing v = framing_of(conv, mode, s->H, s->W);
+    convolve(s, s->a, s->x, conv, mode, s->H, s->W, REPLACE);
     swap(&s->x, &s->a);
     s->C = conv->out;
     s->H = v.out_H;
@@ -184,25 +185,25 @@ static void conv_layer(network *s, const tsar_conv *conv, resampling mode)
 
 /* ---------------------------------------------------------------------------------------------------------- GroupNorm */
 
-/* mean = sum(x) / n and spread = sqrt(sum((x - mean)^2) / n + eps) of `count` <= LANES groups that follow one another in
- * memory. Each group has one accumulator, ascending; that their chains of additions are independent of each other is
- * what keeps the adders busy. Lanes without a group repeat group 0.   mean, spread [count]; x [count][n] */
+/* Of each group x_l [n], two passes:   1. mean = sum(x) / n     2. spread = sqrt(sum((x - mean)^2) / n + eps)
+ * Each sum has one accumulator, ascending, and waits for every addition; so `count` <= CHAINS groups, which follow one another in
+ * memory, are summed side by side. Chains without a group repeat group 0.   mean, spread [count]; x [count][n] */
 static void group_moments(double *mean, double *spread, const double *x, size_t n, size_t count)
 {
-    const double *x_l[LANES];
-    double mean_l[LANES], sum[LANES];
-    for (size_t l = 0; l < LANES; ++l) {
+    const double *x_l[CHAINS];
+    double mean_l[CHAINS], sum[CHAINS];
+    for (size_t l = 0; l < CHAINS; ++l) {
         x_l[l] = x + (l < count ? l * n : 0);
         sum[l] = 0.0;
     }
     for (size_t i = 0; i < n; ++i)
-        for (size_t l = 0; l < LANES; ++l) sum[l] += x_l[l][i];
-    for (size_t l = 0; l < LANES; ++l) {
+        for (size_t l = 0; l < CHAINS; ++l) sum[l] += x_l[l][i];
+    for (size_t l = 0; l < CHAINS; ++l) {
         mean_l[l] = sum[l] / (double)n;
         sum[l] = 0.0;
     }
     for (size_t i = 0; i < n; ++i)
-        for (size_t l = 0; l < LANES; ++l) {
+        for (size_t l = 0; l < CHAINS; ++l) {
             double d = x_l[l][i] - mean_l[l];
             sum[l] += d * d;
         }
@@ -214,25 +215,25 @@ static void group_moments(double *mean, double *spread, const double *x, size_t 
 
 /* y = (x - mean_g) / spread_g * gain_c + bias_c, where channel c belongs to group g of C/G channels; then, where swish is
  * set, y = y / (1 + exp(-y)). The sums of a group take channels, rows, columns in this order.   out, in [C][H][W]; out may be in */
-static void group_norm(const network *s, double *out, const double *in, const tsar_norm *norm, int swish)
+static void group_norm(const network *s, double *out, const double *in, const tsar_norm *norm, norm_mode mode)
 {
     const size_t C = norm->channels, P = s->H * s->W, G = s->model->config.vq_groups, members = C / G;
-    const size_t batches = (G + LANES - 1) / LANES, threads = s->model->threads;
+    const size_t batches = (G + CHAINS - 1) / CHAINS, threads = s->model->threads;
 
     TSAR_PARALLEL_FOR(threads)
     for (size_t batch = 0; batch < batches; ++batch) {
-        size_t g = batch * LANES;
-        group_moments(s->mean + g, s->spread + g, in + g * members * P, members * P, smaller(LANES, G - g));
+        size_t g = batch * CHAINS;
+        group_moments(s->mean + g, s->spread + g, in + g * members * P, members * P, smaller(CHAINS, G - g));
     }
     TSAR_PARALLEL_FOR(threads)
     for (size_t c = 0; c < C; ++c) {
         const double mean = s->mean[c / members], spread = s->spread[c / members], gain = norm->gain[c], bias = norm->bias[c];
-        for (size_t p = 0; p < P; p += BLOCK) {
-            const size_t n = smaller(BLOCK, P - p);
+        for (size_t p = 0; p < P; p += STRETCH) {
+            const size_t n = smaller(STRETCH, P - p);
             const double *x = in + c * P + p;
             double *y = out + c * P + p;
             for (size_t i = 0; i < n; ++i) y[i] = (x[i] - mean) / spread * gain + bias;
-            if (swish) tsar_silu_n(y, n);
+            if (mode == NORM_SWISH) tsar_silu_n(y, n);
         }
     }
 }
@@ -243,14 +244,14 @@ static void group_norm(const network *s, double *out, const double *in, const ts
  * else the identity (QUIRKS, VQ 3). */
 static void resnet_block(network *s, const tsar_resblock *block)
 {
-    group_norm(s, s->a, s->x, &block->norm1, 1);
-    convolve(s, s->b, s->a, &block->conv1, PLAIN, s->H, s->W, 0);
-    group_norm(s, s->b, s->b, &block->norm2, 1);
+    group_norm(s, s->a, s->x, &block->norm1, NORM_SWISH);
+    convolve(s, s->b, s->a, &block->conv1, PLAIN, s->H, s->W, REPLACE);
+    group_norm(s, s->b, s->b, &block->norm2, NORM_SWISH);
     if (block->nin_shortcut.out != 0) {
-        convolve(s, s->a, s->x, &block->nin_shortcut, PLAIN, s->H, s->W, 0);
+        convolve(s, s->a, s->x, &block->nin_shortcut, PLAIN, s->H, s->W, REPLACE);
         swap(&s->x, &s->a);
     }
-    convolve(s, s->x, s->b, &block->conv2, PLAIN, s->H, s->W, 1);
+    convolve(s, s->x, s->b, &block->conv2, PLAIN, s->H, s->W, ADD);
     s->C = block->conv2.out;
 }
 
@@ -271,8 +272,8 @@ static void products(double *y, size_t ldy, const double *x, const tsar_matrix *
 
 /* attended[c][p] = sum over positions j of softmax_j(sum over c' of q[c'][p] k[c'][j] * (1 / sqrt(C))) v[c][j], for T positions p.
  * key [P][C], value [C][P]; attended, q [C][P]; scratch: query [RUN][C], score [RUN][P], tile [RUN][C] */
-static void attend(double *attended, const double *q, const tsar_matrix *key, const tsar_matrix *value, size_t first, size_t T, double *query,
-                   double *score, double *tile)
+static void attend(double *attended, const double *q, const tsar_matrix *key, const tsar_matrix *value, size_t first, size_t T, double *query, double *score,
+                   double *tile)
 {
     const size_t C = value->rows, P = value->cols;
     const double scale = 1.0 / sqrt((double)C);
@@ -298,24 +299,24 @@ static tsar_status attn_block(network *s, const tsar_attnblock *block)
     double *query = tsar_alloc(tsar_product(workers * RUN, C), sizeof *query, "the queries of an attention block", s->err);
     double *score = tsar_alloc(tsar_product(workers * RUN, P), sizeof *score, "the scores of an attention block", s->err);
     tsar_status status = query && score ? TSAR_OK : TSAR_ROOM;
-    if (!status) status = tsar_matrix_open(&key, P, C, TSAR_F64, "the keys of an attention block", s->err);
-    if (!status) status = tsar_matrix_open(&value, C, P, TSAR_F64, "the values of an attention block", s->err);
-    if (!status) {
-        group_norm(s, s->a, s->x, &block->norm, 0);
-        convolve(s, s->b, s->a, &block->k, PLAIN, s->H, s->W, 0);
+    if (status == TSAR_OK) status = tsar_matrix_open(&key, P, C, TSAR_F64, "the keys of an attention block", s->err);
+    if (status == TSAR_OK) status = tsar_matrix_open(&value, C, P, TSAR_F64, "the values of an attention block", s->err);
+    if (status == TSAR_OK) {
+        group_norm(s, s->a, s->x, &block->norm, NORM_ONLY);
+        convolve(s, s->b, s->a, &block->k, PLAIN, s->H, s->W, REPLACE);
         for (size_t p = 0; p < P; p += RUN) {
             positions(query, s->b, C, P, p, smaller(RUN, P - p));
             tsar_matrix_set_rows(&key, p, smaller(RUN, P - p), query);
         }
-        convolve(s, s->b, s->a, &block->v, PLAIN, s->H, s->W, 0);
+        convolve(s, s->b, s->a, &block->v, PLAIN, s->H, s->W, REPLACE);
         tsar_matrix_set_rows(&value, 0, C, s->b);
-        convolve(s, s->b, s->a, &block->q, PLAIN, s->H, s->W, 0);
+        convolve(s, s->b, s->a, &block->q, PLAIN, s->H, s->W, REPLACE);
         TSAR_PARALLEL_FOR(workers)
         for (size_t worker = 0; worker < workers; ++worker)
             for (size_t run = share(runs, worker, workers); run < share(runs, worker + 1, workers); ++run)
                 attend(s->a, s->b, &key, &value, run * RUN, smaller(RUN, P - run * RUN), query + worker * RUN * C, score + worker * RUN * P,
-                       s->tile + worker * RUN * (s->widest + LANES));
-        convolve(s, s->x, s->a, &block->proj_out, PLAIN, s->H, s->W, 1);
+                       s->tile + worker * RUN * (s->widest + CHAINS));
+        convolve(s, s->x, s->a, &block->proj_out, PLAIN, s->H, s->W, ADD);
     }
     tsar_matrix_close(&key);
     tsar_matrix_close(&value);
@@ -335,7 +336,7 @@ static tsar_status trace(const network *s, const char *name)
 /* x = norm_out, swish, conv_out: how both coders end. */
 static tsar_status coder_end(network *s, const tsar_coder *coder)
 {
-    group_norm(s, s->x, s->x, &coder->norm_out, 1);
+    group_norm(s, s->x, s->x, &coder->norm_out, NORM_SWISH);
     conv_layer(s, &coder->conv_out, PLAIN);
     return trace(s, "conv_out");
 }
@@ -351,9 +352,9 @@ static tsar_status coder_middle(network *s, const tsar_coder *coder)
 {
     resnet_block(s, &coder->mid0);
     tsar_status status = trace(s, "mid.0");
-    if (!status) status = attn_block(s, &coder->mid1);
-    if (!status) status = trace(s, "mid.1");
-    if (!status) {
+    if (status == TSAR_OK) status = attn_block(s, &coder->mid1);
+    if (status == TSAR_OK) status = trace(s, "mid.1");
+    if (status == TSAR_OK) {
         resnet_block(s, &coder->mid2);
         status = trace(s, "mid.2");
     }
@@ -364,14 +365,14 @@ static tsar_status coder_middle(network *s, const tsar_coder *coder)
 static tsar_status coder_levels(network *s, const tsar_coder *coder, resampling mode)
 {
     tsar_status status = TSAR_OK;
-    for (size_t i = 0; i < s->model->config.vq_levels && !status; ++i) {
+    for (size_t i = 0; i < s->model->config.vq_levels && status == TSAR_OK; ++i) {
         const tsar_level *level = &coder->levels[i];
         char name[32];
-        for (size_t j = 0; j < level->n_res && !status; ++j) {
+        for (size_t j = 0; j < level->n_res && status == TSAR_OK; ++j) {
             resnet_block(s, &level->res[j]);
             if (j < level->n_attn) status = attn_block(s, &level->attn[j]);
         }
-        if (status) break;
+        if (status != TSAR_OK) break;
         if (level->resample.out != 0) conv_layer(s, &level->resample, mode);
         snprintf(name, sizeof name, "block.%u", (unsigned)i);
         status = trace(s, name);
@@ -383,18 +384,18 @@ static tsar_status coder_levels(network *s, const tsar_coder *coder, resampling 
 static tsar_status encoder(network *s, const tsar_coder *coder)
 {
     tsar_status status = coder_start(s, coder);
-    if (!status) status = coder_levels(s, coder, DOWNSAMPLE);
-    if (!status) status = coder_middle(s, coder);
-    return status ? status : coder_end(s, coder);
+    if (status == TSAR_OK) status = coder_levels(s, coder, DOWNSAMPLE);
+    if (status == TSAR_OK) status = coder_middle(s, coder);
+    return status == TSAR_OK ? coder_end(s, coder) : status;
 }
 
 /* The decoder: conv_in, middle, levels from the lowest resolution to the highest, conv_out. */
 static tsar_status decoder(network *s, const tsar_coder *coder)
 {
     tsar_status status = coder_start(s, coder);
-    if (!status) status = coder_middle(s, coder);
-    if (!status) status = coder_levels(s, coder, UPSAMPLE);
-    return status ? status : coder_end(s, coder);
+    if (status == TSAR_OK) status = coder_middle(s, coder);
+    if (status == TSAR_OK) status = coder_levels(s, coder, UPSAMPLE);
+    return status == TSAR_OK ? coder_end(s, coder) : status;
 }
 
 /* Makes room for what a convolution reads and writes at H x W outputs or inputs, whichever are more. */
@@ -433,11 +434,11 @@ static void network_close(network *s)
 
 /* A network whose tensors hold what `coder` computes from H x W pixels, and what `outside`, quant_conv or post_quant_conv,
  * does at h x w; to be closed also after a failure. */
-static tsar_status network_open(network *s, const tsar_model *model, const tsar_coder *coder, const tsar_conv *outside, const char *part, size_t H,
-                                size_t W, size_t h, size_t w, const tsar_sink *sink, tsar_error *err)
+static tsar_status network_open(network *s, const tsar_model *model, const tsar_coder *coder, const tsar_conv *outside, const char *part, size_t H, size_t W,
+                                size_t h, size_t w, const tsar_sink *sink, tsar_error *err)
 {
     static const char *const what = "the tensors of the image tokenizer";
-    const size_t groups = (model->config.vq_groups + LANES - 1) / LANES * LANES;
+    const size_t groups = (model->config.vq_groups + CHAINS - 1) / CHAINS * CHAINS;
     *s = (network){ .model = model, .sink = sink, .err = err, .part = part };
     measure(s, coder, coder == &model->vq.encoder ? DOWNSAMPLE : UPSAMPLE, H, W);
     measure_conv(s, outside, h, w);
@@ -446,7 +447,7 @@ static tsar_status network_open(network *s, const tsar_model *model, const tsar_
     if (s->a) s->b = tsar_alloc(s->capacity, sizeof *s->b, what, err);
     if (s->b) s->columns = tsar_alloc(tsar_product(model->threads, RUN * COLUMNS), sizeof *s->columns, what, err);
     if (s->columns) s->lines = tsar_alloc(tsar_product(model->threads, COLUMNS * LINE), sizeof *s->lines, what, err);
-    if (s->lines) s->tile = tsar_alloc(tsar_product(model->threads, RUN * (s->widest + LANES)), sizeof *s->tile, what, err);
+    if (s->lines) s->tile = tsar_alloc(tsar_product(model->threads, RUN * (s->widest + CHAINS)), sizeof *s->tile, what, err);
     if (s->tile) s->mean = tsar_alloc(groups, sizeof *s->mean, what, err);
     if (s->mean) s->spread = tsar_alloc(groups, sizeof *s->spread, what, err);
     return s->spread ? TSAR_OK : TSAR_ROOM;
@@ -482,17 +483,16 @@ static double distance(double zz, double ee, double ze) { return (zz + ee) - 2.0
 
 /* For each of n points: the row of `rows` at the least distance, the first of equals.
  * index [n], points [n][E], rows [R][E], squares [R] = |row|^2 */
-static tsar_status nearest(int64_t *index, const double *points, size_t n, const tsar_matrix *rows, const double *squares, size_t threads,
-                           tsar_error *err)
+static tsar_status nearest(int64_t *index, const double *points, size_t n, const tsar_matrix *rows, const double *squares, size_t threads, tsar_error *err)
 {
-    const size_t R = rows->rows, E = rows->cols, runs = (n + QUERIES - 1) / QUERIES, workers = smaller(threads, runs);
-    double *dots = tsar_alloc(tsar_product(workers * QUERIES, R), sizeof *dots, "the distances to the codewords", err);
+    const size_t R = rows->rows, E = rows->cols, runs = (n + POINTS - 1) / POINTS, workers = smaller(threads, runs);
+    double *dots = tsar_alloc(tsar_product(workers * POINTS, R), sizeof *dots, "the distances to the codewords", err);
     if (!dots) return TSAR_ROOM;
     TSAR_PARALLEL_FOR(workers)
     for (size_t worker = 0; worker < workers; ++worker)
         for (size_t run = share(runs, worker, workers); run < share(runs, worker + 1, workers); ++run) {
-            const size_t first = run * QUERIES, T = smaller(QUERIES, n - first);
-            double *dots_w = dots + worker * QUERIES * R;
+            const size_t first = run * POINTS, T = smaller(POINTS, n - first);
+            double *dots_w = dots + worker * POINTS * R;
             products(dots_w, R, points + first * E, rows, T);
             for (size_t t = 0; t < T; ++t) {
                 const double *z = points + (first + t) * E, *dots_t = dots_w + t * R;
@@ -538,7 +538,7 @@ static tsar_status quantize(const tsar_model *model, const double *latent, size_
     double *squares = words ? tsar_alloc(K, sizeof *squares, "the codewords", err) : NULL;
     double *points = squares ? tsar_alloc(tsar_product(P, E), sizeof *points, "the latent vectors", err) : NULL;
     tsar_status status = points ? tsar_matrix_open(&rows, K, E, TSAR_F64, "the codewords", err) : TSAR_ROOM;
-    if (!status) {
+    if (status == TSAR_OK) {
         pack_rows(&rows, squares, words);
         positions(points, latent, E, P, 0, P);
         for (size_t p = 0; p < P; ++p) unit_length(&model->config, points + p * E);
@@ -561,15 +561,14 @@ static tsar_status check_code(const tsar_model *model, int64_t code, size_t inde
 {
     const size_t K = model->vq.codebook.rows;
     if (code >= 0 && (uint64_t)code < K) return TSAR_OK;
-    return tsar_fail(err, TSAR_INPUT, "code %lld at index %zu is not in the codebook of %zu; codes go from 0 to %zu", (long long)code, index, K,
-                     K - 1);
+    return tsar_fail(err, TSAR_INPUT, "code %lld at index %zu is not in the codebook of %zu; codes go from 0 to %zu", (long long)code, index, K, K - 1);
 }
 
 tsar_status tsar_vq_distances(const tsar_model *model, const double *latent, const int64_t *codes, size_t n, double *distances, tsar_error *err)
 {
     tsar_status status = check_tokenizer(model, err);
-    for (size_t i = 0; i < n && !status; ++i) status = check_code(model, codes[i], i, err);
-    if (status) return status;
+    for (size_t i = 0; i < n && status == TSAR_OK; ++i) status = check_code(model, codes[i], i, err);
+    if (status != TSAR_OK) return status;
     const size_t E = model->config.vq_embed_dim;
     double *z = tsar_alloc(tsar_product(E, 2), sizeof *z, "a latent vector", err);
     if (!z) return TSAR_ROOM;
@@ -596,12 +595,12 @@ static tsar_status encode(network *s, const uint8_t *rgb, size_t H, size_t W, in
     for (size_t c = 0; c < 3; ++c)
         for (size_t p = 0; p < P; ++p) s->x[c * P + p] = rgb[3 * p + c] / 127.5 - 1.0;
     tsar_status status = encoder(s, &vq->encoder);
-    if (status) return status;
+    if (status != TSAR_OK) return status;
     conv_layer(s, &vq->quant_conv, PLAIN);
     const size_t latent_shape[3] = { s->C, s->H, s->W }, *codes_shape = latent_shape + 1;
     status = tsar_emit(s->sink, s->err, TSAR_F64, s->x, 3, latent_shape, "vq.latent");
-    if (!status) status = quantize(s->model, s->x, s->H * s->W, codes, s->err);
-    if (!status) status = tsar_emit(s->sink, s->err, TSAR_I64, codes, 2, codes_shape, "vq.codes");
+    if (status == TSAR_OK) status = quantize(s->model, s->x, s->H * s->W, codes, s->err);
+    if (status == TSAR_OK) status = tsar_emit(s->sink, s->err, TSAR_I64, codes, 2, codes_shape, "vq.codes");
     return status;
 }
 
@@ -610,13 +609,12 @@ tsar_status tsar_vq_encode(const tsar_model *model, const uint8_t *rgb, size_t H
     const size_t f = model->config.vq_factor;
     network s;
     tsar_status status = check_tokenizer(model, err);
-    if (status) return status;
+    if (status != TSAR_OK) return status;
     if (H == 0 || W == 0 || H % f != 0 || W % f != 0)
-        return tsar_fail(err, TSAR_INPUT,
-                         "a picture of %zu x %zu pixels (height x width) cannot be encoded: both must be multiples of %zu; crop or resize it", H, W,
-                         f);
+        return tsar_fail(err, TSAR_INPUT, "a picture of %zu x %zu pixels (height x width) cannot be encoded: both must be multiples of %zu; crop or resize it",
+                         H, W, f);
     status = network_open(&s, model, &model->vq.encoder, &model->vq.quant_conv, "encoder", H, W, H / f, W / f, sink, err);
-    if (!status) status = encode(&s, rgb, H, W, codes);
+    if (status == TSAR_OK) status = encode(&s, rgb, H, W, codes);
     network_close(&s);
     return status;
 }
@@ -641,11 +639,11 @@ static tsar_status decode(network *s, const int64_t *codes, size_t h, size_t w, 
     }
     const size_t shape[3] = { E, h, w };
     tsar_status status = tsar_emit(s->sink, s->err, TSAR_F64, s->x, 3, shape, "vq.quantized");
-    if (status) return status;
+    if (status != TSAR_OK) return status;
     conv_layer(s, &vq->post_quant_conv, PLAIN);
     status = trace(s, "post_quant");
-    if (!status) status = decoder(s, &vq->decoder);
-    if (status || rgb == NULL) return status;
+    if (status == TSAR_OK) status = decoder(s, &vq->decoder);
+    if (status != TSAR_OK || rgb == NULL) return status;
     const size_t P = s->H * s->W;
     for (size_t c = 0; c < 3; ++c)
         for (size_t p = 0; p < P; ++p) rgb[3 * p + c] = to_byte(s->x[c * P + p]);
@@ -656,14 +654,14 @@ tsar_status tsar_vq_decode(const tsar_model *model, const int64_t *codes, size_t
 {
     network s;
     tsar_status status = check_tokenizer(model, err);
-    if (status) return status;
+    if (status != TSAR_OK) return status;
     if (h == 0 || w == 0) return tsar_fail(err, TSAR_INPUT, "%zu x %zu codes make no picture; give at least one row and one column", h, w);
     if (tsar_product(tsar_product(h, w), sizeof *codes) == SIZE_MAX)
         return tsar_fail(err, TSAR_INPUT, "%zu x %zu codes are more than this machine can address; decode a smaller picture", h, w);
-    for (size_t p = 0; p < h * w && !status; ++p) status = check_code(model, codes[p], p, err);
-    if (status) return status;
+    for (size_t p = 0; p < h * w && status == TSAR_OK; ++p) status = check_code(model, codes[p], p, err);
+    if (status != TSAR_OK) return status;
     status = network_open(&s, model, &model->vq.decoder, &model->vq.post_quant_conv, "decoder", h, w, h, w, sink, err);
-    if (!status) status = decode(&s, codes, h, w, rgb);
+    if (status == TSAR_OK) status = decode(&s, codes, h, w, rgb);
     network_close(&s);
     return status;
 }
@@ -703,8 +701,8 @@ static tsar_status start_centres(clusters *s, uint64_t seed, tsar_error *err)
         double total = 0.0, sum = 0.0;
         for (size_t i = 0; i < s->K; ++i) total += s->weight[i];
         if (total == 0.0)
-            return tsar_fail(err, TSAR_INPUT, "%zu clusters were asked for, but the codebook has only %zu different codewords; ask for at most %zu",
-                             s->k, j, j);
+            return tsar_fail(err, TSAR_INPUT, "%zu clusters were asked for, but the codebook has only %zu different codewords; ask for at most %zu", s->k, j,
+                             j);
         const double limit = tsar_uniform(seed, 0, j, 0, 0, TSAR_KMEANS, 0) * total;
         size_t chosen = 0;
         for (size_t i = 0; i < s->K && !(sum > limit); ++i)
@@ -758,7 +756,7 @@ static tsar_status iterate(clusters *s, int64_t *previous, tsar_error *err)
     for (int round = 0; round < 100; ++round) {
         pack_rows(&s->rows, s->squares, s->centres);
         tsar_status status = nearest(s->label, s->points, s->K, &s->rows, s->squares, s->threads, err);
-        if (status) return status;
+        if (status != TSAR_OK) return status;
         fill_empty(s);
         if (round > 0 && memcmp(s->label, previous, s->K * sizeof *previous) == 0) break;
         memcpy(previous, s->label, s->K * sizeof *previous);
@@ -777,7 +775,7 @@ tsar_status tsar_cluster(const tsar_model *model, size_t k, uint64_t seed, int64
 {
     static const char *const what = "the clusters of codewords";
     tsar_status status = check_tokenizer(model, err);
-    if (status) return status;
+    if (status != TSAR_OK) return status;
     clusters s = { .K = model->vq.codebook.rows, .k = k, .E = model->vq.codebook.cols, .threads = model->threads, .label = cluster_of };
     if (k == 0 || k > s.K) return tsar_fail(err, TSAR_USAGE, "%zu clusters of %zu codewords cannot be made; ask for 1 to %zu", k, s.K, s.K);
     double *points = codewords(model, err);
@@ -788,8 +786,8 @@ tsar_status tsar_cluster(const tsar_model *model, size_t k, uint64_t seed, int64
     s.weight = s.squares ? tsar_alloc(s.K, sizeof *s.weight, what, err) : NULL;
     s.members = s.weight ? tsar_alloc(k, sizeof *s.members, what, err) : NULL;
     status = s.members ? tsar_matrix_open(&s.rows, k, s.E, TSAR_F64, what, err) : TSAR_ROOM;
-    if (!status) status = start_centres(&s, seed, err);
-    if (!status) status = iterate(&s, previous, err);
+    if (status == TSAR_OK) status = start_centres(&s, seed, err);
+    if (status == TSAR_OK) status = iterate(&s, previous, err);
     tsar_matrix_close(&s.rows);
     tsar_free(points);
     tsar_free(previous);
