@@ -10,6 +10,8 @@ PREFIX ?= /usr/local
 DATADIR = $(PREFIX)/share/tsar
 CFLAGS ?= -O3
 BUILD ?= .build
+# 0.1 built a program weights/train, where a folder stands now, and tested in a folder demo, where a program stands now.
+$(shell if [ -f $(BUILD)/weights/train ]; then rm $(BUILD)/weights/train; fi; if [ -d $(BUILD)/demo ]; then rm -r $(BUILD)/demo; fi)
 
 # ---- flags ------------------------------------------------------------------------------------------------------------
 
@@ -54,9 +56,8 @@ $(BUILD)/libtsar.a: $(OBJECTS)
 tsar libtsar.a: %: $(BUILD)/% FORCE
 	@cmp -s $< $@ || cp $< $@
 
-# A file may stand where an older tsar had a program and this one has a folder.
 $(BUILD)/%.o: %.c $(HEADERS) $(BUILD)/flags
-	@if [ -f $(@D) ]; then rm -f $(@D); fi; mkdir -p $(@D)
+	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(EXTRA_$*) -c $< -o $@
 
 $(BUILD)/weights/files/picture.o: EXTRA_weights/files/picture = $(PNG)
@@ -117,7 +118,6 @@ $(foreach f,$(TRAINER),$(eval EXTRA_$(f:.c=) := $(TRAIN_FLAGS)))
 
 $(BUILD)/weights/train/demo.o: EXTRA_weights/train/demo = $(if $(NO_PNG),$(PNG))
 $(BUILD)/demo: $(BUILD)/weights/train/demo.o $(SCENES:%.c=$(BUILD)/%.o) $(BUILD)/libtsar.a
-	@if [ -d $@ ]; then rm -rf $@; fi
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lm
 
 trainer: $(BUILD)/trainer
