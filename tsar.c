@@ -32,6 +32,7 @@ typedef struct {
 struct tsar_state {
     const tsar_model *model;
     const tsar_stack *stack;
+    const char *part;    /* what its tensors are called: "gpt", "fine" */
     int causal;          /* 0: every row attends to every position (CTF stage two) */
     size_t grid_columns; /* columns of the grid of image tokens, for 2d rotary positions */
     size_t sequences;
@@ -179,16 +180,33 @@ static void attend_head(const tsar_state *state, size_t layer, size_t sequence, 
     if (count) attend_queries(state, cache, matrix, queries, count, scratch);
 }
 
-/* mixed = attention(rope(q), rope(k), v) of one layer: the pass's own keys and values enter the cache first. */
-static void attention(tsar_state *state, size_t layer, size_t rows)
+/* The columns of `heads` heads of qkv, from head `first` on, as a tensor of their own [rows][heads][hd]; what the sink puts there goes back. */
+static tsar_status emit_heads(tsar_state *state, size_t layer, size_t rows, size_t first, size_t heads, const char *name, const tsar_sink *sink,
+                              tsar_error *err)
 {
     const tsar_stack *stack = state->stack;
-    const size_t hd = stack->head_dim, n_kv = stack->n_kv_head, width = (stack->n_head + 2 * n_kv) * hd;
+    const size_t hd = stack->head_dim, width = (stack->n_head + 2 * stack->n_kv_head) * hd, shape[3] = { rows, heads, hd };
+    double *from = state->qkv + first * hd, *tensor = state->mixed; /* which attention has not written yet */
+    for (size_t r = 0; r < rows; r++) memcpy(tensor + r * heads * hd, from + r * width, heads * hd * sizeof *tensor);
+    const tsar_status status = tsar_emit(sink, err, TSAR_F64, tensor, 3, shape, "%s.block.%zu.%s", state->part, layer, name);
+    for (size_t r = 0; r < rows; r++) memcpy(from + r * width, tensor + r * heads * hd, heads * hd * sizeof *tensor);
+    return status;
+}
+
+/* mixed = attention(rope(q), rope(k), v) of one layer: the pass's own keys and values enter the cache first. */
+static tsar_status attention(tsar_state *state, size_t layer, size_t rows, const tsar_sink *inside, tsar_error *err)
+{
+    const tsar_stack *stack = state->stack;
+    const size_t hd = stack->head_dim, n_head = stack->n_head, n_kv = stack->n_kv_head, width = (n_head + 2 * n_kv) * hd;
+    tsar_status status = TSAR_OK;
+    for (size_t r = 0; r < rows; r++) rope_rotate(state->qkv + r * width, state->rotation + r * (hd / 2) * 3, n_head + n_kv, hd);
+    if (inside) status = emit_heads(state, layer, rows, 0, n_head, "q", inside, err);
+    if (inside && status == TSAR_OK) status = emit_heads(state, layer, rows, n_head, n_kv, "k", inside, err);
+    if (inside && status == TSAR_OK) status = emit_heads(state, layer, rows, n_head + n_kv, n_kv, "v", inside, err);
     for (size_t r = 0; r < rows; r++) {
-        double *q = state->qkv + r * width, *k = q + stack->n_head * hd, *v = k + n_kv * hd;
+        double *k = state->qkv + r * width + n_head * hd, *v = k + n_kv * hd;
         const row_place *place = &state->place[r];
         kv_cache *cache = &state->cache[place->sequence];
-        rope_rotate(q, state->rotation + r * (hd / 2) * 3, stack->n_head + n_kv, hd);
         for (size_t h = 0; h < n_kv; h++) {
             tsar_matrix_set_rows(&cache->keys[layer * n_kv + h], place->position, 1, k + h * hd);
             set_value(&cache->values[layer * n_kv + h], place->position, v + h * hd);
@@ -199,6 +217,8 @@ static void attention(tsar_state *state, size_t layer, size_t rows)
     TSAR_PARALLEL_FOR(workers)
     for (size_t w = 0; w < workers; w++)
         for (size_t task = w; task < tasks; task += workers) attend_head(state, layer, task / n_kv, task % n_kv, rows, state->attend + w * scratch);
+    const size_t shape[2] = { rows, n_head * hd };
+    return status == TSAR_OK ? tsar_emit(inside, err, TSAR_F64, state->mixed, 2, shape, "%s.block.%zu.attn", state->part, layer) : status;
 }
 
 static void rmsnorm_rows(double *y, const double *x, const double *g, size_t rows, size_t d, double eps, size_t threads)
@@ -215,17 +235,18 @@ static void add(double *x, const double *delta, size_t count)
 
 /* One block (SPEC 3; Llama):  h = x + wo . attention(rope(q), rope(k), v),  q, k, v = wqkv . rmsnorm(x)
  *                             y = h + w2 . (silu(w1 . n) * (w3 . n)),       n = rmsnorm(h) */
-static void block_forward(tsar_state *state, size_t layer, size_t rows)
+static tsar_status block_forward(tsar_state *state, size_t layer, size_t rows, const tsar_sink *inside, tsar_error *err)
 {
     const tsar_stack *stack = state->stack;
     const tsar_layer *w = &stack->layers[layer];
-    const size_t d = stack->dim, ffn = stack->ffn_hidden, threads = state->model->threads;
+    const size_t d = stack->dim, ffn = stack->ffn_hidden, threads = state->model->threads, stream[2] = { rows, d }, inner[2] = { rows, ffn };
 
     rmsnorm_rows(state->normed, state->x, w->attention_norm, rows, d, stack->norm_eps, threads);
     tsar_matmul(state->qkv, state->normed, &w->wqkv, NULL, rows, threads);
-    attention(state, layer, rows);
+    tsar_status status = attention(state, layer, rows, inside, err);
     tsar_matmul(state->delta, state->mixed, &w->wo, NULL, rows, threads);
     add(state->x, state->delta, rows * d);
+    if (status == TSAR_OK) status = tsar_emit(inside, err, TSAR_F64, state->x, 2, stream, "%s.block.%zu.h", state->part, layer);
 
     rmsnorm_rows(state->normed, state->x, w->ffn_norm, rows, d, stack->norm_eps, threads);
     tsar_matmul(state->gate, state->normed, &w->w1, NULL, rows, threads);
@@ -237,24 +258,26 @@ static void block_forward(tsar_state *state, size_t layer, size_t rows)
         tsar_silu_n(gate, ffn);
         for (size_t i = 0; i < ffn; i++) gate[i] = gate[i] * up[i];
     }
+    if (status == TSAR_OK) status = tsar_emit(inside, err, TSAR_F64, state->gate, 2, inner, "%s.block.%zu.ffn", state->part, layer);
     tsar_matmul(state->delta, state->gate, &w->w2, NULL, rows, threads);
     add(state->x, state->delta, rows * d);
+    return status;
 }
 
-/* All blocks over state->x [rows][d], whose places are set; `part` names the tensors ("gpt", "fine"). */
-static tsar_status stack_forward(tsar_state *state, size_t rows, const char *part, const tsar_sink *sink, tsar_error *err)
+/* All blocks over state->x [rows][d], whose places are set. */
+static tsar_status stack_forward(tsar_state *state, size_t rows, const tsar_sink *sink, tsar_error *err)
 {
     const tsar_stack *stack = state->stack;
     const size_t shape[2] = { rows, stack->dim };
-    tsar_status status = tsar_emit(sink, err, TSAR_F64, state->x, 2, shape, "%s.embed", part);
+    tsar_status status = tsar_emit(sink, err, TSAR_F64, state->x, 2, shape, "%s.embed", state->part);
     for (size_t r = 0; r < rows; r++) {
         const row_place *place = &state->place[r];
         rope_angles(state->rotation + r * (stack->head_dim / 2) * 3, state, place);
         state->cache[place->sequence].fed[place->position] = place->visible != 0;
     }
     for (size_t layer = 0; layer < stack->n_layer && status == TSAR_OK; layer++) {
-        block_forward(state, layer, rows);
-        status = tsar_emit(sink, err, TSAR_F64, state->x, 2, shape, "%s.block.%zu", part, layer);
+        status = block_forward(state, layer, rows, sink && sink->inside ? sink : NULL, err);
+        if (status == TSAR_OK) status = tsar_emit(sink, err, TSAR_F64, state->x, 2, shape, "%s.block.%zu", state->part, layer);
     }
     return status;
 }
@@ -376,6 +399,7 @@ static tsar_status state_open(tsar_state **out, const tsar_model *model, const t
     state->model = model;
     state->stack = stack;
     state->causal = stack == &model->gpt;
+    state->part = state->causal ? "gpt" : "fine";
     state->grid_columns = state->causal ? model->config.columns : model->config.grid_w;
     state->sequences = sequences;
     state->cache = tsar_alloc(sequences, sizeof *state->cache, "the KV caches", err);
@@ -419,20 +443,24 @@ static void mlp_forward(tsar_state *state, double *x, const tsar_mlp *mlp, size_
     add(x, state->delta, rows * d);
 }
 
-/* compressed [n][s*s][d/s^2] window by window -> the trace's raster order of codes [gh*gw][d/s^2] */
-static tsar_status emit_compressed(const tsar_state *state, const double *compressed, const tsar_sink *sink, tsar_error *err)
+/* compressed [n][s*s][d/s^2], window by window, in the trace's raster order of codes [gh*gw][d/s^2]; what the sink puts there goes back. */
+static tsar_status emit_compressed(const tsar_state *state, double *compressed, const tsar_sink *sink, tsar_error *err)
 {
     const tsar_config *c = &state->model->config;
     const size_t s = c->shuffle, width = c->dim / (s * s), shape[2] = { c->grid_h * c->grid_w, width };
     if (!sink) return TSAR_OK;
     double *raster = tsar_alloc(shape[0], width * sizeof *raster, "gpt.shuffle.compress", err);
     if (!raster) return TSAR_ROOM;
-    for (size_t i = 0; i < c->grid_h; i++)
-        for (size_t j = 0; j < c->grid_w; j++) {
-            size_t token = i / s * c->columns + j / s, slot = i % s * s + j % s;
-            memcpy(raster + (i * c->grid_w + j) * width, compressed + (token * s * s + slot) * width, width * sizeof *raster);
-        }
-    tsar_status status = tsar_emit(sink, err, TSAR_F64, raster, 2, shape, "gpt.shuffle.compress");
+    tsar_status status = TSAR_OK;
+    for (int back = 0; back <= 1; back++) {
+        for (size_t i = 0; i < c->grid_h; i++)
+            for (size_t j = 0; j < c->grid_w; j++) {
+                const size_t token = i / s * c->columns + j / s, slot = i % s * s + j % s;
+                double *in_raster = raster + (i * c->grid_w + j) * width, *in_window = compressed + (token * s * s + slot) * width;
+                memcpy(back ? in_window : in_raster, back ? in_raster : in_window, width * sizeof *raster);
+            }
+        if (!back) status = tsar_emit(sink, err, TSAR_F64, raster, 2, shape, "gpt.shuffle.compress");
+    }
     tsar_free(raster);
     return status;
 }
@@ -578,7 +606,7 @@ tsar_status tsar_prefill(tsar_state *state, size_t sequence, const tsar_prompt *
     for (size_t first = 0; first < length && status == TSAR_OK; first += rows) {
         rows = length - first < room ? length - first : room;
         status = embed_prompt(state, sequence, prompt, first, rows, err);
-        if (status == TSAR_OK) status = stack_forward(state, rows, "gpt", NULL, err);
+        if (status == TSAR_OK) status = stack_forward(state, rows, NULL, err);
     }
     if (status != TSAR_OK || !logits) return status;
     status = predict(state, state->x + (rows - 1) * d, 1, NULL, err);
@@ -615,7 +643,7 @@ tsar_status tsar_forward(tsar_state *state, const tsar_feed *feed, size_t rows, 
     }
     if (status == TSAR_OK) status = fuse_tokens(state, state->x, codes, rows, NULL, err);
     tsar_free(codes);
-    if (status == TSAR_OK) status = stack_forward(state, rows, "gpt", NULL, err);
+    if (status == TSAR_OK) status = stack_forward(state, rows, NULL, err);
     if (status != TSAR_OK) return status;
     forget_stand_ins(state, rows);
 
@@ -669,7 +697,7 @@ tsar_status tsar_gpt_trace(const tsar_model *model, const tsar_prompt *prompt, c
     if (status == TSAR_OK) status = cache_open(state, 0, prefix, c->tokens, err);
     if (status == TSAR_OK) status = reserve_rows(state, prefix + c->tokens, err);
     if (status == TSAR_OK) status = embed_all(state, prompt, codes, sink, err);
-    if (status == TSAR_OK) status = stack_forward(state, prefix + c->tokens, "gpt", sink, err);
+    if (status == TSAR_OK) status = stack_forward(state, prefix + c->tokens, sink, err);
     /* Token-Shuffle: the n outputs from <soi> on; LlamaGen: all T, as the official forward returns (QUIRKS, GPT 1). */
     if (status == TSAR_OK && c->arch == TSAR_TOKEN_SHUFFLE)
         status = predict(state, state->x + (prefix - 1) * c->dim, c->tokens, sink, err);
@@ -697,7 +725,7 @@ tsar_status tsar_fine_hidden(const tsar_model *model, const int64_t *labels, dou
         state->place[t] = place;
         tsar_table_row(state->x + t * d, &model->coarse_embeddings, (size_t)labels[t]);
     }
-    if (status == TSAR_OK) status = stack_forward(state, N, "fine", sink, err);
+    if (status == TSAR_OK) status = stack_forward(state, N, sink, err);
     if (status == TSAR_OK) {
         const size_t shape[2] = { N, d };
         rmsnorm_rows(hidden, state->x, model->fine.norm, N, d, model->fine.norm_eps, model->threads);
@@ -716,7 +744,7 @@ tsar_status tsar_fine_logits(const tsar_model *model, const double *hidden, size
 
 /* ----------------------------------------------------------------------------------------------- intermediates */
 
-tsar_status tsar_emit(const tsar_sink *sink, tsar_error *err, tsar_dtype dtype, const void *data, size_t rank, const size_t *shape,
+tsar_status tsar_emit(const tsar_sink *sink, tsar_error *err, tsar_dtype dtype, void *data, size_t rank, const size_t *shape,
                       const char *format, ...)
 {
     if (sink == NULL) return TSAR_OK;

@@ -377,14 +377,16 @@ tsar_status tsar_text_decode(const tsar_model *model, const int64_t *ids, size_t
 /* ------------------------------------------------------------------------------------------------------ 6. intermediates */
 
 /* Receives the intermediate tensors of a run by their names in SPEC 8, in the order of computation. data is double for
- * F64, int64_t for I64, uint8_t for U8, and lives during the call only. */
+ * F64, int64_t for I64, uint8_t for U8, and lives during the call only. An F64 tensor that is no input may be overwritten in place: the run
+ * goes on with what then stands there. */
 typedef struct {
-    tsar_status (*put)(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, const void *data, tsar_error *err);
+    tsar_status (*put)(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, void *data, tsar_error *err);
     void *context;
+    int inside; /* 1: also the tensors inside of a block, .block.{i}.q, .k, .v, .attn, .h, .ffn */
 } tsar_sink;
 
 /* The same with a printf-formatted name; does nothing when sink is NULL. Shape is rank size_t values. */
-tsar_status tsar_emit(const tsar_sink *sink, tsar_error *err, tsar_dtype dtype, const void *data, size_t rank, const size_t *shape,
+tsar_status tsar_emit(const tsar_sink *sink, tsar_error *err, tsar_dtype dtype, void *data, size_t rank, const size_t *shape,
                       const char *format, ...) TSAR_FORMAT(7, 8);
 
 /* ---------------------------------------------------------------------------------------------- 7. the transformer (tsar.c) */

@@ -52,7 +52,7 @@ static void record(const char *name, uint64_t value)
     else if (run.failed++ < 10) printf("FAILED here %sexpected    %s", line, wanted[0] ? wanted : "(nothing)\n");
 }
 
-static tsar_status put(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, const void *data, tsar_error *err)
+static tsar_status put(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, void *data, tsar_error *err)
 {
     size_t count = 1;
     (void)context, (void)err;
@@ -82,7 +82,7 @@ static int64_t pick(size_t i, size_t n) { return (int64_t)(tsar_mix(i + 1) % n);
 static void trace_gpt(const tsar_model *m, const tsar_prompt *prompt)
 {
     const size_t N = m->config.grid_h * m->config.grid_w;
-    const tsar_sink sink = { put, NULL };
+    const tsar_sink sink = { .put = put };
     tsar_error err = { "" };
     int64_t *codes = tsar_alloc(N, sizeof *codes, "codes", &err);
     for (size_t i = 0; i < N; i++) codes[i] = pick(i, m->config.vocab);
@@ -123,7 +123,7 @@ static void generate(const tsar_model *m, const tsar_prompt *prompt, const char 
 static void trace_fine(const tsar_model *m)
 {
     const size_t N = m->config.grid_h * m->config.grid_w, K = m->config.codebook_size;
-    const tsar_sink sink = { put, NULL };
+    const tsar_sink sink = { .put = put };
     tsar_error err = { "" };
     int64_t *labels = tsar_alloc(N, sizeof *labels, "labels", &err);
     double *hidden = tsar_alloc(N * m->config.fine_dim, sizeof *hidden, "fine.norm", &err), *logits = tsar_alloc(N * K, sizeof *logits, "fine.logits", &err);
@@ -181,7 +181,7 @@ static void llamagen(size_t threads)
 static void tokenizer(size_t threads)
 {
     const size_t H = 24, W = 16;
-    const tsar_sink sink = { put, NULL };
+    const tsar_sink sink = { .put = put };
     uint8_t picture[24 * 16 * 3];
     int64_t codes[6 * 4], cluster_of[50];
     tsar_error err = { "" };

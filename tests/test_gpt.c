@@ -21,7 +21,7 @@ typedef struct {
     double *logits; /* [n][s*s][V] */
 } keeper;
 
-static tsar_status keep(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, const void *data, tsar_error *err)
+static tsar_status keep(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, void *data, tsar_error *err)
 {
     keeper *k = context;
     const tsar_config *c = &k->model->config;
@@ -100,7 +100,7 @@ static void compare(tsar_model *model, const tsar_prompt *prompts, const char *w
     tsar_error err = { "" };
     fixture_open(&f, model);
     keeper k = { model, f.truth };
-    const tsar_sink sink = { keep, &k };
+    const tsar_sink sink = { .put = keep, .context = &k };
     CHECK(tsar_gpt_trace(model, &prompts[0], f.picture, &sink, &err) == TSAR_OK, "%s", err.text);
     for (size_t i = 0; i < sizeof passes / sizeof *passes; i++) {
         decode(&f, prompts, 1, 0, passes[i]);

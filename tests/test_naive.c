@@ -39,7 +39,7 @@ static void release(void)
     n_traced = 0;
 }
 
-static tsar_status put(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, const void *data, tsar_error *err)
+static tsar_status put(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, void *data, tsar_error *err)
 {
     size_t count = 1;
     (void)context, (void)err;
@@ -284,7 +284,7 @@ static void predict(double *h, size_t count, const tsar_config *c, const char *w
 
 /* ------------------------------------------------------------------------------------------------------------ models */
 
-static const tsar_sink sink = { put, NULL };
+static const tsar_sink sink = { .put = put };
 
 static void compare_gpt(const tsar_model *model, const tsar_prompt *prompt, const char *what)
 {

@@ -158,7 +158,7 @@ static tsar_model *as_model(train_run *run, train_tape *tape, const run_integers
 static size_t compared;
 
 /* A sink that holds each tensor of the oracle against the value of that name on the tape. */
-static tsar_status compare(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, const void *data, tsar_error *err)
+static tsar_status compare(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, void *data, tsar_error *err)
 {
     const train_tape *tape = context;
     const double *theirs = data;
@@ -197,7 +197,7 @@ static void test_vq_oracle(void)
     for (size_t i = 0; i < sizeof rgb; i++) rgb[i] = (uint8_t)(tsar_mix(i) >> 56);
     vq_set_image(&net, 0, rgb);
     vq_forward(&net);
-    tsar_sink sink = { compare, &net.tape };
+    tsar_sink sink = { .put = compare, .context = &net.tape };
     compared = 0;
     CHECK(model && tsar_vq_encode(model, rgb, 16, 16, codes, &sink, &err) == TSAR_OK, "%s", err.text);
     CHECK(model && tsar_vq_decode(model, codes, 4, 4, NULL, &sink, &err) == TSAR_OK, "%s", err.text);
@@ -225,7 +225,7 @@ static void test_gpt_oracle(size_t s)
     gpt_sequence(&net, 0, text, 5, codes, 1);
     gpt_end(&net);
     train_forward(&net.tape);
-    tsar_sink sink = { compare, &net.tape };
+    tsar_sink sink = { .put = compare, .context = &net.tape };
     tsar_prompt prompt = { 0 };
     prompt.text = text;
     prompt.n_text = 5;
@@ -253,7 +253,7 @@ static void test_fine_oracle(void)
     trace_codes(codes, 16, 7, 70);
     fine_sequence(&net, 0, codes);
     train_forward(&net.tape);
-    tsar_sink sink = { compare, &net.tape };
+    tsar_sink sink = { .put = compare, .context = &net.tape };
     compared = 0;
     CHECK(model && tsar_fine_hidden(model, net.label_index, hidden, &sink, &err) == TSAR_OK, "%s", err.text);
     CHECK(compared >= 4, "only %zu tensors compared", compared);

@@ -160,7 +160,7 @@ static double rms(const tsar_values *v)
     return sqrt(sum / (double)count_of(v));
 }
 
-static tsar_status put_back(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, const void *data, tsar_error *err)
+static tsar_status put_back(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, void *data, tsar_error *err)
 {
     tsar_values *v = find(context, name);
     (void)rank, (void)shape, (void)err;
@@ -323,7 +323,7 @@ static void test_codes(const tsar_model *model)
         load(&t);
         codes = (int64_t *)find(&t, "vq.codes")->data;
         codes[2] = (codes[2] + 1) % (int64_t)model->config.codebook_size;
-        const tsar_sink sink = { put_back, &t };
+        const tsar_sink sink = { .put = put_back, .context = &t };
         tsar_error err = { "" };
         tsar_status status = tsar_vq_decode(model, codes, find(&t, "vq.codes")->shape[0], find(&t, "vq.codes")->shape[1], NULL, &sink, &err);
         CHECK(status == TSAR_OK, "decode: %s", err.text);
@@ -423,7 +423,7 @@ static void test_twins(const tsar_inputs *inputs, const int64_t *codes)
         const int64_t ours = theirs[0];
         theirs[0] = ours == (int64_t)chosen ? (int64_t)twin : (int64_t)chosen;
         CHECK(ours == (int64_t)chosen || ours == (int64_t)twin, "a twin is taken");
-        const tsar_sink sink = { put_back, &t };
+        const tsar_sink sink = { .put = put_back, .context = &t };
         status = tsar_vq_decode(model, theirs, find(&t, "vq.codes")->shape[0], find(&t, "vq.codes")->shape[1], NULL, &sink, &err);
         CHECK(status == TSAR_OK, "decode: %s", err.text);
         for (size_t k = 0; k < t.n && (i == 1 || i == 2); k++)

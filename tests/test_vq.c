@@ -42,7 +42,7 @@ static void release(void)
     n_traced = 0;
 }
 
-static tsar_status put(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, const void *data, tsar_error *err)
+static tsar_status put(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, void *data, tsar_error *err)
 {
     size_t count = 1;
     (void)context;
@@ -56,7 +56,7 @@ static tsar_status put(void *context, const char *name, tsar_dtype dtype, size_t
     return TSAR_OK;
 }
 
-static const tsar_sink sink = { put, NULL };
+static const tsar_sink sink = { .put = put };
 
 /* The tensor traced under this name has these bits. */
 static void expect(const char *name, const void *data, size_t count)
@@ -403,7 +403,7 @@ static void test_bytes(void)
 }
 
 /* A sink's failure ends the run. */
-static tsar_status full(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, const void *data, tsar_error *err)
+static tsar_status full(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, void *data, tsar_error *err)
 {
     int *left = context;
     (void)dtype, (void)rank, (void)shape, (void)data;
@@ -418,12 +418,12 @@ static void test_sink(void)
     tsar_error err = { "" };
     for (int n = 0; n <= 9; ++n) {
         int left = n;
-        const tsar_sink failing = { full, &left };
+        const tsar_sink failing = { .put = full, .context = &left };
         CHECK(tsar_vq_encode(model, rgb, 2, 2, &code, &failing, &err) == (n < 9 ? TSAR_ROOM : TSAR_OK), "encode with %d traced", n);
     }
     for (int n = 0; n <= 9; ++n) {
         int left = n;
-        const tsar_sink failing = { full, &left };
+        const tsar_sink failing = { .put = full, .context = &left };
         CHECK(tsar_vq_decode(model, &code, 1, 1, NULL, &failing, &err) == (n < 9 ? TSAR_ROOM : TSAR_OK), "decode with %d traced", n);
     }
     tsar_model_close(model);

@@ -207,7 +207,7 @@ static tsar_status emit_inputs(const tsar_model *model, const tsar_inputs *input
     const tsar_config *c = &model->config;
     const size_t text[1] = { inputs->n_text }, one[1] = { 1 }, caption[2] = { c->cond_tokens, c->caption_dim }, codes[2] = { inputs->h, inputs->w },
                  grid[2] = { c->grid_h, c->grid_w }, image[3] = { inputs->H, inputs->W, 3 }, clusters[1] = { c->codebook_size };
-    const int64_t class_id = (int64_t)inputs->class_id;
+    int64_t class_id = (int64_t)inputs->class_id;
     tsar_status status = TSAR_OK;
     if (inputs->text) status = tsar_emit(sink, err, TSAR_I64, inputs->text, 1, text, "input.text");
     if (status == TSAR_OK && inputs->has_class) status = tsar_emit(sink, err, TSAR_I64, &class_id, 1, one, "input.class");
@@ -293,7 +293,7 @@ static tsar_status widen_trace(kept_trace *trace, tsar_error *err)
 }
 
 /* The sink of a trace file: a copy of name and data. */
-static tsar_status keep_tensor(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, const void *data, tsar_error *err)
+static tsar_status keep_tensor(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, void *data, tsar_error *err)
 {
     kept_trace *trace = context;
     if (trace->n == trace->room && widen_trace(trace, err) != TSAR_OK) return TSAR_ROOM;
@@ -385,7 +385,7 @@ tsar_status tsar_values_write(tsar_writer *writer, const tsar_values *values, si
 tsar_status tsar_trace_write(const tsar_model *model, const tsar_inputs *inputs, const char *path, tsar_error *err)
 {
     kept_trace trace = { NULL, 0, 0 };
-    const tsar_sink sink = { keep_tensor, &trace };
+    const tsar_sink sink = { .put = keep_tensor, .context = &trace };
     tsar_writer *writer = NULL;
     tsar_status status = tsar_trace(model, inputs, &sink, err);
     if (status == TSAR_OK) status = tsar_writer_open(&writer, path, err);
@@ -609,7 +609,7 @@ static tsar_status keep_latent(verifier *v, const size_t *shape, const double *d
     return TSAR_OK;
 }
 
-static tsar_status compare_tensor(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, const void *data,
+static tsar_status compare_tensor(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, void *data,
                                   tsar_error *err)
 {
     verifier *v = context;
@@ -710,7 +710,7 @@ tsar_status tsar_verify(const tsar_model *model, const char *path, double rtol, 
     if (status == TSAR_OK) status = tsar_inputs_read(&inputs, model, file, err);
     if (status == TSAR_OK) status = choose_parts(&model->config, &inputs, file, &wanted, err);
     if (status == TSAR_OK) {
-        const tsar_sink sink = { compare_tensor, v };
+        const tsar_sink sink = { .put = compare_tensor, .context = v };
         v->model = model, v->file = file, v->rtol = rtol, v->report = report_fn, v->context = context;
         status = run_parts(model, &inputs, wanted, &sink, &v->near_codes, err);
     }
