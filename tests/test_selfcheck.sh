@@ -42,7 +42,7 @@ check 'reassociation' says 3 'reorders sums' tests/selfcheck.c -fassociative-mat
 check 'reciprocals' says 3 'reciprocal' tests/selfcheck.c -freciprocal-math
 if grep -q '^flags.* fma ' /proc/cpuinfo 2>/dev/null; then
     check 'contraction' says 3 'fuses multiply and add' tests/selfcheck.c -ffp-contract=fast -mfma
-    check 'contraction in the kernel alone' says 3 'known bits' tsar.c -ffp-contract=fast -mfma
+    check 'contraction in the kernel alone' says 3 'known bits' weights/numbers.c -ffp-contract=fast -mfma
 fi
 for flag in -ffast-math -ffinite-math-only; do
     # shellcheck disable=SC2086 # several
