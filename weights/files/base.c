@@ -1,6 +1,6 @@
 /* base.c - the ground: errors, memory, and the number formats of files: exact widening, rounding to nearest even, rows of a table; shapes
  * and numbers as text (tsar.h, sections 1 and 2). */
-#include "../../tsar.h"
+#include "files.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -46,6 +46,44 @@ void tsar_free(void *memory)
         memcpy(&block, (char *)memory - sizeof(void *), sizeof(void *));
         free(block);
     }
+}
+
+char *tsar_copy_string(const char *string, tsar_error *err)
+{
+    const size_t length = strlen(string) + 1;
+    char *copy = tsar_alloc(length, 1, "a name", err);
+    if (copy) memcpy(copy, string, length);
+    return copy;
+}
+
+/* -------------------------------------------------------------------------------------------------------------- text */
+
+size_t tsar_utf8_length(const void *text, size_t bytes)
+{
+    static const uint32_t smallest[5] = { 0, 0, 0x80, 0x800, 0x10000 };
+    const unsigned char *s = text;
+    if (bytes == 0) return 0;
+    if (s[0] < 0x80) return 1;
+    const size_t length = s[0] >= 0xF8 ? 0 : s[0] >= 0xF0 ? 4 : s[0] >= 0xE0 ? 3 : s[0] >= 0xC0 ? 2 : 0;
+    if (length == 0 || length > bytes) return 0;
+    uint32_t point = s[0] & (0x7Fu >> length);
+    for (size_t i = 1; i < length; i++) {
+        if ((s[i] & 0xC0) != 0x80) return 0;
+        point = point << 6 | (s[i] & 0x3Fu);
+    }
+    return point < smallest[length] || point > 0x10FFFF || (point >= 0xD800 && point < 0xE000) ? 0 : length;
+}
+
+int tsar_is_utf8(const char *string)
+{
+    size_t rest = strlen(string);
+    while (rest) {
+        const size_t length = tsar_utf8_length(string, rest);
+        if (length == 0) return 0;
+        string += length;
+        rest -= length;
+    }
+    return 1;
 }
 
 /* ---------------------------------------------------------------------------------------------------- number formats */

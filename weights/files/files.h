@@ -1,12 +1,73 @@
-/* What the parts of the importer share: zip.c reads archives, pickle.c PyTorch files, import.c safetensors; import.c
- * finds out which model their tensors are and writes it. No part of the library's
- * interface: other code sees tsar_import and tsar_caption_read of tsar.h only. */
-#ifndef TSAR_IMPORT_H
-#define TSAR_IMPORT_H
+/* What is read and written (weights/files): the ground that its files and those above share. No part of the library's interface: programs
+ * see tsar.h only.
+ *
+ *     base.c          errors, memory, number formats, UTF-8        zip.c      archives, read in place
+ *     output.c        files that are written whole or not at all   pickle.c   PyTorch checkpoints
+ *     json.c          the one JSON reader                          npy.c      NumPy arrays
+ *     safetensors.c   the container for everything                 picture.c  PPM, PNG, the typeface, order maps */
+#ifndef TSAR_FILES_H
+#define TSAR_FILES_H
 
 #include "../../tsar.h"
 
 #include <stdio.h>
+
+/* ----------------------------------------------------------------------------------------------------- text (base.c) */
+
+/* Bytes of the UTF-8 sequence at the start of `bytes` bytes of text; 0 if it is none (overlong forms and surrogates included). */
+size_t tsar_utf8_length(const void *text, size_t bytes);
+
+/* A copy to be given back by tsar_free; NULL when memory is out. */
+char *tsar_copy_string(const char *string, tsar_error *err);
+
+/* ----------------------------------------------------------------------------------------------------- JSON (json.c) */
+
+/* A reader of JSON text. Errors read "PATH: byte 12 of WHAT should be '{' (REMEDY)". */
+typedef struct {
+    unsigned char *start, *at, *end;
+    const char *path, *what, *remedy;
+    size_t depth; /* containers that are open */
+    int first;    /* a container was just entered: no comma yet */
+    tsar_error *err;
+} tsar_json;
+
+typedef enum {
+    TSAR_JSON_NOTHING, /* the end, or what begins no value */
+    TSAR_JSON_NULL, TSAR_JSON_BOOL, TSAR_JSON_NUMBER, TSAR_JSON_STRING, TSAR_JSON_LIST, TSAR_JSON_OBJECT
+} tsar_json_kind;
+
+/* Reads `bytes` bytes of text, which belong to the caller, are changed by reading (strings are decoded in place) and outlive what was read:
+ *
+ *     tsar_json_open(&json, text, bytes, path, "the file", "is it a config.json", err);
+ *     status = tsar_json_object(&json);
+ *     while (status == TSAR_OK) {
+ *         status = tsar_json_member(&json, &key, NULL);
+ *         if (status != TSAR_OK || !key) break;
+ *         status = strcmp(key, "hidden_size") == 0 ? tsar_json_u64(&json, &size) : tsar_json_skip(&json);
+ *     }
+ *     if (status == TSAR_OK) status = tsar_json_end(&json);
+ *
+ * Each of the functions below takes one thing from the text and refuses anything else, which leaves the reader unusable. */
+void tsar_json_open(tsar_json *json, char *text, size_t bytes, const char *path, const char *what, const char *remedy, tsar_error *err);
+tsar_status tsar_json_end(tsar_json *json); /* nothing but white space is left */
+tsar_json_kind tsar_json_peek(tsar_json *json); /* what the next value begins like; takes nothing */
+/* The error "byte ... should be `expected`", for what the caller expects beyond JSON. */
+tsar_status tsar_json_refuse(const tsar_json *json, const char *expected);
+
+/* An object is entered, then each member's key is taken and after it its value by the caller; *key = NULL behind its '}'. Whether a key comes
+ * twice is the caller's business. A list is entered, then *more tells whether there is an item, whose value the caller takes. */
+tsar_status tsar_json_object(tsar_json *json);
+tsar_status tsar_json_member(tsar_json *json, const char **key, size_t *length);
+tsar_status tsar_json_list(tsar_json *json);
+tsar_status tsar_json_item(tsar_json *json, int *more);
+
+/* A string, decoded to UTF-8 and 0-terminated; \u0000 is refused unless `length` asks for its bytes (else NULL). */
+tsar_status tsar_json_string(tsar_json *json, const char **text, size_t *length);
+tsar_status tsar_json_number(tsar_json *json, const char **text); /* as it is written, 0-terminated; not where it is all of the text */
+tsar_status tsar_json_u64(tsar_json *json, uint64_t *value);      /* a plain integer: neither sign, fraction, exponent nor leading zero */
+tsar_status tsar_json_bool(tsar_json *json, int *value);
+tsar_status tsar_json_null(tsar_json *json);
+tsar_status tsar_json_skip(tsar_json *json); /* any value, however deep, checked like all others */
 
 /* ------------------------------------------------------------------------------------------- bytes of a file (zip.c) */
 

@@ -1,4 +1,4 @@
-/* Files (SPEC 2): the safetensors reader and writer, and atomic output.
+/* Files (SPEC 2): the safetensors reader and writer.
  *
  *     u64 little-endian   n, the length of the header
  *     n bytes             JSON: {"__metadata__": {key: string, ...}, name: {"dtype", "shape", "data_offsets": [begin, end]}, ...},
@@ -7,7 +7,7 @@
  *
  * The reader proves all of that before it believes any of it, and allocates nothing in proportion to a number that the
  * file merely claims: the header's length is first compared with the file's, and everything else is in proportion to the header. */
-#include "../../tsar.h"
+#include "files.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -47,14 +47,6 @@ static void swap_to_little_endian(void *values, size_t count, size_t size)
         }
 }
 
-static char *copy_string(const char *string, tsar_error *err)
-{
-    const size_t length = strlen(string) + 1;
-    char *copy = tsar_alloc(length, 1, "a name", err);
-    if (copy) memcpy(copy, string, length);
-    return copy;
-}
-
 /* Room for one more element of `size` bytes in *array: doubles its capacity when it is full. */
 static tsar_status grow(void **array, size_t count, size_t *capacity, size_t size, const char *what, tsar_error *err)
 {
@@ -67,34 +59,6 @@ static tsar_status grow(void **array, size_t count, size_t *capacity, size_t siz
     *array = copy;
     *capacity = wider;
     return TSAR_OK;
-}
-
-/* Length of the UTF-8 sequence at s, of at most n bytes; 0 if it is none (overlong forms and surrogates included). */
-static size_t utf8_length(const unsigned char *s, size_t n)
-{
-    static const uint32_t smallest[5] = { 0, 0, 0x80, 0x800, 0x10000 };
-    if (n == 0) return 0;
-    if (s[0] < 0x80) return 1;
-    const size_t length = s[0] >= 0xF8 ? 0 : s[0] >= 0xF0 ? 4 : s[0] >= 0xE0 ? 3 : s[0] >= 0xC0 ? 2 : 0;
-    if (length == 0 || length > n) return 0;
-    uint32_t point = s[0] & (0x7Fu >> length);
-    for (size_t i = 1; i < length; i++) {
-        if ((s[i] & 0xC0) != 0x80) return 0;
-        point = point << 6 | (s[i] & 0x3Fu);
-    }
-    return point < smallest[length] || point > 0x10FFFF || (point >= 0xD800 && point < 0xE000) ? 0 : length;
-}
-
-int tsar_is_utf8(const char *string)
-{
-    size_t rest = strlen(string);
-    while (rest) {
-        const size_t length = utf8_length((const unsigned char *)string, rest);
-        if (length == 0) return 0;
-        string += length;
-        rest -= length;
-    }
-    return 1;
 }
 
 /* Elements of a shape and their bytes; 0 if either overflows 64 bits. */
@@ -113,155 +77,12 @@ static int measure(size_t rank, const size_t *shape, size_t size, uint64_t *coun
     return 1;
 }
 
-/* -------------------------------------------------------------------------------------------------------------- JSON */
-
-/* A cursor over the header. Strings are decoded in place: no escape is shorter than what it stands for. */
-typedef struct {
-    unsigned char *start, *at, *end;
-    const char *path;
-    tsar_error *err;
-} json;
-
-static tsar_status json_refuse(const json *j, const char *expected)
-{
-    return tsar_fail(j->err, TSAR_INPUT, "%s: byte %zu of the header should be %s (the file is damaged or no safetensors file)", j->path,
-                     (size_t)(j->at - j->start), expected);
-}
-
-static void json_space(json *j)
-{
-    while (j->at < j->end && (*j->at == ' ' || *j->at == '\t' || *j->at == '\n' || *j->at == '\r')) j->at++;
-}
-
-/* Skips white space and then the character c, if it is there. */
-static int json_take(json *j, char c)
-{
-    json_space(j);
-    if (j->at == j->end || *j->at != (unsigned char)c) return 0;
-    j->at++;
-    return 1;
-}
-
-/* Four hexadecimal digits, or -1. */
-static long json_hex(json *j)
-{
-    static const char digits[] = "0123456789abcdefABCDEF";
-    long value = 0;
-    if (j->end - j->at < 4) return -1;
-    for (int i = 0; i < 4; i++) {
-        const int c = *j->at++;
-        const char *digit = c ? strchr(digits, c) : NULL;
-        if (!digit) return -1;
-        value = value * 16 + (long)(digit - digits < 16 ? digit - digits : digit - digits - 6);
-    }
-    return value;
-}
-
-/* The code point of \uXXXX, behind its u; two of them for a surrogate pair. 0 if it is none, or stands for NUL. */
-static uint32_t json_unicode(json *j)
-{
-    const long high = json_hex(j);
-    if (high < 0xD800 || high >= 0xE000) return high > 0 ? (uint32_t)high : 0;
-    if (high >= 0xDC00 || j->end - j->at < 2 || j->at[0] != '\\' || j->at[1] != 'u') return 0;
-    j->at += 2;
-    const long low = json_hex(j);
-    return low < 0xDC00 || low >= 0xE000 ? 0 : 0x10000u + ((uint32_t)(high - 0xD800) << 10) + (uint32_t)(low - 0xDC00);
-}
-
-/* Decodes the escape sequence at the cursor to *to, which it moves on. */
-static tsar_status json_escape(json *j, unsigned char **to)
-{
-    static const char from[] = "\"\\/bfnrt", into[] = "\"\\/\b\f\n\r\t";
-    j->at++;
-    const char *plain = j->at < j->end && *j->at ? strchr(from, *j->at) : NULL;
-    if (plain) {
-        j->at++;
-        *(*to)++ = (unsigned char)into[plain - from];
-        return TSAR_OK;
-    }
-    if (j->at == j->end || *j->at++ != 'u') return json_refuse(j, "a JSON escape sequence");
-    const uint32_t point = json_unicode(j);
-    if (point == 0) return json_refuse(j, "\\uXXXX other than \\u0000, surrogates in pairs");
-    const int more = point < 0x80 ? 0 : point < 0x800 ? 1 : point < 0x10000 ? 2 : 3; /* bytes behind the first */
-    static const unsigned char lead[4] = { 0, 0xC0, 0xE0, 0xF0 };
-    *(*to)++ = (unsigned char)(lead[more] | point >> (6 * more));
-    for (int i = more - 1; i >= 0; i--) *(*to)++ = (unsigned char)(0x80 | (point >> (6 * i) & 0x3F));
-    return TSAR_OK;
-}
-
-/* A string, decoded and 0-terminated within the header. */
-static tsar_status json_string(json *j, const char **out)
-{
-    if (!json_take(j, '"')) return json_refuse(j, "a string");
-    unsigned char *to = j->at;
-    *out = (const char *)to;
-    while (j->at < j->end && *j->at != '"') {
-        if (*j->at == '\\') {
-            const tsar_status status = json_escape(j, &to);
-            if (status) return status;
-            continue;
-        }
-        const size_t length = *j->at < 0x20 ? 0 : utf8_length(j->at, (size_t)(j->end - j->at));
-        if (length == 0) return json_refuse(j, "UTF-8 text without control characters");
-        memmove(to, j->at, length);
-        to += length;
-        j->at += length;
-    }
-    if (j->at == j->end) return json_refuse(j, "the end of a string");
-    j->at++;
-    *to = 0;
-    return TSAR_OK;
-}
-
-/* A plain non-negative integer below 2^64: neither sign, fraction, exponent nor leading zero. */
-static tsar_status json_u64(json *j, uint64_t *out)
-{
-    json_space(j);
-    const unsigned char *first = j->at;
-    uint64_t value = 0;
-    for (; j->at < j->end && *j->at >= '0' && *j->at <= '9'; j->at++) {
-        const uint64_t digit = (uint64_t)(*j->at - '0');
-        if (value > (UINT64_MAX - digit) / 10) return json_refuse(j, "the end of an integer below 2^64");
-        value = value * 10 + digit;
-    }
-    if (j->at == first || (j->at - first > 1 && *first == '0') || (j->at < j->end && (*j->at == '.' || *j->at == 'e' || *j->at == 'E')))
-        return json_refuse(j, "a plain non-negative integer");
-    *out = value;
-    return TSAR_OK;
-}
-
-/* The next member of an object whose '{' is read: its key, the cursor behind the colon; *key = NULL behind the '}'. */
-static tsar_status json_member(json *j, int first, const char **key)
-{
-    *key = NULL;
-    if (json_take(j, '}')) return TSAR_OK;
-    if (!first && !json_take(j, ',')) return json_refuse(j, "',' or '}'");
-    const tsar_status status = json_string(j, key);
-    if (status) return status;
-    return json_take(j, ':') ? TSAR_OK : json_refuse(j, "':'");
-}
-
-/* A list of integers, at most `room` of them. */
-static tsar_status json_list(json *j, size_t room, size_t *count, uint64_t *values)
-{
-    *count = 0;
-    if (!json_take(j, '[')) return json_refuse(j, "'['");
-    while (!json_take(j, ']')) {
-        if (*count && !json_take(j, ',')) return json_refuse(j, "',' or ']'");
-        if (*count == room) return json_refuse(j, "the end of the list (tsar reads at most 8 dimensions and exactly 2 offsets)");
-        const tsar_status status = json_u64(j, &values[*count]);
-        if (status) return status;
-        ++*count;
-    }
-    return TSAR_OK;
-}
-
 /* ------------------------------------------------------------------------------------------------------------ reader */
 
 struct tsar_file {
     FILE *stream;
     char *path;
-    unsigned char *header;       /* the text of the names and of the metadata */
+    char *header;                /* the text of the names and of the metadata */
     tsar_tensor *tensors;        /* [n_tensors], in the order of the data */
     const tsar_tensor **by_name; /* [n_tensors], sorted */
     size_t n_tensors, tensors_room;
@@ -311,63 +132,85 @@ static int compare_offsets(const void *a, const void *b)
     return x->name < y->name ? -1 : x->name > y->name;
 }
 
-/* {"dtype": ..., "shape": [...], "data_offsets": [begin, end]} of `tensor`, whose name is known. */
-static tsar_status parse_tensor(json *j, tsar_tensor *tensor)
+/* A list of integers, at most `room` of them. */
+static tsar_status read_list(tsar_json *json, size_t room, size_t *count, uint64_t *values)
 {
-    enum { DTYPE = 1, SHAPE = 2, OFFSETS = 4 };
-    unsigned seen = 0;
-    uint64_t dimensions[TSAR_MAX_RANK] = { 0 }, offsets[2] = { 0 };
-    const char *key, *dtype;
-    if (!json_take(j, '{')) return json_refuse(j, "'{'");
-    for (;;) {
-        tsar_status status = json_member(j, seen == 0, &key);
-        if (status || !key) {
-            if (status) return status;
-            break;
-        }
-        size_t n = 2;
-        const unsigned field = (!strcmp(key, "dtype") ? DTYPE : 0) | (!strcmp(key, "shape") ? SHAPE : 0) | (!strcmp(key, "data_offsets") ? OFFSETS : 0);
-        if (field == 0 || (seen & field))
-            return tsar_fail(j->err, TSAR_INPUT,
-                             "%s: tensor %.100s has %s key \"%.60s\" in the header (each of dtype, shape and data_offsets "
-                             "belongs there once)",
-                             j->path, tensor->name, field ? "a second" : "an unknown", key);
-        seen |= field;
-        if (field == DTYPE && (status = json_string(j, &dtype)) == TSAR_OK) {
-            tensor->dtype = TSAR_F64;
-            while (tensor->dtype < TSAR_DTYPES && strcmp(dtype, tsar_dtype_name(tensor->dtype))) tensor->dtype = (tsar_dtype)(tensor->dtype + 1);
-            if (tensor->dtype == TSAR_DTYPES)
-                return tsar_fail(j->err, TSAR_INPUT,
-                                 "%s: tensor %.100s has the unknown dtype \"%.60s\" (tsar knows F64, F32, F16, BF16, BOOL and "
-                                 "the integers I64 ... U8)",
-                                 j->path, tensor->name, dtype);
-        } else if (field == SHAPE) {
-            status = json_list(j, TSAR_MAX_RANK, &tensor->rank, dimensions);
-        } else if (field == OFFSETS) {
-            status = json_list(j, 2, &n, offsets);
-        }
-        if (status) return status;
-        if (n != 2) return json_refuse(j, "behind two offsets");
+    int more = 1;
+    tsar_status status = tsar_json_list(json);
+    for (*count = 0; status == TSAR_OK; ++*count) {
+        status = tsar_json_item(json, &more);
+        if (status != TSAR_OK || !more) return status;
+        if (*count == room) return tsar_json_refuse(json, "the end of the list (tsar reads at most 8 dimensions and exactly 2 offsets)");
+        status = tsar_json_u64(json, &values[*count]);
     }
-    if (seen != (DTYPE | SHAPE | OFFSETS))
-        return tsar_fail(j->err, TSAR_INPUT, "%s: tensor %.100s has no %s in the header", j->path, tensor->name,
-                         !(seen & DTYPE)   ? "dtype"
-                         : !(seen & SHAPE) ? "shape"
-                                           : "data_offsets");
+    return status;
+}
 
+static tsar_status read_dtype(tsar_json *json, tsar_tensor *tensor)
+{
+    const char *name = NULL;
+    const tsar_status status = tsar_json_string(json, &name, NULL);
+    if (status != TSAR_OK) return status;
+    for (tensor->dtype = TSAR_F64; tensor->dtype < TSAR_DTYPES; tensor->dtype = (tsar_dtype)(tensor->dtype + 1))
+        if (strcmp(name, tsar_dtype_name(tensor->dtype)) == 0) return TSAR_OK;
+    return tsar_fail(json->err, TSAR_INPUT, "%s: tensor %.100s has the unknown dtype \"%.60s\" (tsar knows F64, F32, F16, BF16, BOOL and the integers I64 ... U8)",
+                     json->path, tensor->name, name);
+}
+
+/* What the header claims of one tensor. */
+enum { DTYPE = 1, SHAPE = 2, OFFSETS = 4 };
+typedef struct {
+    unsigned seen; /* a mask of the three fields */
+    uint64_t shape[TSAR_MAX_RANK], offsets[2];
+} tensor_claim;
+
+/* The claim holds together: a shape that can be counted, and offsets that are as far apart as it takes. */
+static tsar_status check_claim(const tsar_json *json, const tensor_claim *claim, tsar_tensor *tensor)
+{
     uint64_t bytes = 0;
     int fits = 1;
+    if (claim->seen != (DTYPE | SHAPE | OFFSETS))
+        return tsar_fail(json->err, TSAR_INPUT, "%s: tensor %.100s has no %s in the header", json->path, tensor->name,
+                         !(claim->seen & DTYPE)   ? "dtype"
+                         : !(claim->seen & SHAPE) ? "shape"
+                                                  : "data_offsets");
     for (size_t i = 0; i < tensor->rank; i++) {
-        fits &= dimensions[i] <= SIZE_MAX;
-        tensor->shape[i] = (size_t)dimensions[i];
+        fits &= claim->shape[i] <= SIZE_MAX;
+        tensor->shape[i] = (size_t)claim->shape[i];
     }
     if (!fits || !measure(tensor->rank, tensor->shape, tsar_dtype_size(tensor->dtype), &tensor->count, &bytes))
-        return tsar_fail(j->err, TSAR_INPUT, "%s: the shape of tensor %.100s is too large for %s", j->path, tensor->name, fits ? "any file" : "this machine");
-    if (offsets[1] < offsets[0] || offsets[1] - offsets[0] != bytes)
-        return tsar_fail(j->err, TSAR_INPUT, "%s: tensor %.100s has data_offsets [%" PRIu64 ", %" PRIu64 "], but its shape takes %" PRIu64 " bytes", j->path,
-                         tensor->name, offsets[0], offsets[1], bytes);
-    tensor->offset = offsets[0];
+        return tsar_fail(json->err, TSAR_INPUT, "%s: the shape of tensor %.100s is too large for %s", json->path, tensor->name,
+                         fits ? "any file" : "this machine");
+    if (claim->offsets[1] < claim->offsets[0] || claim->offsets[1] - claim->offsets[0] != bytes)
+        return tsar_fail(json->err, TSAR_INPUT, "%s: tensor %.100s has data_offsets [%" PRIu64 ", %" PRIu64 "], but its shape takes %" PRIu64 " bytes",
+                         json->path, tensor->name, claim->offsets[0], claim->offsets[1], bytes);
+    tensor->offset = claim->offsets[0];
     return TSAR_OK;
+}
+
+/* {"dtype": ..., "shape": [...], "data_offsets": [begin, end]} of `tensor`, whose name is known. */
+static tsar_status parse_tensor(tsar_json *json, tsar_tensor *tensor)
+{
+    tensor_claim claim = { 0 };
+    tsar_status status = tsar_json_object(json);
+    while (status == TSAR_OK) {
+        const char *key;
+        size_t n = 2;
+        status = tsar_json_member(json, &key, NULL);
+        if (status == TSAR_OK && !key) return check_claim(json, &claim, tensor);
+        if (status != TSAR_OK) break;
+        const unsigned field = (!strcmp(key, "dtype") ? DTYPE : 0) | (!strcmp(key, "shape") ? SHAPE : 0) | (!strcmp(key, "data_offsets") ? OFFSETS : 0);
+        if (field == 0 || (claim.seen & field))
+            return tsar_fail(json->err, TSAR_INPUT,
+                             "%s: tensor %.100s has %s key \"%.60s\" in the header (each of dtype, shape and data_offsets belongs there once)", json->path,
+                             tensor->name, field ? "a second" : "an unknown", key);
+        claim.seen |= field;
+        if (field == DTYPE) status = read_dtype(json, tensor);
+        if (field == SHAPE) status = read_list(json, TSAR_MAX_RANK, &tensor->rank, claim.shape);
+        if (field == OFFSETS) status = read_list(json, 2, &n, claim.offsets);
+        if (status == TSAR_OK && n != 2) status = tsar_json_refuse(json, "behind two offsets");
+    }
+    return status;
 }
 
 /* Room for one tensor, one key more. */
@@ -387,48 +230,45 @@ static tsar_status grow_meta(tsar_file *file, tsar_error *err)
     return status;
 }
 
-static tsar_status parse_metadata(json *j, tsar_file *file)
+static tsar_status parse_metadata(tsar_json *json, tsar_file *file)
 {
-    if (!json_take(j, '{')) return json_refuse(j, "'{'");
-    for (;;) {
+    tsar_status status = tsar_json_object(json);
+    while (status == TSAR_OK) {
         const char *key;
-        tsar_status status = json_member(j, file->n_meta == 0, &key);
-        if (status || !key) return status;
-        status = grow_meta(file, j->err);
-        if (status) return status;
+        status = tsar_json_member(json, &key, NULL);
+        if (status != TSAR_OK || !key) return status;
+        status = grow_meta(file, json->err);
+        if (status != TSAR_OK) return status;
         file->meta[file->n_meta].key = key;
-        status = json_string(j, &file->meta[file->n_meta].value);
-        if (status) return status;
-        file->n_meta++;
+        status = tsar_json_string(json, &file->meta[file->n_meta].value, NULL);
+        if (status == TSAR_OK) file->n_meta++;
     }
+    return status;
 }
 
 /* The whole header: a JSON object from its first byte on, then nothing but spaces. */
-static tsar_status parse_header(json *j, tsar_file *file)
+static tsar_status parse_header(tsar_json *json, tsar_file *file)
 {
     int has_meta = 0;
-    if (j->at == j->end || *j->at != '{') return json_refuse(j, "'{'");
-    j->at++;
-    for (;;) {
+    if (json->at == json->end || *json->at != '{') return tsar_json_refuse(json, "'{'");
+    tsar_status status = tsar_json_object(json);
+    while (status == TSAR_OK) {
         const char *key;
-        tsar_status status = json_member(j, file->n_tensors == 0 && !has_meta, &key);
-        if (status) return status;
-        if (!key) break;
-        if (!strcmp(key, "__metadata__")) {
-            if (has_meta++) return tsar_fail(j->err, TSAR_INPUT, "%s: the header has the key __metadata__ twice", j->path);
-            status = parse_metadata(j, file);
+        status = tsar_json_member(json, &key, NULL);
+        if (status != TSAR_OK || !key) break;
+        if (strcmp(key, "__metadata__") == 0) {
+            if (has_meta++) return tsar_fail(json->err, TSAR_INPUT, "%s: the header has the key __metadata__ twice", json->path);
+            status = parse_metadata(json, file);
         } else {
-            status = grow_tensors(file, j->err);
-            if (status == TSAR_OK) {
-                file->tensors[file->n_tensors].name = key;
-                status = parse_tensor(j, &file->tensors[file->n_tensors]);
-                file->n_tensors++;
-            }
+            status = grow_tensors(file, json->err);
+            if (status != TSAR_OK) break;
+            file->tensors[file->n_tensors].name = key;
+            status = parse_tensor(json, &file->tensors[file->n_tensors++]);
         }
-        if (status) return status;
     }
-    while (j->at < j->end && *j->at == ' ') j->at++;
-    return j->at == j->end ? TSAR_OK : json_refuse(j, "a space, behind the JSON object");
+    if (status != TSAR_OK) return status;
+    while (json->at < json->end && *json->at == ' ') json->at++;
+    return json->at == json->end ? TSAR_OK : tsar_json_refuse(json, "a space, behind the JSON object");
 }
 
 /* Sorts names and keys and refuses duplicates. */
@@ -494,8 +334,9 @@ static tsar_status read_header(tsar_file *file, tsar_error *err)
     if (!seek_to(file->stream, 8) || fread(file->header, 1, (size_t)length, file->stream) != length)
         return tsar_fail(err, TSAR_INPUT, "cannot read the header of %s", file->path);
 
-    json j = { file->header, file->header, file->header + length, file->path, err };
-    tsar_status status = parse_header(&j, file);
+    tsar_json json;
+    tsar_json_open(&json, file->header, (size_t)length, file->path, "the header", "the file is damaged or no safetensors file", err);
+    tsar_status status = parse_header(&json, file);
     if (status == TSAR_OK) status = check_layout(file, 8 + length, err);
     return status == TSAR_OK ? index_names(file, err) : status;
 }
@@ -508,7 +349,7 @@ static tsar_status open_alone(tsar_file **file, const char *path, tsar_error *er
     if (!opened) return TSAR_ROOM;
     tsar_status status = TSAR_ROOM;
     opened->position = UINT64_MAX;
-    opened->path = copy_string(path, err);
+    opened->path = tsar_copy_string(path, err);
     if (opened->path) {
         errno = 0;
         opened->stream = fopen(path, "rb");
@@ -732,134 +573,6 @@ tsar_status tsar_file_read_i64(tsar_file *file, const tsar_tensor *tensor, uint6
     return TSAR_OK;
 }
 
-/* ------------------------------------------------------------------------------------------------------------ output */
-
-struct tsar_output {
-    FILE *stream;
-    char *path;
-    char *temporary; /* what is written until the commit; NULL: path itself */
-};
-
-/* Devices are written in place: renaming a file over /dev/null would replace it. */
-static int is_device(const char *path)
-{
-    while (path[0] == '/' && path[1] == '/') path++;
-    return (!strncmp(path, "/dev/", 5) && strncmp(path, "/dev/shm/", 9)) || !strncmp(path, "/proc/", 6);
-}
-
-static int is_directory(const char *path)
-{
-#ifdef EISDIR
-    errno = 0;
-    FILE *stream = fopen(path, "r+b");
-    if (stream) fclose(stream);
-    return !stream && errno == EISDIR;
-#else
-    (void)path;
-    return 0;
-#endif
-}
-
-/* A name beside path that no file has, from the time of day, so that two processes can write the same path. The file's
- * own name is cut to 200 bytes in it, because systems limit names to 255. */
-static char *temporary_name(const char *path, tsar_error *err)
-{
-    const char *slash = strrchr(path, '/');
-    const size_t folder = slash ? (size_t)(slash - path) + 1 : 0, room = strlen(path) + 32;
-    char *name = tsar_alloc(room, 1, "a name", err);
-    if (!name) return NULL;
-    uint64_t state = (uint64_t)time(NULL) << 20 ^ (uint64_t)clock() ^ (uint64_t)(uintptr_t)name;
-    FILE *taken;
-    memcpy(name, path, folder);
-    do {
-        state = tsar_mix(state + 1);
-        snprintf(name + folder, room - folder, "%.200s.%08" PRIx32 ".tmp", path + folder, (uint32_t)(state >> 32));
-        taken = fopen(name, "rb");
-        if (taken) fclose(taken);
-    } while (taken);
-    return name;
-}
-
-static void output_release(tsar_output *output)
-{
-    tsar_free(output->path);
-    tsar_free(output->temporary);
-    tsar_free(output);
-}
-
-static tsar_status write_failed(const tsar_output *output, tsar_error *err)
-{
-    return tsar_fail(err, TSAR_ROOM, "cannot write %s: %s", output->path, errno ? strerror(errno) : "no room on the device");
-}
-
-static int out_of_room(int error)
-{
-#ifdef ENOSPC
-    return error == ENOSPC;
-#else
-    return error != 0;
-#endif
-}
-
-tsar_status tsar_output_open(tsar_output **output, const char *path, tsar_error *err)
-{
-    const int device = is_device(path);
-    *output = NULL;
-    if (!*path || (!device && is_directory(path)))
-        return tsar_fail(err, TSAR_INPUT, "cannot write '%s': it is %s (give the name of a file)", path, *path ? "a directory" : "an empty name");
-    tsar_output *opened = tsar_alloc(1, sizeof *opened, "an output file", err);
-    if (!opened) return TSAR_ROOM;
-    opened->path = copy_string(path, err);
-    if (opened->path && !device) opened->temporary = temporary_name(path, err);
-    if (!opened->path || (!opened->temporary && !device)) {
-        output_release(opened);
-        return TSAR_ROOM;
-    }
-    errno = 0;
-    opened->stream = fopen(opened->temporary ? opened->temporary : path, "wb");
-    if (!opened->stream) {
-        const int error = errno;
-        output_release(opened);
-        return tsar_fail(err, out_of_room(error) ? TSAR_ROOM : TSAR_INPUT, "cannot create %s: %s (check the folder and its permissions)", path,
-                         strerror(error));
-    }
-    *output = opened;
-    return TSAR_OK;
-}
-
-tsar_status tsar_output_write(tsar_output *output, const void *bytes, size_t count, tsar_error *err)
-{
-    errno = 0;
-    return count == 0 || fwrite(bytes, 1, count, output->stream) == count ? TSAR_OK : write_failed(output, err);
-}
-
-tsar_status tsar_output_commit(tsar_output *output, tsar_error *err)
-{
-    tsar_status status = TSAR_OK;
-    errno = 0;
-    if (fflush(output->stream) || ferror(output->stream)) status = write_failed(output, err);
-    if (fclose(output->stream) && status == TSAR_OK) status = write_failed(output, err);
-    if (status == TSAR_OK && output->temporary) {
-#ifdef _WIN32
-        remove(output->path); /* rename does not replace a file there */
-#endif
-        errno = 0;
-        if (rename(output->temporary, output->path))
-            status = tsar_fail(err, out_of_room(errno) ? TSAR_ROOM : TSAR_INPUT, "cannot write %s: %s", output->path, strerror(errno));
-    }
-    if (status && output->temporary) remove(output->temporary);
-    output_release(output);
-    return status;
-}
-
-void tsar_output_abandon(tsar_output *output)
-{
-    if (!output) return;
-    fclose(output->stream);
-    if (output->temporary) remove(output->temporary);
-    output_release(output);
-}
-
 /* ------------------------------------------------------------------------------------------------------------ writer */
 
 struct tsar_writer {
@@ -1005,7 +718,7 @@ tsar_status tsar_writer_open(tsar_writer **writer, const char *path, tsar_error 
     *writer = NULL;
     tsar_writer *opened = tsar_alloc(1, sizeof *opened, "a writer", err);
     if (!opened) return TSAR_ROOM;
-    opened->path = copy_string(path, err);
+    opened->path = tsar_copy_string(path, err);
     const tsar_status status = opened->path ? tsar_output_open(&opened->output, path, err) : TSAR_ROOM;
     if (status)
         tsar_writer_abandon(opened);
@@ -1040,7 +753,7 @@ tsar_status tsar_writer_meta(tsar_writer *writer, const char *key, const char *v
     if (writer->begun) return tsar_fail(err, TSAR_INPUT, "%s: metadata %.100s comes too late, behind the header", writer->path, key);
     if (!tsar_is_utf8(key) || !tsar_is_utf8(value))
         return tsar_fail(err, TSAR_INPUT, "%s: the metadata key %.60s or its value is not UTF-8 text", writer->path, tsar_is_utf8(key) ? key : "");
-    char *copy = copy_string(value, err);
+    char *copy = tsar_copy_string(value, err);
     if (!copy) return TSAR_ROOM;
     for (size_t i = 0; i < writer->n_meta; i++)
         if (!strcmp(writer->meta[i].key, key)) {
@@ -1051,7 +764,7 @@ tsar_status tsar_writer_meta(tsar_writer *writer, const char *key, const char *v
     void *meta = writer->meta;
     const tsar_status status = grow(&meta, writer->n_meta, &writer->meta_room, sizeof *writer->meta, "the metadata", err);
     writer->meta = meta;
-    char *name = status == TSAR_OK ? copy_string(key, err) : NULL;
+    char *name = status == TSAR_OK ? tsar_copy_string(key, err) : NULL;
     if (!name) {
         tsar_free(copy);
         return TSAR_ROOM;
@@ -1077,7 +790,7 @@ tsar_status tsar_writer_declare(tsar_writer *writer, const char *name, tsar_dtyp
     const tsar_status status = grow(&tensors, writer->n_tensors, &writer->tensors_room, sizeof *writer->tensors, "the list of tensors", err);
     writer->tensors = tensors;
     if (status) return status;
-    tensor.name = copy_string(name, err);
+    tensor.name = tsar_copy_string(name, err);
     if (!tensor.name) return TSAR_ROOM;
     writer->tensors[writer->n_tensors++] = tensor;
     return TSAR_OK;
