@@ -545,7 +545,7 @@ typedef tsar_status (*tsar_progress_fn)(void *context, const tsar_progress *prog
 tsar_status tsar_generate(const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, size_t images,
                           tsar_result *result, tsar_progress_fn progress, void *context, tsar_error *err);
 
-/* --------------------------------------------------------------------------------------- 10. trace and verify (tests/verify.c) */
+/* --------------------------------------------------------------------------------------- 10. trace and verify (tests/trace.c, tests/verify.c) */
 
 /* The inputs of a trace: what is NULL or 0 is absent. */
 typedef struct {

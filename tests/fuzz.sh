@@ -19,7 +19,7 @@ fuzz() { # name, source, number of the target in it, seeds
     mkdir -p "$work/corpus"
     for seed in "$@"; do cp "$seed" "$work/corpus/"; done
     if ! clang -std=c99 -ffp-contract=off -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -DTARGET="$number" -DTSAR_NO_PNG -D_FILE_OFFSET_BITS=64 \
-        "tests/$source" tsar.c vq.c sampler.c weights/*.c weights/files/*.c tests/verify.c tests/selfcheck.c -o "$work/fuzz" -lm; then
+        "tests/$source" tsar.c vq.c sampler.c weights/*.c weights/files/*.c tests/trace.c tests/verify.c tests/selfcheck.c -o "$work/fuzz" -lm; then
         failed=$((failed + 1))
         return
     fi
