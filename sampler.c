@@ -1,15 +1,17 @@
 /* sampler.c - from logits to tokens: guidance, sampling, decode orders, generation, CTF's second stage (SPEC 5, 6).
  *
- * Four parts, from the inside out:
+ * Five parts, from the inside out:
  *     1. settings        what a user may ask for, and what is refused
  *     2. pure functions  logits and a random number in, an index out
  *     3. decode orders   which fused tokens the next pass decodes: the only part that knows about rows
- *     4. generation      batches, passes, the transformer's two branches, CTF
+ *     4. generation      batches, passes, the transformer's two branches, CTF; every code is decided by decide_code
+ *     5. likelihood      of given codes, by the same path
  *
  * Letters here: R, C rows and columns of the grid of fused tokens (n = R C); W ZipAR's window; B images of a batch. */
 #include "tsar.h"
 
 #include <math.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -148,6 +150,7 @@ double tsar_cfg_scale(const tsar_settings *settings, size_t t, size_t n)
     return a;
 }
 
+/* Classifier-free guidance: logits = uncond + (cond - uncond) * scale, SPEC 5; cond is what logits come as. */
 void tsar_guide(double *logits, const double *uncond, size_t V, double scale)
 {
     for (size_t v = 0; v < V; v++) logits[v] = uncond[v] + (logits[v] - uncond[v]) * scale;
@@ -199,9 +202,10 @@ static void sift_down(size_t *heap, size_t m, size_t at, const double *x)
     heap[at] = moving;
 }
 
-/* Top-p (QUIRKS, GPT 15): walks what is left in stable descending order and keeps a value while the mass of those before
- * it, mass = mass + e / total, does not exceed p; e = exp(x - max), total = sum of e ascending. The others become
- * -INFINITY. A heap yields the order one value at a time: only the kept prefix is ever sorted. */
+/* Top-p (QUIRKS, GPT 15). With i_0, i_1 ... the indices in stable descending order of x and e_i = exp(x_i - max), it equals
+ *     mass_0 = 0,   mass_{j+1} = mass_j + e_{i_j} / total,   total = sum of e ascending by index
+ *     x_{i_j} stays if mass_j <= p, else it becomes -INFINITY
+ * A heap yields the order one value at a time: only the kept prefix is ever sorted, O(V + kept log V). */
 static void keep_top_p(double *x, size_t V, double p, size_t *heap)
 {
     double total = 0, mass = 0;
@@ -283,15 +287,19 @@ size_t tsar_adapt(size_t code, const double *p, const double *q, double *residua
 
 /* ------------------------------------------------------------------------------------------------- 3. decode orders */
 
-/* How many tokens of row i-1 a row needs before its own first one, and how far it stays behind from then on. Raster order
- * is ZipAR whose window is the row: (i,0) waits for all of row i-1. */
+/* Each decode order is a rule: how many tokens of row i-1 row i waits for before its own first one. From then on it keeps that distance.
+ *     raster             all C
+ *     zipar:W            min(W, C)
+ *     zipar:W,first-row  all C for row 1, min(W, C) below
+ *     zipar-adaptive:W   min(W, C) for a candidate; what its first token had seen when it became final, lag[i], from then on */
 static size_t order_window(const tsar_settings *settings, size_t columns, size_t i, const size_t *lag)
 {
-    size_t window = settings->window;
-    if (settings->order == TSAR_RASTER || (settings->order == TSAR_ZIPAR && settings->first_row && i == 1))
-        window = columns;
-    else if (settings->order == TSAR_ZIPAR_ADAPTIVE && lag != NULL && lag[i] != SIZE_MAX)
-        window = lag[i];
+    size_t window = columns;
+    switch (settings->order) {
+    case TSAR_RASTER: break;
+    case TSAR_ZIPAR: window = settings->first_row && i == 1 ? columns : settings->window; break;
+    case TSAR_ZIPAR_ADAPTIVE: window = lag != NULL && lag[i] != SIZE_MAX ? lag[i] : settings->window; break;
+    }
     return window < columns ? window : columns;
 }
 
@@ -318,7 +326,7 @@ size_t tsar_order_next(const tsar_settings *settings, size_t rows, size_t column
     return count;
 }
 
-/* Row i starts W passes after row i-1 (row 1 starts at pass C in the first-row variant), and takes C passes. */
+/* Row i starts as many passes after row i-1 as it waits for tokens, and takes C passes. */
 size_t tsar_order_passes(const tsar_settings *settings, size_t rows, size_t columns)
 {
     size_t passes = columns;
@@ -363,7 +371,9 @@ typedef struct {
     size_t side, slots;      /* s, s*s: codes of a fused token */
     size_t V, N;             /* predicted vocabulary, codes of an image */
     size_t width;            /* tokens that a pass decodes of one image, at most */
+    size_t chunk;            /* CTF: tokens whose fine logits are held at once; else 0 */
     tsar_state *state;
+    /* the buffers of buffer_table */
     int64_t *codes;           /* [B][n][s*s], of decoded tokens and of the candidate */
     int64_t *picture;         /* [B][gh][gw], the same codes in place; -1 where nothing is decoded */
     int64_t *step_of;         /* [B][n], -1 before a token is decoded */
@@ -372,15 +382,15 @@ typedef struct {
     size_t *next, *n_next;    /* [B][width], [B]: what this pass predicts */
     tsar_feed *feed;          /* [2 B branches width]: the most rows of a pass */
     double *logits;           /* [branches][B][width][s*s][V], of this pass */
+    double *p;                /* [max(V, K)]: the distribution of one code */
     size_t *scratch;          /* [max(V, K)] */
     size_t *lag;              /* [B][R], adaptive order: SIZE_MAX before a row's first token is final */
     size_t *evaluations;      /* [B]: predictions that the candidate has seen; 0: none drawn yet */
-    double *before;           /* [B][s*s][V]: the candidate's last distribution; adaptive order, else NULL */
-    double *residual;         /* [V]; the same */
+    double *before;           /* adaptive: [B][s*s][V], the candidate's last distribution */
+    double *residual;         /* adaptive: [V] */
     size_t *members, *starts; /* CTF: codes by label [K], where each label's begin [n_coarse + 1] */
     double *hidden;           /* CTF: [N][fine_dim] */
     double *fine_logits;      /* CTF: [chunk][K] */
-    size_t chunk;             /* CTF: tokens whose fine logits are held at once */
     int64_t *fine;            /* CTF: [N] codes of one image */
 } generation;
 
@@ -422,32 +432,22 @@ static tsar_status index_clusters(generation *g, tsar_error *err)
     return TSAR_OK;
 }
 
-/* What CTF's second stage needs beside the first. */
-static tsar_status open_fine(generation *g, tsar_error *err)
-{
-    const tsar_config *config = &g->model->config;
-    const size_t K = config->codebook_size;
-    if (!config->has_fine || g->model->cluster_of == NULL)
-        return tsar_fail(err, TSAR_INPUT,
-                         "the model predicts %zu coarse labels but has no %s, which turns them into codes; "
-                         "add the fine stage to the model file",
-                         config->n_coarse, config->has_fine ? "ctf.cluster_of" : "fine.* part");
-    g->chunk = FINE_CHUNK / K > 0 ? FINE_CHUNK / K : 1;
-    if (g->chunk > g->N) g->chunk = g->N;
-    if ((g->members = tsar_alloc(K, sizeof *g->members, "the codes of each label", err)) == NULL ||
-        (g->starts = tsar_alloc(config->n_coarse + 1, sizeof *g->starts, "the codes of each label", err)) == NULL ||
-        (g->hidden = tsar_alloc(tsar_product(g->N, config->fine_dim), sizeof *g->hidden, "the fine stage", err)) == NULL ||
-        (g->fine_logits = tsar_alloc(tsar_product(g->chunk, K), sizeof *g->fine_logits, "the fine stage's logits", err)) == NULL ||
-        (g->fine = tsar_alloc(g->N, sizeof *g->fine, "fine codes", err)) == NULL)
-        return TSAR_ROOM;
-    return index_clusters(g, err);
-}
-
-static tsar_status generation_open(generation *g, const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, size_t images,
-                                   tsar_error *err)
+/* Whether the model has what turns labels into codes. */
+static tsar_status check_fine(const tsar_model *model, tsar_error *err)
 {
     const tsar_config *config = &model->config;
-    const int adaptive = settings->order == TSAR_ZIPAR_ADAPTIVE;
+    if (config->n_coarse == 0 || (config->has_fine && model->cluster_of != NULL)) return TSAR_OK;
+    return tsar_fail(err, TSAR_INPUT,
+                     "the model predicts %zu coarse labels but has no %s, which turns them into codes; "
+                     "add the fine stage to the model file",
+                     config->n_coarse, config->has_fine ? "ctf.cluster_of" : "fine.* part");
+}
+
+/* The sizes that everything else follows from. */
+static void measure(generation *g, const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, size_t images)
+{
+    const tsar_config *config = &model->config;
+    const size_t K = config->codebook_size;
     memset(g, 0, sizeof *g);
     g->model = model;
     g->settings = settings;
@@ -463,52 +463,80 @@ static tsar_status generation_open(generation *g, const tsar_model *model, const
     g->N = config->grid_h * config->grid_w;
     g->width = order_width(settings, g->rows, g->columns);
     g->batch = batch_size(g, images);
+    if (config->n_coarse == 0) return;
+    g->chunk = FINE_CHUNK / K > 0 ? FINE_CHUNK / K : 1;
+    if (g->chunk > g->N) g->chunk = g->N;
+}
 
-    const size_t B = g->batch, Bn = tsar_product(B, g->n), K = config->codebook_size, token = tsar_product(g->slots, g->V);
-    if ((g->codes = tsar_alloc(tsar_product(Bn, g->slots), sizeof *g->codes, "codes", err)) == NULL ||
-        (g->picture = tsar_alloc(tsar_product(B, g->N), sizeof *g->picture, "codes", err)) == NULL ||
-        (g->step_of = tsar_alloc(Bn, sizeof *g->step_of, "the order of tokens", err)) == NULL ||
-        (g->fed = tsar_alloc(Bn, sizeof *g->fed, "the order of tokens", err)) == NULL ||
-        (g->decoded = tsar_alloc(B, sizeof *g->decoded, "the order of tokens", err)) == NULL ||
-        (g->next = tsar_alloc(tsar_product(B, g->width), sizeof *g->next, "the order of tokens", err)) == NULL ||
-        (g->n_next = tsar_alloc(B, sizeof *g->n_next, "the order of tokens", err)) == NULL ||
-        (g->feed = tsar_alloc(tsar_product(B * g->branches * 2, g->width), sizeof *g->feed, "the rows of a pass", err)) == NULL ||
-        (g->logits = tsar_alloc(tsar_product(tsar_product(g->branches * B, g->width), token), sizeof *g->logits, "logits", err)) == NULL ||
-        (g->scratch = tsar_alloc(g->V > K ? g->V : K, sizeof *g->scratch, "sampling", err)) == NULL ||
-        (g->lag = tsar_alloc(tsar_product(B, g->rows), sizeof *g->lag, "the order of tokens", err)) == NULL ||
-        (g->evaluations = tsar_alloc(B, sizeof *g->evaluations, "the order of tokens", err)) == NULL ||
-        (adaptive && (g->before = tsar_alloc(tsar_product(B, token), sizeof *g->before, "candidates", err)) == NULL) ||
-        (adaptive && (g->residual = tsar_alloc(g->V, sizeof *g->residual, "candidates", err)) == NULL))
-        return TSAR_ROOM;
-    if (config->n_coarse > 0) {
-        const tsar_status status = open_fine(g, err);
-        if (status != TSAR_OK) return status;
+/* One buffer: where its pointer stands in a generation, its elements, their size. No elements: the pointer stays NULL. */
+typedef struct {
+    size_t at, count, size;
+    const char *what;
+} buffer;
+
+enum { BUFFERS = 20 };
+#define BUFFER(pointer, count, what) { offsetof(generation, pointer), count, sizeof *g->pointer, what }
+
+/* Every buffer of a generation: opening and closing are loops over this table. */
+static void buffer_table(const generation *g, buffer table[BUFFERS])
+{
+    const tsar_config *c = &g->model->config;
+    const int adaptive = g->settings->order == TSAR_ZIPAR_ADAPTIVE, ctf = c->n_coarse > 0;
+    const size_t B = g->batch, Bn = tsar_product(B, g->n), BW = tsar_product(B, g->width), token = tsar_product(g->slots, g->V), K = c->codebook_size;
+    const buffer rows[BUFFERS] = {
+        BUFFER(codes, tsar_product(Bn, g->slots), "codes"),
+        BUFFER(picture, tsar_product(B, g->N), "codes"),
+        BUFFER(step_of, Bn, "the order of tokens"),
+        BUFFER(fed, Bn, "the order of tokens"),
+        BUFFER(decoded, B, "the order of tokens"),
+        BUFFER(next, BW, "the order of tokens"),
+        BUFFER(n_next, B, "the order of tokens"),
+        BUFFER(lag, tsar_product(B, g->rows), "the order of tokens"),
+        BUFFER(evaluations, B, "the order of tokens"),
+        BUFFER(feed, tsar_product(2 * g->branches, BW), "the rows of a pass"),
+        BUFFER(logits, tsar_product(tsar_product(g->branches, BW), token), "logits"),
+        BUFFER(p, g->V > K ? g->V : K, "sampling"),
+        BUFFER(scratch, g->V > K ? g->V : K, "sampling"),
+        BUFFER(before, adaptive ? tsar_product(B, token) : 0, "candidates"),
+        BUFFER(residual, adaptive ? g->V : 0, "candidates"),
+        BUFFER(members, ctf ? K : 0, "the codes of each label"),
+        BUFFER(starts, ctf ? c->n_coarse + 1 : 0, "the codes of each label"),
+        BUFFER(hidden, ctf ? tsar_product(g->N, c->fine_dim) : 0, "the fine stage"),
+        BUFFER(fine_logits, tsar_product(g->chunk, K), "the fine stage's logits"),
+        BUFFER(fine, ctf ? g->N : 0, "fine codes"),
+    };
+    memcpy(table, rows, sizeof rows);
+}
+
+/* The pointer at `at` of a generation; pointers to objects look alike on every machine that tsar knows. */
+static void *get_buffer(const generation *g, size_t at)
+{
+    void *memory;
+    memcpy(&memory, (const char *)g + at, sizeof memory);
+    return memory;
+}
+
+static tsar_status generation_open(generation *g, tsar_error *err)
+{
+    buffer table[BUFFERS];
+    tsar_status status = check_fine(g->model, err);
+    buffer_table(g, table);
+    for (size_t i = 0; status == TSAR_OK && i < BUFFERS; i++) {
+        void *memory = table[i].count > 0 ? tsar_alloc(table[i].count, table[i].size, table[i].what, err) : NULL;
+        if (table[i].count > 0 && memory == NULL) status = TSAR_ROOM;
+        memcpy((char *)g + table[i].at, &memory, sizeof memory);
     }
-    return tsar_state_open(&g->state, model, B * g->branches, err);
+    if (status == TSAR_OK && g->model->config.n_coarse > 0) status = index_clusters(g, err);
+    if (status == TSAR_OK) status = tsar_state_open(&g->state, g->model, g->batch * g->branches, err);
+    return status;
 }
 
 static void generation_close(generation *g)
 {
+    buffer table[BUFFERS];
+    buffer_table(g, table);
+    for (size_t i = 0; i < BUFFERS; i++) tsar_free(get_buffer(g, table[i].at));
     tsar_state_close(g->state);
-    tsar_free(g->codes);
-    tsar_free(g->picture);
-    tsar_free(g->step_of);
-    tsar_free(g->fed);
-    tsar_free(g->decoded);
-    tsar_free(g->next);
-    tsar_free(g->n_next);
-    tsar_free(g->feed);
-    tsar_free(g->logits);
-    tsar_free(g->scratch);
-    tsar_free(g->lag);
-    tsar_free(g->evaluations);
-    tsar_free(g->before);
-    tsar_free(g->residual);
-    tsar_free(g->members);
-    tsar_free(g->starts);
-    tsar_free(g->hidden);
-    tsar_free(g->fine_logits);
-    tsar_free(g->fine);
 }
 
 /* Logits [s*s][V] of the k-th token that this pass predicts of image b. */
@@ -517,18 +545,59 @@ static double *logits_of(const generation *g, size_t branch, size_t b, size_t k)
     return g->logits + ((branch * g->batch + b) * g->width + k) * g->slots * g->V;
 }
 
-/* The random number of one code of fused token t (SPEC 1.5). */
-static double uniform_at(const generation *g, size_t image, size_t t, size_t slot, int purpose, size_t attempt)
+/* What is known of a decision before its logits: fused token t of image `image` (its counter), the code at `slot` of its window. */
+static tsar_decision decision_at(const generation *g, size_t image, size_t t, size_t slot, size_t pass)
 {
-    return tsar_uniform(g->settings->seed, image, t / g->columns, t % g->columns, slot, (uint64_t)purpose, attempt);
+    tsar_decision d;
+    memset(&d, 0, sizeof d);
+    d.image = image;
+    d.token = t;
+    d.row = t / g->columns;
+    d.column = t % g->columns;
+    d.slot = slot;
+    d.y = d.row * g->side + slot / g->side;
+    d.x = d.column * g->side + slot % g->side;
+    d.pass = pass;
+    d.purpose = TSAR_DRAW;
+    d.settles = 1;
+    d.V = g->V;
+    return d;
 }
 
-/* One index from logits [V], which become probabilities unless the choice is greedy. */
-static size_t choose(const generation *g, double *logits, size_t V, double u)
+/* The one function that decides a code: logits, random numbers and the rule of d->purpose give a code, and the caller's function has the last word.
+ *     greedy        the lowest index of the maximum
+ *     draw, fine    tsar_draw from p by u
+ *     accept        tsar_adapt: the candidate if u * before[candidate] < p[candidate], else a draw by `replace` from max(0, p - before) */
+static tsar_status decide_code(const generation *g, tsar_decision *d, int64_t *code, tsar_error *err)
 {
-    if (g->settings->greedy) return tsar_argmax(logits, V);
-    tsar_probabilities(logits, V, g->settings, g->scratch);
-    return tsar_draw(logits, V, u);
+    const tsar_settings *s = g->settings;
+    const int tested = d->purpose == TSAR_ACCEPT;
+    const size_t K = d->codes == NULL ? g->V : g->model->config.codebook_size;
+    tsar_status status = TSAR_OK;
+    size_t choice;
+    d->u = tsar_uniform(s->seed, d->image, d->row, d->column, d->slot, (uint64_t)d->purpose, d->attempt);
+    if (tested) d->replace = tsar_uniform(s->seed, d->image, d->row, d->column, d->slot, TSAR_REPLACE, d->attempt);
+    if (s->greedy)
+        choice = tsar_argmax(d->logits, d->V);
+    else {
+        memcpy(g->p, d->logits, d->V * sizeof *g->p);
+        tsar_probabilities(g->p, d->V, s, g->scratch);
+        d->p = g->p;
+        choice = tested ? tsar_adapt(d->candidate, d->before, d->p, g->residual, d->V, d->u, d->replace) : tsar_draw(d->p, d->V, d->u);
+    }
+    if (d->codes != NULL) choice = d->codes[choice];
+    if (s->decide != NULL) status = s->decide(s->decide_context, d, &choice, err);
+    if (status == TSAR_OK && choice >= K)
+        status = tsar_fail(err, TSAR_USAGE, "code %zu was decided for (%zu, %zu); it must be below %zu", choice, d->y, d->x, K);
+    *code = (int64_t)choice;
+    return status;
+}
+
+/* The place whose token is fed at place t when token t+1 is wanted before token t is decoded (SPEC 6; ours): the last one before it that is decoded. */
+static size_t stand_in(const int64_t *step_of, size_t t)
+{
+    while (t > 0 && step_of[t] < 0) t--;
+    return t;
 }
 
 /* The rows of image b in the next pass, ascending. A row at place t predicts token t+1. It is fed with token t itself, and
@@ -545,15 +614,13 @@ static size_t feed_image(const generation *g, size_t b, tsar_feed *feed)
     for (size_t t = 0; t + 1 < g->n; t++) {
         const int wanted = k < g->n_next[b] && next[k] == t + 1;
         const int keep = step_of[t] >= 0;
-        size_t source = t;
         if (!wanted && !(keep && !fed[t])) continue;
-        while (source > 0 && step_of[source] < 0) source--;
         for (size_t branch = 0; branch < g->branches; branch++) {
             tsar_feed *row = &feed[count];
             if (branch == 1 && !(tsar_cfg_scale(g->settings, t + 1, g->n) > 0)) continue;
             row->sequence = g->branches * b + branch;
             row->token = t;
-            row->codes = g->codes + (b * g->n + source) * g->slots;
+            row->codes = g->codes + (b * g->n + stand_in(step_of, t)) * g->slots;
             row->keep = keep;
             row->logits = wanted ? logits_of(g, branch, b, k) : NULL;
             count++;
@@ -567,17 +634,14 @@ static size_t feed_image(const generation *g, size_t b, tsar_feed *feed)
 /* Runs the transformer for everything that this pass predicts: the prompts in pass 0, one forward call in every other. */
 static tsar_status run_pass(const generation *g, size_t images, size_t pass, tsar_error *err)
 {
+    tsar_status status = TSAR_OK;
     size_t rows = 0;
-    if (pass > 0) {
-        for (size_t b = 0; b < images; b++) rows += feed_image(g, b, g->feed + rows);
-        return tsar_forward(g->state, g->feed, rows, err);
-    }
-    for (size_t b = 0; b < images; b++)
-        for (size_t branch = 0; branch < g->branches; branch++) {
-            const tsar_status status = tsar_prefill(g->state, g->branches * b + branch, &g->prompt[branch], logits_of(g, branch, b, 0), err);
-            if (status != TSAR_OK) return status;
-        }
-    return TSAR_OK;
+    for (size_t b = 0; pass == 0 && b < images; b++)
+        for (size_t branch = 0; status == TSAR_OK && branch < g->branches; branch++)
+            status = tsar_prefill(g->state, g->branches * b + branch, &g->prompt[branch], logits_of(g, branch, b, 0), err);
+    if (pass == 0) return status;
+    for (size_t b = 0; b < images; b++) rows += feed_image(g, b, g->feed + rows);
+    return tsar_forward(g->state, g->feed, rows, err);
 }
 
 /* Takes the codes of token t of image b as final: decoded in pass `pass`. */
@@ -590,32 +654,33 @@ static void settle(generation *g, size_t b, size_t t, size_t pass)
     g->decoded[b]++;
 }
 
-/* One evaluation of the adaptive order's candidate: token t, the first of a row, from logits [s*s][V], which become p_k
- * (SPEC 6). The first evaluation draws it; each later one tests every code of it against the distribution before, so that
- * each code is then a draw from p_k (tsar_adapt). Returns whether the candidate outlived a test as a whole. In greedy decoding
+/* One evaluation of the adaptive order's candidate: token t, the first of a row, from logits [s*s][V], which give p_k
+ * (SPEC 6); `first` is the decision of its first code, which settles if the row above is complete. The first evaluation draws it; each
+ * later one tests every code of it against the distribution before, so that each code is then a draw from p_k (tsar_adapt). *outlived tells whether the candidate came through a test as a whole. In greedy decoding
  * p is 1 at the maximum and 0 elsewhere: a code outlives a test if the maximum has not moved. */
-static int evaluate_candidate(generation *g, size_t b, size_t image, size_t t, double *logits)
+static tsar_status evaluate_candidate(generation *g, size_t b, const tsar_decision *first, const double *logits, int *outlived, tsar_error *err)
 {
-    int64_t *codes = g->codes + (b * g->n + t) * g->slots;
+    int64_t *codes = g->codes + (b * g->n + first->token) * g->slots;
     const size_t V = g->V, evaluation = g->evaluations[b]++;
-    int outlived = evaluation > 0;
-    for (size_t slot = 0; slot < g->slots; slot++) {
-        double *q = logits + slot * V, *p = g->before + (b * g->slots + slot) * V;
-        const size_t candidate = (size_t)codes[slot];
-        size_t code;
-        if (evaluation == 0 || g->settings->greedy)
-            code = choose(g, q, V, uniform_at(g, image, t, slot, TSAR_DRAW, 0));
-        else {
-            const double accept = uniform_at(g, image, t, slot, TSAR_ACCEPT, evaluation - 1);
-            const double replace = uniform_at(g, image, t, slot, TSAR_REPLACE, evaluation - 1);
-            tsar_probabilities(q, V, g->settings, g->scratch);
-            code = tsar_adapt(candidate, p, q, g->residual, V, accept, replace);
+    tsar_status status = TSAR_OK;
+    *outlived = evaluation > 0;
+    for (size_t slot = 0; status == TSAR_OK && slot < g->slots; slot++) {
+        double *before = g->before + (b * g->slots + slot) * V;
+        const int64_t candidate = codes[slot];
+        tsar_decision test = decision_at(g, first->image, first->token, slot, first->pass);
+        test.logits = logits + slot * V;
+        test.settles = first->settles;
+        if (evaluation > 0) {
+            test.purpose = TSAR_ACCEPT;
+            test.attempt = evaluation - 1;
+            test.candidate = (size_t)candidate;
+            test.before = before;
         }
-        if (code != candidate) outlived = 0;
-        memcpy(p, q, V * sizeof *p);
-        codes[slot] = (int64_t)code;
+        status = decide_code(g, &test, &codes[slot], err);
+        if (codes[slot] != candidate) *outlived = 0;
+        memcpy(before, test.p != NULL ? test.p : test.logits, V * sizeof *before);
     }
-    return outlived;
+    return status;
 }
 
 /* Finite, and still so when the temperature divides them: the largest stands for all. */
@@ -632,29 +697,36 @@ static int are_finite(const double *logits, size_t n, const tsar_settings *setti
     return finite && largest / temperature < INFINITY;
 }
 
-/* Decides the k-th token that this pass predicted of image b, whose counter is `image`. */
-static tsar_status decide(generation *g, size_t b, size_t image, size_t k, size_t pass, const tsar_result *result, tsar_error *err)
+/* Decides the codes of the k-th token that this pass predicted of image b, whose counter is `image`. */
+static tsar_status decide_token(generation *g, size_t b, size_t image, size_t k, size_t pass, const tsar_result *result, tsar_error *err)
 {
-    const size_t t = g->next[b * g->width + k], V = g->V, count = g->slots * V;
+    const size_t t = g->next[b * g->width + k], count = g->slots * g->V;
     const double scale = tsar_cfg_scale(g->settings, t, g->n);
     int64_t *codes = g->codes + (b * g->n + t) * g->slots;
     double *logits = logits_of(g, 0, b, k);
     size_t row, above;
-    int complete;
+    int complete, outlived;
+    tsar_status status = TSAR_OK;
     if (scale > 0) tsar_guide(logits, logits_of(g, 1, b, k), count, scale);
     if (!are_finite(logits, count, g->settings))
         return tsar_fail(err, TSAR_INPUT, "the logits of fused token %zu are not finite; weights, guidance or temperature are out of range", t);
     if (result->logits != NULL) memcpy(result->logits + (image * g->n + t) * count, logits, count * sizeof *logits);
 
     if (order_tests(g->settings, g->columns, g->step_of + b * g->n, (int64_t)pass, t, &row, &above, &complete)) {
-        if (!evaluate_candidate(g, b, image, t, logits) && !complete) return TSAR_OK;
+        tsar_decision first = decision_at(g, image, t, 0, pass);
+        first.settles = complete;
+        status = evaluate_candidate(g, b, &first, logits, &outlived, err);
+        if (status != TSAR_OK || (!outlived && !complete)) return status;
         g->lag[b * g->rows + row] = above;
         g->evaluations[b] = 0;
     } else
-        for (size_t slot = 0; slot < g->slots; slot++)
-            codes[slot] = (int64_t)choose(g, logits + slot * V, V, uniform_at(g, image, t, slot, TSAR_DRAW, 0));
-    settle(g, b, t, pass);
-    return TSAR_OK;
+        for (size_t slot = 0; status == TSAR_OK && slot < g->slots; slot++) {
+            tsar_decision draw = decision_at(g, image, t, slot, pass);
+            draw.logits = logits + slot * g->V;
+            status = decide_code(g, &draw, &codes[slot], err);
+        }
+    if (status == TSAR_OK) settle(g, b, t, pass);
+    return status;
 }
 
 /* Tells the caller where images first ... first+images-1 are. */
@@ -674,29 +746,35 @@ static tsar_status report(const generation *g, size_t first, size_t images, size
     return progress(context, &now, err);
 }
 
+/* Code i of the picture [gh][gw] from its fine logits [K], of which only those of its label's members count. */
+static tsar_status decide_fine(const generation *g, size_t image, size_t i, int64_t label, double *logits, size_t pass, tsar_error *err)
+{
+    const size_t gw = g->columns * g->side, y = i / gw, x = i % gw;
+    const size_t t = y / g->side * g->columns + x / g->side, slot = y % g->side * g->side + x % g->side;
+    tsar_decision d = decision_at(g, image, t, slot, pass);
+    d.purpose = TSAR_FINE;
+    d.codes = g->members + g->starts[label];
+    d.V = g->starts[label + 1] - g->starts[label];
+    d.logits = logits;
+    for (size_t j = 0; j < d.V; j++) logits[j] = logits[d.codes[j]]; /* codes[j] >= j: nothing is overwritten before it is read */
+    if (!are_finite(logits, d.V, g->settings))
+        return tsar_fail(err, TSAR_INPUT, "the fine logits of token %zu are not finite; weights or temperature are out of range", i);
+    return decide_code(g, &d, &g->fine[i], err);
+}
+
 /* CTF's second stage for image b: labels of the picture become codes, each drawn on its own from the fine logits of its cluster's
  * members, in ascending order of their codes (ours: the mask). Temperature, top-k and top-p apply within the
- * cluster, guidance does not (ours); the only member of a cluster needs no draw. */
-static tsar_status refine(generation *g, size_t b, size_t image, tsar_error *err)
+ * cluster, guidance does not (ours). */
+static tsar_status refine(generation *g, size_t b, size_t image, size_t pass, tsar_error *err)
 {
-    const size_t K = g->model->config.codebook_size, gw = g->columns * g->side;
+    const size_t K = g->model->config.codebook_size;
     int64_t *labels = g->picture + b * g->N;
     tsar_status status = tsar_fine_hidden(g->model, labels, g->hidden, NULL, err);
     for (size_t first = 0; status == TSAR_OK && first < g->N; first += g->chunk) {
         const size_t count = g->chunk < g->N - first ? g->chunk : g->N - first;
         status = tsar_fine_logits(g->model, g->hidden, first, count, g->fine_logits, err);
-        for (size_t i = first; status == TSAR_OK && i < first + count; i++) {
-            const size_t y = i / gw, x = i % gw, t = y / g->side * g->columns + x / g->side;
-            const size_t slot = y % g->side * g->side + x % g->side;
-            const size_t *members = g->members + g->starts[labels[i]];
-            const size_t m = g->starts[labels[i] + 1] - g->starts[labels[i]];
-            double *logits = g->fine_logits + (i - first) * K;
-            for (size_t j = 0; j < m; j++) logits[j] = logits[members[j]]; /* members[j] >= j: nothing is overwritten before it is read */
-            if (!are_finite(logits, m, g->settings))
-                status = tsar_fail(err, TSAR_INPUT, "the fine logits of token %zu are not finite; weights or temperature are out of range", i);
-            else
-                g->fine[i] = (int64_t)members[m == 1 ? 0 : choose(g, logits, m, uniform_at(g, image, t, slot, TSAR_FINE, 0))];
-        }
+        for (size_t i = first; status == TSAR_OK && i < first + count; i++)
+            status = decide_fine(g, image, i, labels[i], g->fine_logits + (i - first) * K, pass, err);
     }
     if (status == TSAR_OK) memcpy(labels, g->fine, g->N * sizeof *labels);
     return status;
@@ -738,13 +816,13 @@ static tsar_status generate_batch(generation *g, size_t first, size_t images, ts
         if (predicted == 0) break;
         status = run_pass(g, images, pass, err);
         for (size_t b = 0; b < images; b++)
-            for (size_t k = 0; status == TSAR_OK && k < g->n_next[b]; k++) status = decide(g, b, first + b, k, pass, result, err);
+            for (size_t k = 0; status == TSAR_OK && k < g->n_next[b]; k++) status = decide_token(g, b, first + b, k, pass, result, err);
         if (status == TSAR_OK) status = report(g, first, images, pass, 0, progress, context, err);
         if (status != TSAR_OK) return status;
     }
     if (ctf) {
         deliver(g, first, images, 1, result);
-        for (size_t b = 0; status == TSAR_OK && b < images; b++) status = refine(g, b, first + b, err);
+        for (size_t b = 0; status == TSAR_OK && b < images; b++) status = refine(g, b, first + b, pass, err);
         if (status == TSAR_OK) status = report(g, first, images, pass, 1, progress, context, err);
     }
     if (status == TSAR_OK) deliver(g, first, images, 0, result);
@@ -755,15 +833,67 @@ tsar_status tsar_generate(const tsar_model *model, const tsar_prompt *prompt, co
                           tsar_progress_fn progress, void *context, tsar_error *err)
 {
     generation g;
-    tsar_status status;
+    tsar_status status = TSAR_OK;
     if (!model->config.has_gpt)
-        return tsar_fail(err, TSAR_INPUT, "the model has no gpt.* part, so it cannot generate; use a model file with a transformer");
-    if ((status = tsar_settings_check(settings, err)) != TSAR_OK || (status = tsar_prompt_check(model, prompt, err)) != TSAR_OK) return status;
-    status = generation_open(&g, model, prompt, settings, images, err);
+        status = tsar_fail(err, TSAR_INPUT, "the model has no gpt.* part, so it cannot generate; use a model file with a transformer");
+    if (status == TSAR_OK) status = tsar_settings_check(settings, err);
+    if (status == TSAR_OK) status = tsar_prompt_check(model, prompt, err);
+    if (status != TSAR_OK) return status;
+    measure(&g, model, prompt, settings, images);
+    status = generation_open(&g, err);
     for (size_t first = 0; status == TSAR_OK && first < images; first += g.batch) {
         const size_t count = g.batch < images - first ? g.batch : images - first;
         status = generate_batch(&g, first, count, result, progress, context, err);
     }
     generation_close(&g);
     return status;
+}
+
+/* ------------------------------------------------------------------------------------------------------- 5. likelihood */
+
+/* What a scoring needs at each decision. */
+typedef struct {
+    const tsar_model *model;
+    const int64_t *codes; /* [gh][gw], given */
+    double *nats;         /* [gh][gw], out */
+} scoring;
+
+/* Takes the given code, and adds its log-likelihood under logits [V]:  ln p_c = (x_c - max) - ln(sum of exp(x_v - max), v ascending).
+ * Stage one of CTF decides the code's label, stage two the code among the label's: ln p(code) = ln p(label) + ln p(code | label). */
+static tsar_status score_code(void *context, const tsar_decision *d, size_t *code, tsar_error *err)
+{
+    const scoring *s = context;
+    const tsar_config *config = &s->model->config;
+    const size_t at = d->y * config->grid_w + d->x, given = (size_t)s->codes[at];
+    const double max = d->logits[tsar_argmax(d->logits, d->V)];
+    double total = 0;
+    size_t index = 0;
+    (void)err;
+    *code = config->n_coarse > 0 && d->codes == NULL ? (size_t)s->model->cluster_of[given] : given;
+    for (size_t v = 0; v < d->V; v++) {
+        total += tsar_exp(d->logits[v] - max);
+        if ((d->codes == NULL ? v : d->codes[v]) == *code) index = v;
+    }
+    s->nats[at] += d->logits[index] - max - tsar_log(total);
+    return TSAR_OK;
+}
+
+tsar_status tsar_score(const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, const int64_t *codes, double *nats, tsar_error *err)
+{
+    const tsar_config *config = &model->config;
+    const size_t N = config->grid_h * config->grid_w;
+    scoring context = { model, codes, nats };
+    tsar_result result = { NULL, NULL, NULL, NULL, NULL };
+    tsar_settings forced = *settings;
+    forced.greedy = 1; /* no code is drawn */
+    forced.decide = score_code;
+    forced.decide_context = &context;
+    if (settings->order == TSAR_ZIPAR_ADAPTIVE)
+        return tsar_fail(err, TSAR_USAGE, "the adaptive order has no likelihood: its windows depend on what is drawn; use raster or zipar:W");
+    for (size_t i = 0; i < N; i++) {
+        if (codes[i] < 0 || (uint64_t)codes[i] >= config->codebook_size)
+            return tsar_fail(err, TSAR_INPUT, "code %ld at place %zu is outside 0 ... %zu", (long)codes[i], i, config->codebook_size - 1);
+        nats[i] = 0;
+    }
+    return tsar_generate(model, prompt, &forced, 1, &result, NULL, NULL, err);
 }

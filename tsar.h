@@ -473,6 +473,29 @@ typedef enum { TSAR_CONSTANT, TSAR_LINEAR, TSAR_HALF_LINEAR, TSAR_COSINE } tsar_
 enum { TSAR_SCHEDULES = TSAR_COSINE + 1 };
 typedef enum { TSAR_RASTER, TSAR_ZIPAR, TSAR_ZIPAR_ADAPTIVE } tsar_order;
 
+/* One decision (SPEC 5, 6): all that makes a code, and the code that the rule takes. The place is what the random numbers are counted by (SPEC 1.5). */
+typedef struct {
+    size_t image, token, row, column, slot; /* the image's counter; fused token in raster order, its row and column; the code's place in its window */
+    size_t y, x;          /* of the code in the picture of codes [gh][gw] */
+    size_t pass;          /* that decides it, from 0; stage two of CTF comes after the last */
+    int purpose;          /* TSAR_DRAW: a code by its logits; TSAR_ACCEPT: the test of an adaptive candidate; TSAR_FINE: stage two of CTF */
+    int settles;          /* 0: the code is a candidate, and is final only if no code of its token changes in a test; 1: it is final whatever it is */
+    size_t attempt;       /* which test of the candidate, from 0 */
+    double u, replace;    /* the random numbers: of the draw or the acceptance; of the replacement (TSAR_ACCEPT) */
+    size_t V;             /* how many codes compete */
+    const size_t *codes;  /* [V] ascending, which ones (TSAR_FINE: those of the label); NULL: 0 ... V-1 */
+    const double *logits; /* [V] after guidance */
+    const double *p;      /* [V] what tsar_probabilities makes of them; NULL in greedy decoding */
+    const double *before; /* TSAR_ACCEPT: [V] what p was when the candidate was drawn or last tested; else NULL (greedy: the logits then) */
+    size_t candidate;     /* TSAR_ACCEPT: the code that is tested */
+} tsar_decision;
+
+/* Has the last word on a code: *code comes as the one that the rule takes (DRAW, FINE: tsar_draw by u; ACCEPT: tsar_adapt by u and
+ * replace; greedy: tsar_argmax), and may be changed to any other of the vocabulary. Every code of a generation passes through it, images
+ * of a batch in turn, slots of a token ascending, so that drawing, forcing the codes of a file and showing the choices are one path.
+ * Anything but TSAR_OK stops the generation with that status. */
+typedef tsar_status (*tsar_decide_fn)(void *context, const tsar_decision *decision, size_t *code, tsar_error *err);
+
 typedef struct {
     uint64_t seed;
     double cfg;             /* target scale a; guidance runs only if a > 1 */
@@ -485,6 +508,8 @@ typedef struct {
     tsar_order order;
     size_t window;          /* of ZipAR; wider than the row is the row */
     int first_row;          /* ZipAR: row 1 waits for the whole of row 0 */
+    tsar_decide_fn decide;  /* NULL: the rule's codes stand */
+    void *decide_context;
 } tsar_settings;
 
 /* The defaults of the model (SPEC 9), raster order, seed 0. */
@@ -544,6 +569,11 @@ typedef tsar_status (*tsar_progress_fn)(void *context, const tsar_progress *prog
  * a bit). Image i draws with image counter i. */
 tsar_status tsar_generate(const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, size_t images,
                           tsar_result *result, tsar_progress_fn progress, void *context, tsar_error *err);
+
+/* The log-likelihood of given codes [gh][gw] in nats: nats [gh][gw] = ln p(code), each given the ones that the decode order feeds before it, after
+ * guidance (settings->cfg > 1), before temperature, top-k and top-p; in a CTF model ln p(label) + ln p(code | label). Their sum is the picture's.
+ * TSAR_USAGE for the adaptive order; settings->decide is not called. */
+tsar_status tsar_score(const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, const int64_t *codes, double *nats, tsar_error *err);
 
 /* --------------------------------------------------------------------------------------- 10. trace and verify (tests/trace.c, tests/verify.c) */
 
