@@ -272,13 +272,13 @@ static int is_readable(const char *path)
 static tsar_status open_model(const arguments *a, tsar_model **model, tsar_error *err)
 {
     char path[1024];
-    if (a->at[O_MODEL].text) return tsar_model_open(model, a->at[O_MODEL].text, thread_count(a), err);
+    if (a->at[O_MODEL].text) return tsar_model_open(model, a->at[O_MODEL].text, TSAR_PART_ALL, thread_count(a), err);
     const char *slash = strrchr(a->program, '/');
     const int folder = slash ? (int)(slash - a->program) + 1 : 0;
     int length = slash ? snprintf(path, sizeof path, "%.*sweights/" SHIPPED_MODEL, folder, a->program) : 0;
-    if (length > 0 && (size_t)length < sizeof path && is_readable(path)) return tsar_model_open(model, path, thread_count(a), err);
+    if (length > 0 && (size_t)length < sizeof path && is_readable(path)) return tsar_model_open(model, path, TSAR_PART_ALL, thread_count(a), err);
 #ifdef TSAR_DATADIR
-    if (is_readable(TSAR_DATADIR "/" SHIPPED_MODEL)) return tsar_model_open(model, TSAR_DATADIR "/" SHIPPED_MODEL, thread_count(a), err);
+    if (is_readable(TSAR_DATADIR "/" SHIPPED_MODEL)) return tsar_model_open(model, TSAR_DATADIR "/" SHIPPED_MODEL, TSAR_PART_ALL, thread_count(a), err);
 #endif
     return tsar_fail(err, TSAR_INPUT, "the shipped model " SHIPPED_MODEL " was not found; name a model with -m MODEL");
 }
@@ -1024,7 +1024,7 @@ static tsar_status run_bench(const arguments *a, tsar_error *err)
     tsar_model *model = NULL;
     int lines = 0;
     const size_t threads = thread_count(a);
-    tsar_status status = a->n ? tsar_model_open(&model, a->operands[0], threads, err) : TSAR_OK;
+    tsar_status status = a->n ? tsar_model_open(&model, a->operands[0], TSAR_PART_ALL, threads, err) : TSAR_OK;
     if (status == TSAR_OK) status = tsar_bench(model, threads, print_measurement, &lines, err);
     tsar_model_close(model);
     return status;

@@ -23,8 +23,7 @@ tsar_settings tsar_settings_default(const tsar_model *model)
     tsar_settings settings;
     memset(&settings, 0, sizeof settings);
     settings.cfg = config->defaults.cfg;
-    settings.schedule = TSAR_CONSTANT; /* stays if the name is unknown, which the configuration's reader refuses */
-    (void)tsar_schedule_parse(&settings.schedule, config->defaults.cfg_schedule, NULL);
+    settings.schedule = (tsar_schedule)config->defaults.cfg_schedule;
     settings.cfg_interval = -1;
     settings.temperature = config->defaults.temperature;
     settings.top_k = config->defaults.top_k;

@@ -231,34 +231,147 @@ tsar_status tsar_writer_copy(tsar_writer *writer, tsar_file *from, const tsar_te
 tsar_status tsar_writer_commit(tsar_writer *writer, tsar_error *err); /* releases it also when it fails */
 void tsar_writer_abandon(tsar_writer *writer);                        /* accepts NULL */
 
-/* ------------------------------------------------------------------------------------------- 4. models (weights/model.c) */
+/* ---------------------------------------------------------- 4. models (weights/config.c, weights/model.c, weights/synth.c) */
 
-typedef enum { TSAR_NO_GPT = 0, TSAR_TOKEN_SHUFFLE, TSAR_LLAMAGEN_C2I, TSAR_LLAMAGEN_T2I } tsar_arch;
+/* The parts of a model file, as bits; a tensor belongs to a part by the beginning of its name. */
+enum {
+    TSAR_PART_GPT = 1,   /* gpt.*: the autoregressive transformer; key arch */
+    TSAR_PART_FINE = 2,  /* fine.*, ctf.*: CTF stage two and the labels of codes; key fine_dim */
+    TSAR_PART_VQ = 4,    /* vq.*: the image tokenizer; key vq_ch */
+    TSAR_PART_T5 = 8,    /* t5.*: the text encoder; key t5_dim */
+    TSAR_PART_TEXT = 16, /* tokenizer.*, known_words: from a sentence to ids and back */
+    TSAR_PART_ALL = 31
+};
+
+/* How families of models differ: a row of the one table (weights/config.c), found by tsar_family_of. */
+typedef enum { TSAR_NO_GPT, TSAR_TOKEN_SHUFFLE, TSAR_LLAMAGEN_C2I, TSAR_LLAMAGEN_T2I, TSAR_LUMINA_MGPT, TSAR_EMU3, TSAR_JANUS } tsar_arch;
+enum { TSAR_ARCHS = TSAR_JANUS + 1 };
+
+/* What stands in front of the image tokens. */
+typedef enum {
+    TSAR_PREFIX_NONE,
+    TSAR_PREFIX_IDS,    /* rows of tok_embeddings: input.text */
+    TSAR_PREFIX_CLASS,  /* a row of class_embeddings: input.class */
+    TSAR_PREFIX_CAPTION /* cond_tokens features through cap_fc1 and cap_fc2: input.caption, input.caption_mask */
+} tsar_prefix;
+
+/* The prefix of the sequence that guidance subtracts (SPEC 3; QUIRKS, GPT 6). */
+typedef enum {
+    TSAR_UNCOND_NONE,
+    TSAR_UNCOND_SYSTEM,   /* <bos> <soi> */
+    TSAR_UNCOND_CLASS,    /* class num_classes */
+    TSAR_UNCOND_FEATURES, /* the features of uncond_embedding, under the caption's mask */
+    TSAR_UNCOND_LAST,     /* the last three ids of the prefix: boi and the two sizes */
+    TSAR_UNCOND_PAD,      /* the prefix with `pad` for all ids but the first and the last */
+    TSAR_UNCOND_NEGATIVE  /* a prefix of its own, around a negative prompt */
+} tsar_uncond;
+
+/* From a sentence to a prefix (SPEC 11): values of the key text_template. */
+typedef enum { TSAR_TEMPLATE_NONE, TSAR_TEMPLATE_TSAR, TSAR_TEMPLATE_LUMINA, TSAR_TEMPLATE_EMU3, TSAR_TEMPLATE_JANUS, TSAR_TEMPLATE_JANUS_PRO } tsar_template;
+
+/* How the scale of guidance grows over an image (SPEC 5). */
+typedef enum { TSAR_CONSTANT, TSAR_LINEAR, TSAR_HALF_LINEAR, TSAR_COSINE } tsar_schedule;
+enum { TSAR_SCHEDULES = TSAR_COSINE + 1 };
+
+/* What may be combined with a family, as bits. */
+enum {
+    TSAR_TAKES_EOL = 1,     /* a token after every row */
+    TSAR_TAKES_SHUFFLE = 2, /* windows of s x s codes */
+    TSAR_TAKES_COARSE = 4,  /* n_coarse: labels instead of codes */
+    TSAR_TAKES_QK_NORM = 8, /* norms of queries and keys */
+    TSAR_TAKES_ROPE_2D = 16,
+    TSAR_TAKES_AUTHORS = 32 /* zipar:W,authors */
+};
+
+typedef struct {
+    const char *name;            /* value of the key arch; "" for a model without transformer */
+    tsar_prefix prefix;
+    tsar_uncond uncond;
+    tsar_template text_template; /* unless the key text_template says otherwise */
+    int shares_table;            /* codes are rows of tok_embeddings and output; 0: janus, whose codes have modules of their own */
+    int rows_are_predictions;    /* gpt.norm and gpt.logits have the shape [n, s*s, ...]; 0: [T, ...], every position */
+    unsigned takes;              /* TSAR_TAKES_* */
+    double cfg;                  /* sampling defaults (SPEC 9); temperature 1 and top-p off for all */
+    tsar_schedule cfg_schedule;
+    size_t top_k;                /* 0: off */
+} tsar_family;
+
+extern const tsar_family tsar_families[TSAR_ARCHS]; /* by tsar_arch */
 
 #define TSAR_MAX_LEVELS 16
 #define TSAR_MAX_DIM ((size_t)1 << 24) /* upper bound of every count and size in a configuration but the vocabularies */
 
-enum { TSAR_BOS = 0, TSAR_SOI = 1, TSAR_EOI = 2, TSAR_SPECIALS = 3 };
+enum { TSAR_BOS = 0, TSAR_SOI = 1, TSAR_EOI = 2, TSAR_SPECIALS = 3 }; /* ids of Token-Shuffle's own vocabulary */
 
-/* SPEC 2, the table of keys. 0 stands for an absent key. */
+typedef enum { TSAR_SPLIT_NONE, TSAR_SPLIT_CHAMELEON, TSAR_SPLIT_CHAMELEON_SPLITS, TSAR_SPLIT_DEEPSEEK_LLM, TSAR_SPLIT_QWEN2 } tsar_split;
+
+/* SPEC 2, the table of keys (tsar_keys). 0 stands for an absent key, -1 for an absent id. */
 typedef struct {
     tsar_arch arch;
     size_t dim, n_layer, n_head, n_kv_head, ffn_hidden;
     double norm_eps, rope_base;
     int rope_2d;
-    size_t text_vocab, codebook_size, grid_h, grid_w, n_coarse;
-    size_t shuffle, shuffle_blocks, shuffle_hidden; /* shuffle is 1 for LlamaGen */
+    size_t text_vocab, vocab_size, codebook_size, grid_h, grid_w, n_coarse;
+    size_t image_base;                              /* lumina-mgpt, emu3: the id of code 0 */
+    size_t qk_norm;                                 /* rows of the norms of queries and keys; 0: none */
+    int norm_post;                                  /* norm_order=post */
+    size_t image_embed, image_head;                 /* janus */
+    size_t shuffle, shuffle_blocks, shuffle_hidden; /* shuffle is 1 where there are no windows */
     size_t num_classes, cond_tokens, caption_dim;
     size_t vq_ch, vq_levels, vq_ch_mult[TSAR_MAX_LEVELS], vq_res_blocks, vq_z_channels, vq_embed_dim, vq_groups;
-    int vq_l2_norm;
+    int vq_l2_norm, vq_attn_mid, vq_pixels_down; /* vq_attn=mid; vq_pixels=down */
+    size_t vq_temporal;                          /* Emu3: its factor in time; 0: no convolutions in time */
     size_t fine_dim, fine_n_layer, fine_n_head, fine_ffn_hidden;
+    size_t t5_vocab, t5_dim, t5_n_layer, t5_n_head, t5_head_dim, t5_ffn_hidden, t5_buckets, t5_max_distance;
+    double t5_norm_eps;
+    int t5_clean;                                      /* t5_clean=llamagen */
+    int text_split, text_normal_nfc, text_template;    /* a tsar_split; text_normal=nfc; a tsar_template */
+    int64_t eol, bos, sep, boi, eoi, eof, eos, img, pad; /* ids; -1: none */
+    int64_t size_base;                                 /* the id of size 0; -1: none */
+    size_t size_unit;
     uint64_t seed;
-    int has_gpt, has_vq, has_fine; /* the parts that the keys describe: arch, vq_ch, fine_dim is present */
-    size_t vocab;                  /* V = n_coarse if present, else codebook_size */
-    size_t rows, columns, tokens;  /* of the grid of fused tokens: grid_h/s, grid_w/s, their product n */
-    size_t vq_factor;              /* pixels per code and side: 2^(vq_levels - 1) */
-    struct { double cfg; char cfg_schedule[16]; double temperature; size_t top_k; double top_p; } defaults; /* the default_* keys, else SPEC 9's */
+    int has_gpt, has_vq, has_fine, has_t5; /* the parts that the keys describe: arch, vq_ch, fine_dim, t5_dim is present */
+    size_t vocab;                          /* V = n_coarse if present, else codebook_size */
+    size_t n_ids;                          /* ids of a prefix are below it: text_vocab or vocab_size; 0 where a prefix is not made of ids */
+    size_t code_row;                       /* of tok_embeddings and gpt.output, where code 0 stands: text_vocab, image_base or 0 */
+    size_t rows, columns, tokens;          /* of the grid of fused tokens: grid_h/s, grid_w/s, their product n */
+    size_t vq_factor;                      /* pixels per code and side: 2^(vq_levels - 1) */
+    struct { double cfg; int cfg_schedule; /* a tsar_schedule */ double temperature; size_t top_k; double top_p; } defaults; /* the default_* keys, else the family's */
 } tsar_config;
+
+TSAR_INLINE const tsar_family *tsar_family_of(const tsar_config *config) { return &tsar_families[config->arch]; }
+
+/* One key of a configuration: the table of which reading, writing, import, clustering and info are loops. */
+typedef enum {
+    TSAR_KEY_SIZE,   /* size_t: a positive integer of at most `limit` */
+    TSAR_KEY_COUNT,  /* size_t: the same, or 0 */
+    TSAR_KEY_ID,     /* int64_t: 0 ... limit; absent: -1 */
+    TSAR_KEY_SEED,   /* uint64_t: any */
+    TSAR_KEY_REAL,   /* double: positive and finite */
+    TSAR_KEY_SHARE,  /* double: 0 ... 1 */
+    TSAR_KEY_CHOICE, /* int: which of the words `choices` */
+    TSAR_KEY_ARCH,   /* tsar_arch: the name of a family */
+    TSAR_KEY_LEVELS  /* vq_levels and vq_ch_mult: 1 to 16 positive integers, commas between them */
+} tsar_key_kind;
+typedef struct {
+    const char *name;
+    unsigned parts;       /* TSAR_PART_*: those in which it means anything */
+    unsigned required;    /* those that cannot do without it */
+    tsar_key_kind kind;
+    size_t place;         /* offset in tsar_config */
+    size_t limit;
+    const char *choices;  /* of a choice: words with blanks between them, the first is 0 */
+    const char *absent;   /* the value where the key is absent; NULL: 0 or -1, or what the family says */
+    unsigned families;    /* bits 1 << tsar_arch of those that know the key; 0: all */
+} tsar_key;
+
+/* The table in the order in which keys are told, *n rows. */
+const tsar_key *tsar_keys(size_t *n);
+const tsar_key *tsar_key_find(const char *name); /* NULL: no key of a configuration */
+/* The value of a key as metadata has it, in text [TSAR_KEY_TEXT]; returns 0 where the configuration has nothing to say about it: a part or
+ * family that it does not describe, a choice or sampling default that an absent key means as well. */
+#define TSAR_KEY_TEXT 384
+int tsar_key_text(char *text, const tsar_config *config, const tsar_key *key);
 
 /* A source of configuration strings: metadata of a file, or key=value arguments. Returns NULL for an absent key. */
 typedef const char *(*tsar_lookup)(const void *source, const char *key);
@@ -266,37 +379,55 @@ typedef const char *(*tsar_lookup)(const void *source, const char *key);
 /* Reads and checks a configuration; `name` (a path) is named in errors. */
 tsar_status tsar_config_read(tsar_config *config, tsar_lookup lookup, const void *source, const char *name, tsar_error *err);
 
-typedef struct { double *gain, *bias; size_t channels; } tsar_norm; /* a GroupNorm: [channels] each */
-typedef struct { tsar_matrix weight; double *bias; size_t in, out, size; } tsar_conv; /* weight [out][in*size*size]; size 1 or 3 */
+/* A convolution: weight [out][in*taps*size*size], bias [out]; out = 0: absent. taps is the length of the kernel in time, the slowest axis
+ * behind `in`: 4 in the encoder's time_conv, else 1 (of kernels of three taps, which in a picture meet data with the last one alone, only
+ * that one is in memory). size 1 or 3. */
+typedef struct { tsar_matrix weight; double *bias; size_t in, out, size, taps; } tsar_conv;
+
+/* A GroupNorm: [channels] each; in Emu3's decoder guided: y = groupnorm(x) * conv_y(guide) + conv_b(guide), both [channels][embed] of size 1; else absent. */
+typedef struct { double *gain, *bias; size_t channels; tsar_conv conv_y, conv_b; } tsar_norm;
+
+/* A batch norm in use: y = (x - mean) / sqrt(variance + 1e-5) * gain + bias, [channels] each (running_mean, running_var). */
+typedef struct { double *gain, *bias, *mean, *variance; size_t channels; } tsar_batch_norm;
 
 /* One block of the transformer (SPEC 3). */
 typedef struct {
-    double *attention_norm, *ffn_norm; /* [d] */
-    tsar_matrix wqkv;                  /* [(n_head + 2 n_kv_head) hd][d] */
-    tsar_matrix wo;                    /* [d][d] */
-    tsar_matrix w1, w3, w2;            /* [ffn][d], [ffn][d], [d][ffn] */
+    double *attention_norm, *ffn_norm;           /* [d]: before the branch, or behind it where the stack is norm_post */
+    double *q_norm, *q_norm_bias;                /* [qk_norm hd]: head h of n_head takes row h*qk_norm/n_head; NULL without qk_norm */
+    double *k_norm, *k_norm_bias;                /* [qk_norm hd]: head h of n_kv_head takes row h*qk_norm/n_kv_head */
+    tsar_matrix wqkv;                            /* [(n_head + 2 n_kv_head) hd][d] */
+    tsar_matrix wo;                              /* [d][n_head hd] */
+    tsar_matrix w1, w3, w2;                      /* [ffn][d], [ffn][d], [d][ffn] */
 } tsar_layer;
 
-/* A stack of blocks and its head: the autoregressive transformer, or CTF's fine one. */
+/* A stack of blocks and its head: the autoregressive transformer, CTF's fine one, or the text encoder. */
 typedef struct {
     size_t dim, n_layer, n_head, n_kv_head, head_dim, ffn_hidden;
+    size_t inner;        /* n_head * head_dim: what attention mixes; dim but for t5 */
     double norm_eps, rope_base;
     int rope_2d;
+    size_t qk_norm;      /* rows of the layers' q_norm and k_norm; 0: none */
+    int norm_post;       /* x + norm(branch(x)) instead of x + branch(norm(x)) */
     tsar_layer *layers;  /* [n_layer] */
     double *norm;        /* [d] */
-    tsar_matrix output;  /* gpt: [V][d], the image rows only; fine: [K][d] */
+    tsar_matrix output;  /* gpt: [V][d], the codes' rows only (janus: none); fine: [K][d]; t5: none */
+    tsar_table position_bias; /* t5: [buckets][n_head], added to the scores, without RoPE, mask and scale; else rows = 0 */
 } tsar_stack;
 
 /* norm, fc1, fc2 of a shuffle or unshuffle block. */
 typedef struct { double *norm; tsar_matrix fc1, fc2; } tsar_mlp; /* [d], [hidden][d], [d][hidden] */
 
+/* janus: y = fc2 . gelu_erf(fc1 . x + b1) + b2 */
+typedef struct { tsar_matrix fc1, fc2; double *b1, *b2; } tsar_code_mlp;
+
 /* The image tokenizer (SPEC 4); absent convolutions have out = 0. */
 typedef struct { tsar_norm norm1, norm2; tsar_conv conv1, conv2, nin_shortcut; } tsar_resblock;
 typedef struct { tsar_norm norm; tsar_conv q, k, v, proj_out; } tsar_attnblock;
+typedef struct { tsar_batch_norm norm1, norm2; tsar_conv conv1, conv2; } tsar_time_block; /* time_res_stack.{j}: [z] channels, convolutions of size 3 */
 typedef struct {
     size_t n_res, n_attn;
     tsar_resblock *res;   /* [n_res] */
-    tsar_attnblock *attn; /* [n_attn]: n_res at the lowest resolution, else 0 */
+    tsar_attnblock *attn; /* [n_attn]: n_res at the lowest resolution unless vq_attn=mid, else 0 */
     tsar_conv resample;   /* downsample.conv or upsample.conv; absent at the last level processed */
 } tsar_level;
 typedef struct {
@@ -305,6 +436,9 @@ typedef struct {
     tsar_resblock mid0, mid2;
     tsar_attnblock mid1;
     tsar_norm norm_out;
+    size_t n_time_conv, n_time_res; /* log2(vq_temporal), vq_res_blocks; 0 without vq_temporal */
+    tsar_conv *time_conv;           /* [n_time_conv]: encoder 4 taps, decoder the last of 3 */
+    tsar_time_block *time_res;      /* [n_time_res] */
 } tsar_coder;
 typedef struct {
     tsar_coder encoder, decoder;
@@ -312,23 +446,38 @@ typedef struct {
     tsar_table codebook; /* quantize.embedding.weight [K][embed] */
 } tsar_vq;
 
+/* Pieces of text that are found as a whole (SPEC 11): piece i is bytes at[i] ... at[i+1]-1 and has the id ids[i]. */
+typedef struct { size_t n; uint8_t *bytes; int64_t *at, *ids; } tsar_pieces; /* at [n + 1], ids [n] */
+
 /* A model: configuration and read-only weights. Any number of threads may use one at the same time. */
 typedef struct {
     tsar_config config;
+    unsigned parts; /* TSAR_PART_*: those that are in memory; what others have is absent */
     size_t threads; /* threads that one call uses (1 without OpenMP) */
     tsar_stack gpt;
-    tsar_table tok_embeddings;          /* [text_vocab + V][d], or [V][d] for LlamaGen */
+    tsar_table tok_embeddings;          /* [code_row + V][d], [vocab_size][d]; code c has row code_row + c (janus: none) */
     tsar_matrix compress, expand;       /* [d/s^2][d], [d][d/s^2]; absent for s = 1 */
     tsar_mlp *shuffle_mlp, *unshuffle_mlp; /* [shuffle_blocks]; NULL for s = 1 */
     tsar_table class_embeddings;        /* c2i: [num_classes + 1][d] */
     tsar_matrix cap_fc1, cap_fc2;       /* t2i: [d][caption_dim], [d][d] */
     tsar_table uncond_embedding;        /* t2i: [cond_tokens][caption_dim]; longer tables are cut */
+    tsar_table image_embeddings;        /* janus: [V][image_embed], gpt.image_embed.tok_embeddings */
+    tsar_code_mlp image_embed;          /* janus: [d][image_embed], [d][d]: a code's embedding into the stream */
+    tsar_code_mlp image_head;           /* janus: [image_head][d], [V][image_head]: logits of the stream behind its last norm */
     tsar_stack fine;
     tsar_table coarse_embeddings;       /* [n_coarse][fine_dim] */
     int64_t *cluster_of;                /* [K]: the coarse label of each code; NULL without n_coarse */
     tsar_vq vq;
-    int64_t *merges;                    /* [n_merges][2]: byte-level BPE, in rank order (SPEC 3, Text) */
+    tsar_stack t5;
+    tsar_table t5_embeddings;           /* [t5_vocab][t5_dim] */
+    uint8_t *t5_spiece;                 /* [n_t5_spiece]: the file spiece.model as it is; NULL without it */
+    size_t n_t5_spiece;
+    int64_t *merges;                    /* [n_merges][2]: byte-level BPE, in rank order (SPEC 3, Text); NULL without */
     size_t n_merges;
+    int64_t *merge_ids, *merge_ranks;   /* [n_merges] each; NULL: merge r makes id 3 + 256 + r and has rank r */
+    int64_t *byte_ids;                  /* [256], -1 for none; NULL: byte b is id 3 + b */
+    tsar_pieces whole, special;         /* pieces of the vocabulary that no merges make; added tokens */
+    uint8_t *special_pass;              /* [special.n]: 0 before the normaliser, 1 after it */
     char *known_words;                  /* the key known_words: all words of its training captions, blanks between them; NULL without it */
 } tsar_model;
 
@@ -337,9 +486,11 @@ typedef struct {
 typedef enum { TSAR_AS_MATRIX, TSAR_AS_TABLE, TSAR_AS_VECTOR, TSAR_AS_INTEGERS } tsar_use;
 typedef struct {
     char name[128];
+    unsigned part;          /* TSAR_PART_* */
     tsar_use use;
-    size_t rank, shape[4];
+    size_t rank, shape[5];
     size_t first_row, rows; /* of shape[0]: the part that is kept in memory */
+    int last_tap;           /* of shape[2], the kernel in time, only the last index is kept */
     void *slot;             /* tsar_matrix *, tsar_table *, double ** or int64_t ** inside the model; NULL without one */
 } tsar_weight;
 typedef tsar_status (*tsar_weight_fn)(void *context, const tsar_weight *weight, tsar_error *err);
@@ -349,12 +500,17 @@ typedef tsar_status (*tsar_weight_fn)(void *context, const tsar_weight *weight, 
 tsar_status tsar_weights(const tsar_config *config, tsar_model *model, tsar_weight_fn visit, void *context, tsar_error *err);
 
 /* Prepares a zeroed model whose config is read for its weights: the sizes of the stacks, and the arrays of layers, blocks and levels
- * in which tsar_weights finds the slots. tsar_model_close gives them back, with whatever stands in the slots; also after a failure. */
+ * in which tsar_weights finds the slots; parts becomes all of the configuration's. tsar_model_close gives them back, with whatever stands
+ * in the slots; also after a failure. */
 tsar_status tsar_model_allocate(tsar_model *model, tsar_error *err);
 
-/* Opens a model file: every tensor that its configuration needs must be there, of its shape, in F64, F32, BF16 or F16, finite. */
-tsar_status tsar_model_open(tsar_model **model, const char *path, size_t threads, tsar_error *err);
+/* Opens a model file: every tensor that its configuration needs must be there, of its shape, in F64, F32, BF16 or F16. Of the `parts`
+ * (TSAR_PART_*; TSAR_PART_ALL) that the file has the values are read, which must be finite; the others take neither time nor memory. */
+tsar_status tsar_model_open(tsar_model **model, const char *path, unsigned parts, size_t threads, tsar_error *err);
 void tsar_model_close(tsar_model *model);
+
+/* TSAR_OK if the model has this part in memory; else TSAR_INPUT, and what the model therefore cannot do, in words such as "decode images". */
+tsar_status tsar_model_needs(const tsar_model *model, unsigned part, const char *what, tsar_error *err);
 
 /* Synthetic weights (SPEC 7). */
 uint64_t tsar_synth_key(const char *name, uint64_t seed);
@@ -469,8 +625,6 @@ tsar_status tsar_cluster(const tsar_model *model, size_t k, uint64_t seed, int64
 
 /* ----------------------------------------------------------------------------------------------- 9. the sampler (sampler.c) */
 
-typedef enum { TSAR_CONSTANT, TSAR_LINEAR, TSAR_HALF_LINEAR, TSAR_COSINE } tsar_schedule;
-enum { TSAR_SCHEDULES = TSAR_COSINE + 1 };
 typedef enum { TSAR_RASTER, TSAR_ZIPAR, TSAR_ZIPAR_ADAPTIVE } tsar_order;
 
 /* One decision (SPEC 5, 6): all that makes a code, and the code that the rule takes. The place is what the random numbers are counted by (SPEC 1.5). */

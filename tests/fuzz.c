@@ -33,7 +33,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
         *equals = '\0';
         values[i] = equals + 1;
     }
-    if (tsar_synth(INPUT, keys, values, 14, TSAR_F32, &err) != TSAR_OK || tsar_model_open(&model, INPUT, 1, &err) != TSAR_OK) abort();
+    if (tsar_synth(INPUT, keys, values, 14, TSAR_F32, &err) != TSAR_OK || tsar_model_open(&model, INPUT, TSAR_PART_ALL, 1, &err) != TSAR_OK) abort();
     return 0;
 }
 
@@ -89,7 +89,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     case PROMPT: encode_text(data, size); break;
     case MODEL: {
         tsar_model *opened;
-        if (tsar_model_open(&opened, INPUT, 1, &err) == TSAR_OK) tsar_model_close(opened);
+        if (tsar_model_open(&opened, INPUT, TSAR_PART_ALL, 1, &err) == TSAR_OK) tsar_model_close(opened);
         break;
     }
     case PICTURE: {

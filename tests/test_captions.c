@@ -98,7 +98,7 @@ int main(void)
     tsar_model *model;
     double *caption, *mask;
     tsar_status status = tsar_synth(MODEL, keys, values, 13, TSAR_F32, &err);
-    if (!CHECK(status == TSAR_OK && tsar_model_open(&model, MODEL, 1, &err) == TSAR_OK, "%s", err.text)) return test_end();
+    if (!CHECK(status == TSAR_OK && tsar_model_open(&model, MODEL, TSAR_PART_ALL, 1, &err) == TSAR_OK, "%s", err.text)) return test_end();
     for (size_t c = 0; c < sizeof good / sizeof *good; c++) {
         npy_start(&made, good[c].version, good[c].dictionary);
         for (size_t i = 0; i < good[c].n * 4; i++) put_element(&made, good[c].dtype, good[c].big, feature(i));

@@ -540,13 +540,13 @@ static void test_configurations(void)
     }
     CHECK(read_keys(&c, shuffle_keys, "", &err) == TSAR_OK, "token-shuffle: %s", err.text);
     CHECK(c.rows == 4 && c.columns == 2 && c.tokens == 8 && c.vocab == 32 && c.rope_base == 10000 && c.norm_eps == 1e-5 && c.has_gpt && !c.has_vq, "derived");
-    CHECK(c.defaults.cfg == 7.5 && !strcmp(c.defaults.cfg_schedule, "half-linear") && c.defaults.top_k == 0 && c.defaults.top_p == 1, "defaults");
+    CHECK(c.defaults.cfg == 7.5 && c.defaults.cfg_schedule == TSAR_HALF_LINEAR && c.defaults.top_k == 0 && c.defaults.top_p == 1, "defaults");
     CHECK(read_keys(&c, shuffle_keys, "shuffle=1 shuffle_blocks=- shuffle_hidden=- grid_h=7", &err) == TSAR_OK && c.tokens == 28, "s = 1: %s", err.text);
     CHECK(read_keys(&c, shuffle_keys, "n_coarse=8 default_cfg=3 default_top_k=0 default_top_p=.5 default_cfg_schedule=cosine", &err) == TSAR_OK &&
-              c.vocab == 8 && c.defaults.cfg == 3 && c.defaults.top_p == 0.5 && !strcmp(c.defaults.cfg_schedule, "cosine"),
+              c.vocab == 8 && c.defaults.cfg == 3 && c.defaults.top_p == 0.5 && c.defaults.cfg_schedule == TSAR_COSINE,
           "default keys: %s", err.text);
     CHECK(read_keys(&c, c2i_keys, "seed=18446744073709551615", &err) == TSAR_OK && c.seed == UINT64_MAX && c.shuffle == 1 && c.rope_2d, "c2i: %s", err.text);
-    CHECK(c.defaults.cfg == 4 && !strcmp(c.defaults.cfg_schedule, "constant") && c.defaults.top_k == 2000, "c2i defaults");
+    CHECK(c.defaults.cfg == 4 && c.defaults.cfg_schedule == TSAR_CONSTANT && c.defaults.top_k == 2000, "c2i defaults");
     CHECK(read_keys(&c, t2i_keys, "", &err) == TSAR_OK && c.defaults.cfg == 7.5 && c.defaults.top_k == 1000, "t2i: %s", err.text);
     CHECK(read_keys(&c, vq_keys, "", &err) == TSAR_OK && c.has_vq && !c.has_gpt && c.vq_levels == 2 && c.vq_factor == 2 && c.vq_groups == 32, "vq: %s",
           err.text);
@@ -595,14 +595,14 @@ static void test_synthesis(void)
             CHECK(synth(path, models[i], "", dtypes[d], &err) == TSAR_OK && synth(other_path, models[i], "", dtypes[d], &err) == TSAR_OK, "synth: %s",
                   err.text);
             CHECK(same_files(path, other_path), "synth gives the same bytes again");
-            CHECK(tsar_model_open(&model, path, 1, &err) == TSAR_OK, "open: %s", err.text);
+            CHECK(tsar_model_open(&model, path, TSAR_PART_ALL, 1, &err) == TSAR_OK, "open: %s", err.text);
             tsar_model_close(model);
             model = NULL;
         }
-    CHECK(synth(path, shuffle_keys, vq_keys, TSAR_F32, &err) == TSAR_OK && tsar_model_open(&model, path, 1, &err) == TSAR_OK, "two parts: %s", err.text);
+    CHECK(synth(path, shuffle_keys, vq_keys, TSAR_F32, &err) == TSAR_OK && tsar_model_open(&model, path, TSAR_PART_ALL, 1, &err) == TSAR_OK, "two parts: %s", err.text);
     tsar_model_close(model);
     CHECK(synth(path, c2i_keys, "", TSAR_F64, &err) == TSAR_USAGE, "no F64 synthesis");
-    CHECK(tsar_model_open(&model, path, 0, &err) == TSAR_USAGE && tsar_model_open(&model, path, 100000, &err) == TSAR_USAGE, "threads");
+    CHECK(tsar_model_open(&model, path, TSAR_PART_ALL, 0, &err) == TSAR_USAGE && tsar_model_open(&model, path, 100000, &err) == TSAR_USAGE, "threads");
 }
 
 /* What check_weights compares a loaded model with. */
@@ -647,7 +647,7 @@ static void test_loading(void)
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         tsar_model *model = NULL;
         comparison c = { NULL, 0, 1 };
-        CHECK(synth(path, models[i], "", TSAR_F32, &err) == TSAR_OK && tsar_model_open(&model, path, 1, &err) == TSAR_OK, "open: %s", err.text);
+        CHECK(synth(path, models[i], "", TSAR_F32, &err) == TSAR_OK && tsar_model_open(&model, path, TSAR_PART_ALL, 1, &err) == TSAR_OK, "open: %s", err.text);
         if (model && tsar_file_open(&c.file, path, &err) == TSAR_OK) tsar_weights(&model->config, model, compare_weight, &c, &err);
         CHECK(c.good && c.checked > 10000, "model %d: %d numbers as in the file", (int)i, (int)c.checked);
         tsar_file_close(c.file);
@@ -689,11 +689,11 @@ static void test_shared_tokenizer(void)
     }
     tsar_file_close(whole);
     tsar_file_close(part);
-    CHECK(tsar_model_open(&model, path, 1, &err) == TSAR_OK && model->config.has_vq && model->config.has_gpt, "as a model: %s", err.text);
+    CHECK(tsar_model_open(&model, path, TSAR_PART_ALL, 1, &err) == TSAR_OK && model->config.has_vq && model->config.has_gpt, "as a model: %s", err.text);
     tsar_model_close(model);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         const tsar_status made = synth(other_path, bad[i].lender, "", TSAR_F32, &err) | synth(path, shuffle_keys, bad[i].key, TSAR_F32, &err);
-        const tsar_status status = tsar_model_open(&model, path, 1, &err);
+        const tsar_status status = tsar_model_open(&model, path, TSAR_PART_ALL, 1, &err);
         CHECK(made == TSAR_OK && status == TSAR_INPUT && strstr(err.text, bad[i].named), "%s: %s", bad[i].key, err.text);
     }
 }
@@ -792,7 +792,7 @@ static void test_bad_models(void)
         if ((file = synth_file(cases[i].base, "")) == NULL) continue;
         CHECK(copy_changed(file, other_path, &cases[i].ch, &err) == TSAR_OK, "copy: %s", err.text);
         tsar_file_close(file);
-        const tsar_status status = tsar_model_open(&model, other_path, 1, &err);
+        const tsar_status status = tsar_model_open(&model, other_path, TSAR_PART_ALL, 1, &err);
         CHECK(status == TSAR_INPUT && strstr(err.text, other_path) && strstr(err.text, cases[i].named), "\"%s\" should say: %s", err.text, cases[i].named);
         tsar_model_close(model);
     }
@@ -801,7 +801,7 @@ static void test_bad_models(void)
     const change fewer = { .key = "cond_tokens", .value = "4" };
     for (int i = 0; i < 2; i++) {
         if ((file = synth_file(i ? t2i_keys : shuffle_keys, "")) == NULL) continue;
-        CHECK(copy_changed(file, other_path, i ? &fewer : &harmless, &err) == TSAR_OK && tsar_model_open(&model, other_path, 1, &err) == TSAR_OK, "%s",
+        CHECK(copy_changed(file, other_path, i ? &fewer : &harmless, &err) == TSAR_OK && tsar_model_open(&model, other_path, TSAR_PART_ALL, 1, &err) == TSAR_OK, "%s",
               err.text);
         CHECK(i == 0 || (model && model->uncond_embedding.rows == 4), "uncond_embedding is cut to cond_tokens");
         tsar_file_close(file);

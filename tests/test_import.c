@@ -195,7 +195,7 @@ static void check_official(const char *folder)
         synth(TMP "synth", vector, official[i].dtype);
         CHECK(same_tensors(MODEL, TMP "synth"), "%s: its weights are those of the synthetic model", path);
         if (official[i].dtype != TSAR_F32) continue;
-        status = tsar_model_open(&model, MODEL, 1, &err);
+        status = tsar_model_open(&model, MODEL, TSAR_PART_ALL, 1, &err);
         if (!CHECK(status == TSAR_OK, "%s: %s", path, err.text)) continue;
         status = tsar_verify(model, vector, 1e-11, ignore_comparison, NULL, &compared, &ignored, &err);
         CHECK(status == TSAR_OK && compared > 5, "%s: %s verifies to 1e-11 (%lu tensors)", path, vector, (unsigned long)compared);
@@ -735,7 +735,7 @@ static void check_questions(void)
     expect(INPUT, "n_head=4 grid_h=four grid_w=4", TSAR_INPUT, "grid_h");
     CHECK(import_file(INPUT, SETTINGS " rope_base=500 dim=16", &err) == TSAR_OK, "%s", err.text);
     tsar_model *model;
-    if (CHECK(tsar_model_open(&model, MODEL, 1, &err) == TSAR_OK, "%s", err.text)) {
+    if (CHECK(tsar_model_open(&model, MODEL, TSAR_PART_ALL, 1, &err) == TSAR_OK, "%s", err.text)) {
         CHECK(model->config.rope_base == 500 && model->config.num_classes == 2 && model->config.codebook_size == 8,
               "the configuration is as given and inferred");
         tsar_model_close(model);
@@ -869,8 +869,8 @@ static void check_other_archs(void)
         status = import_file(INPUT, cases[i].settings, &err);
         if (!CHECK(status == TSAR_OK && same_tensors(MODEL, TMP "synth"), "%s: %s", vector, err.text)) continue;
         tsar_model *a, *b;
-        if (CHECK(tsar_model_open(&a, MODEL, 1, &err) == TSAR_OK, "%s: %s", vector, err.text)) {
-            if (CHECK(tsar_model_open(&b, TMP "synth", 1, &err) == TSAR_OK, "%s: %s", vector, err.text)) {
+        if (CHECK(tsar_model_open(&a, MODEL, TSAR_PART_ALL, 1, &err) == TSAR_OK, "%s: %s", vector, err.text)) {
+            if (CHECK(tsar_model_open(&b, TMP "synth", TSAR_PART_ALL, 1, &err) == TSAR_OK, "%s: %s", vector, err.text)) {
                 b->config.seed = 0;
                 CHECK(a->config.n_kv_head == b->config.n_kv_head && a->config.vq_levels == b->config.vq_levels && a->config.shuffle == b->config.shuffle &&
                           a->config.text_vocab == b->config.text_vocab && a->config.n_coarse == b->config.n_coarse &&

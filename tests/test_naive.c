@@ -354,7 +354,7 @@ int main(void)
         snprintf(keys, sizeof keys, "%s %s", stack, models[i].keys);
         test_split(&settings, keys);
         tsar_status status = tsar_synth(path, settings.keys, settings.values, settings.n, models[i].dtype, &err);
-        if (status == TSAR_OK) status = tsar_model_open(&model, path, 1, &err);
+        if (status == TSAR_OK) status = tsar_model_open(&model, path, TSAR_PART_ALL, 1, &err);
         if (status == TSAR_OK) status = tsar_file_open(&file, path, &err);
         if (!CHECK(status == TSAR_OK, "%s: %s", models[i].keys, err.text)) break;
         compare_gpt(model, &prompt, models[i].keys);

@@ -786,7 +786,7 @@ static int golden_model(golden *g, tsar_file *file)
     tsar_error err = { "" };
     memset(g, 0, sizeof *g);
     tsar_status status = test_synth_like(SYNTHETIC, tsar_file_path(file), TSAR_F32, &err);
-    if (status == TSAR_OK) status = tsar_model_open(&g->model, SYNTHETIC, 1, &err);
+    if (status == TSAR_OK) status = tsar_model_open(&g->model, SYNTHETIC, TSAR_PART_ALL, 1, &err);
     remove(SYNTHETIC);
     CHECK(status == TSAR_OK, "a synthetic model: %s", err.text);
     if ((g->text = golden_read(file, "input.text", 1)) != NULL) g->prompt.n_text = (size_t)tsar_file_find(file, "input.text")->count;
@@ -903,7 +903,7 @@ static void test_fine(void)
     tsar_error err = { "" };
     if (file == NULL) return;
     tsar_status status = test_synth_like(SYNTHETIC, "tests/vectors/fine.safetensors", TSAR_F32, &err);
-    if (status == TSAR_OK) status = tsar_model_open(&m, SYNTHETIC, 1, &err);
+    if (status == TSAR_OK) status = tsar_model_open(&m, SYNTHETIC, TSAR_PART_ALL, 1, &err);
     int64_t *labels = golden_read(file, "input.coarse", 1), *codes = golden_read(file, "greedy.codes", 1);
     if (CHECK(status == TSAR_OK && labels && codes, "fine: %s", err.text)) {
         const size_t N = m->config.grid_h * m->config.grid_w, K = m->config.codebook_size;

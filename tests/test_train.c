@@ -150,7 +150,7 @@ static tsar_model *as_model(train_run *run, train_tape *tape, const run_integers
         for (size_t k = 0; k < tape->params[i].n; k++) tape->params[i].w[k] = (float)tape->params[i].w[k];
     run->output = MODEL_FILE;
     tsar_status status = run_export(run, tape, TSAR_F32, integers, n, NULL, 0, &err);
-    CHECK(status == TSAR_OK && tsar_model_open(&model, MODEL_FILE, 1, &err) == TSAR_OK, "%s", err.text);
+    CHECK(status == TSAR_OK && tsar_model_open(&model, MODEL_FILE, TSAR_PART_ALL, 1, &err) == TSAR_OK, "%s", err.text);
     remove(MODEL_FILE);
     return model;
 }

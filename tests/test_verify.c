@@ -64,7 +64,7 @@ static void test_vectors(void)
         tsar_model *model = NULL;
         snprintf(path, sizeof path, "tests/vectors/%s.safetensors", vectors[i].name);
         tsar_status status = test_synth_like(model_path, path, TSAR_F32, &err);
-        if (status == TSAR_OK) status = tsar_model_open(&model, model_path, 1, &err);
+        if (status == TSAR_OK) status = tsar_model_open(&model, model_path, TSAR_PART_ALL, 1, &err);
         if (!CHECK(status == TSAR_OK, "%s: %s", vectors[i].name, err.text)) continue;
         outcome o = verify(model, path, vectors[i].rtol);
         CHECK(o.status == TSAR_OK, "%s: status %d, first %s, %s", vectors[i].name, o.status, o.first, o.err.text);
@@ -413,7 +413,7 @@ static void test_twins(const tsar_inputs *inputs, const int64_t *codes)
     tsar_model *model = NULL;
     const size_t chosen = (size_t)codes[0], twin = (chosen + 1) % 32;
     tsar_status status = write_twins(chosen, twin, &err);
-    if (status == TSAR_OK) status = tsar_model_open(&model, twins_path, 1, &err);
+    if (status == TSAR_OK) status = tsar_model_open(&model, twins_path, TSAR_PART_ALL, 1, &err);
     if (status == TSAR_OK) status = tsar_trace_write(model, inputs, trace_path, &err);
     if (!CHECK(status == TSAR_OK, "twins: %s", err.text)) return;
     for (int i = 0; i < 4; i++) { /* F64; F32; F32 without the latent; F64 whose tolerance is that of F32 */
@@ -455,7 +455,7 @@ static void test_damage(void)
     for (size_t i = 0; i < sizeof image; i++) image[i] = (uint8_t)(tsar_synth_word(1, i) >> 56);
     tsar_inputs inputs = { .text = text, .n_text = 4, .codes = codes, .h = 4, .w = 4, .image = image, .H = 8, .W = 8 };
     tsar_status status = tsar_synth(model_path, keys, values, sizeof keys / sizeof keys[0], TSAR_F32, &err);
-    if (status == TSAR_OK) status = tsar_model_open(&model, model_path, 1, &err);
+    if (status == TSAR_OK) status = tsar_model_open(&model, model_path, TSAR_PART_ALL, 1, &err);
     if (status == TSAR_OK) status = tsar_vq_encode(model, image, 8, 8, codes, NULL, &err);
     if (status == TSAR_OK) status = tsar_trace_write(model, &inputs, trace_path, &err);
     if (!CHECK(status == TSAR_OK, "trace: %s", err.text)) return;

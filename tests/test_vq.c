@@ -302,7 +302,7 @@ static tsar_model *open_model(const char *ch, const char *ch_mult, const char *r
     const char *values[] = { ch, ch_mult, res, z, embed, l2, groups, K, "11" };
     tsar_error err = { "" };
     tsar_model *model = NULL;
-    if (tsar_synth(model_path, keys, values, sizeof keys / sizeof *keys, dtype, &err) || tsar_model_open(&model, model_path, 1, &err)) {
+    if (tsar_synth(model_path, keys, values, sizeof keys / sizeof *keys, dtype, &err) || tsar_model_open(&model, model_path, TSAR_PART_ALL, 1, &err)) {
         CHECK(0, "no model: %s", err.text);
         exit(test_end());
     }

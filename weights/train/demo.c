@@ -258,7 +258,7 @@ static tsar_status open_model(tsar_model **model, const char *path, tsar_error *
         return tsar_fail(err, TSAR_INPUT, "%s is not there: run the demo in tsar's own folder, name another model with -m MODEL, or train it with make weights",
                          path);
     if (stream) fclose(stream);
-    tsar_status status = tsar_model_open(model, path, 1, err);
+    tsar_status status = tsar_model_open(model, path, TSAR_PART_ALL, 1, err);
     if (status != TSAR_OK) return status;
     const tsar_config *c = &(*model)->config;
     if (c->arch != TSAR_TOKEN_SHUFFLE || !c->has_vq || c->grid_h * c->vq_factor != SCENE_SIDE || c->grid_w * c->vq_factor != SCENE_SIDE)

@@ -383,7 +383,7 @@ static void corpus_close(corpus *c)
 static tsar_status cluster_codes(corpus *c, const gpt_plan *plan, tsar_error *err)
 {
     tsar_model *model;
-    tsar_status status = tsar_model_open(&model, plan->vq, 1, err);
+    tsar_status status = tsar_model_open(&model, plan->vq, TSAR_PART_ALL, 1, err);
     if (status != TSAR_OK) return status;
     c->cluster_of = tsar_alloc(model->config.codebook_size, sizeof *c->cluster_of, "cluster labels", err);
     status = c->cluster_of ? tsar_cluster(model, plan->n_coarse, plan->seed, c->cluster_of, err) : TSAR_ROOM;
@@ -716,7 +716,7 @@ tsar_status train_trace(const char *path, int fine, const char *prompt, const ch
     tsar_status status = tsar_file_open(&file, path, err);
     if (status != TSAR_OK) return status;
     status = tsar_config_read(&c, meta_of_file, file, path, err);
-    status = status == TSAR_OK ? tsar_model_open(&model, path, 1, err) : status;
+    status = status == TSAR_OK ? tsar_model_open(&model, path, TSAR_PART_ALL, 1, err) : status;
     if (status == TSAR_OK && (c.grid_h != c.grid_w || c.grid_h * c.grid_w > MAX_CODES ||
                               (fine ? !c.has_fine : c.arch != TSAR_TOKEN_SHUFFLE || c.rope_2d || c.n_kv_head != c.n_head)))
         status =

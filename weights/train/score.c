@@ -232,7 +232,7 @@ static tsar_status run_open(score_run *r, const score_plan *plan, tsar_error *er
     r->first = plan->held_out ? SCENE_POSITION : 0;
     r->categories = SCENE_CATEGORIES - r->first;
     r->total = plan->n * (size_t)r->categories;
-    tsar_status status = tsar_model_open(&r->model, plan->model, 1, err);
+    tsar_status status = tsar_model_open(&r->model, plan->model, TSAR_PART_ALL, 1, err);
     if (status != TSAR_OK) return status;
     const tsar_config *c = &r->model->config;
     r->h = c->grid_h;
@@ -396,7 +396,7 @@ static void print_tokenizer(const score_plan *plan, const round_trip *trips, siz
 tsar_status score_tokenizer(const score_plan *plan, tsar_error *err)
 {
     tsar_model *model;
-    tsar_status status = tsar_model_open(&model, plan->model, 1, err);
+    tsar_status status = tsar_model_open(&model, plan->model, TSAR_PART_ALL, 1, err);
     if (status != TSAR_OK) return status;
     if (!model->config.has_vq || model->config.vq_factor < 2 || SCENE_SIDE % model->config.vq_factor)
         status = tsar_fail(err, TSAR_INPUT, "%s holds no tokenizer for pictures of %d x %d pixels", plan->model, SCENE_SIDE, SCENE_SIDE);
