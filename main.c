@@ -397,16 +397,15 @@ static tsar_status read_settings(generation *g, tsar_error *err)
 /* The condition, of the kind that the model takes. */
 static tsar_status read_condition(generation *g, tsar_error *err)
 {
-    static const char *const wants[] = { "", "-p PROMPT or --prompt-ids IDS", "--class N", "--caption FEATURES" };
-    static const char *const archs[] = { "", "token-shuffle", "llamagen-c2i", "llamagen-t2i" };
+    static const char *const wants[] = { "", "-p PROMPT or --prompt-ids IDS", "--class N", "--caption FEATURES" }; /* by tsar_prefix */
     const option_value *at = g->a->at;
-    const tsar_arch arch = g->model->config.arch;
+    const tsar_family *family = tsar_family_of(&g->model->config);
     const int given[] = { at[O_PROMPT].text != NULL, at[O_PROMPT_IDS].text != NULL, at[O_CLASS].text != NULL, at[O_CAPTION].text != NULL };
-    const int fits = arch == TSAR_TOKEN_SHUFFLE ? given[0] + given[1] : arch == TSAR_LLAMAGEN_C2I ? given[2] : given[3];
-    tsar_status status = TSAR_OK;
-    if (arch == TSAR_NO_GPT) return tsar_fail(err, TSAR_INPUT, "the model has no transformer (gpt.*): it cannot generate");
+    const int fits = family->prefix == TSAR_PREFIX_IDS ? given[0] + given[1] : family->prefix == TSAR_PREFIX_CLASS ? given[2] : given[3];
+    tsar_status status = tsar_model_needs(g->model, TSAR_PART_GPT, "generate", err);
+    if (status != TSAR_OK) return status;
     if (fits != 1 || given[0] + given[1] + given[2] + given[3] != 1)
-        return tsar_fail(err, TSAR_USAGE, "the model is %s: give it %s%s", archs[arch], wants[arch], fits ? " and nothing else to start from" : "");
+        return tsar_fail(err, TSAR_USAGE, "the model is %s: give it %s%s", family->name, wants[family->prefix], fits ? " and nothing else to start from" : "");
     if (given[0]) status = tsar_text_encode(g->model, at[O_PROMPT].text, &g->ids, &g->prompt.n_text, err);
     if (given[1]) status = parse_ids(at[O_PROMPT_IDS].text, &g->ids, &g->prompt.n_text, err);
     if (given[2]) g->prompt.class_id = (size_t)at[O_CLASS].count;

@@ -529,21 +529,21 @@ size_t tsar_prompt_length(const tsar_model *model, const tsar_prompt *prompt)
 tsar_status tsar_prompt_check(const tsar_model *model, const tsar_prompt *prompt, tsar_error *err)
 {
     const tsar_config *c = &model->config;
-    switch (c->arch) {
-    case TSAR_NO_GPT: return tsar_fail(err, TSAR_INPUT, "the model has no transformer (no key arch): it takes no prompt");
-    case TSAR_TOKEN_SHUFFLE:
+    switch (tsar_family_of(c)->prefix) {
+    case TSAR_PREFIX_NONE: return tsar_fail(err, TSAR_INPUT, "the model has no transformer (no key arch): it takes no prompt");
+    case TSAR_PREFIX_IDS:
         if (!prompt->text || prompt->n_text == 0) return tsar_fail(err, TSAR_INPUT, "the model needs a text prompt (at least <bos> and <soi>)");
         for (size_t i = 0; i < prompt->n_text; i++)
             if (prompt->text[i] < 0 || (uint64_t)prompt->text[i] >= c->text_vocab)
                 return tsar_fail(err, TSAR_INPUT, "text id %lld at place %zu of the prompt is outside 0 ... %zu (the model's text_vocab - 1)",
                                  (long long)prompt->text[i], i, c->text_vocab - 1);
         return TSAR_OK;
-    case TSAR_LLAMAGEN_C2I:
+    case TSAR_PREFIX_CLASS:
         if (prompt->class_id > c->num_classes)
             return tsar_fail(err, TSAR_INPUT, "class %zu is outside 0 ... %zu (class %zu is the unconditional one)", prompt->class_id, c->num_classes,
                              c->num_classes);
         return TSAR_OK;
-    case TSAR_LLAMAGEN_T2I:
+    case TSAR_PREFIX_CAPTION:
         if (!prompt->caption || !prompt->caption_mask) return tsar_fail(err, TSAR_INPUT, "the model needs caption features and their mask");
         for (size_t i = 0; i < c->cond_tokens * c->caption_dim; i++)
             if (!(fabs(prompt->caption[i]) < INFINITY)) return tsar_fail(err, TSAR_INPUT, "caption feature %zu is not finite", i);

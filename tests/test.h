@@ -64,7 +64,7 @@ static inline tsar_status test_synthesise(tsar_model **model, const char *path, 
     test_settings s;
     test_split(&s, text);
     tsar_status status = tsar_synth(path, s.keys, s.values, s.n, dtype, err);
-    if (status == TSAR_OK) status = tsar_model_open(model, path, threads, err);
+    if (status == TSAR_OK) status = tsar_model_open(model, path, TSAR_PART_ALL, threads, err);
     remove(path);
     return status;
 }

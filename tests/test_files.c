@@ -602,7 +602,7 @@ static void test_synthesis(void)
     CHECK(synth(path, shuffle_keys, vq_keys, TSAR_F32, &err) == TSAR_OK && tsar_model_open(&model, path, TSAR_PART_ALL, 1, &err) == TSAR_OK, "two parts: %s", err.text);
     tsar_model_close(model);
     CHECK(synth(path, c2i_keys, "", TSAR_F64, &err) == TSAR_USAGE, "no F64 synthesis");
-    CHECK(tsar_model_open(&model, path, TSAR_PART_ALL, 0, &err) == TSAR_USAGE && tsar_model_open(&model, path, 100000, &err) == TSAR_USAGE, "threads");
+    CHECK(tsar_model_open(&model, path, TSAR_PART_ALL, 0, &err) == TSAR_USAGE && tsar_model_open(&model, path, TSAR_PART_ALL, 100000, &err) == TSAR_USAGE, "threads");
 }
 
 /* What check_weights compares a loaded model with. */
@@ -776,7 +776,7 @@ static void test_bad_models(void)
         { shuffle_keys, { .extra = "tokenizer.merges", .extra_values = special, .n = 2 }, "merge 0" },
         { shuffle_keys, { .extra = "tokenizer.merges", .extra_values = odd, .n = 3 }, "shape" },
         { shuffle_keys, { .extra = "tokenizer.merges", .extra_values = many, .n = 84 }, "42 merges" },
-        { c2i_keys, { .extra = "tokenizer.merges", .extra_values = merges, .n = 4 }, "token-shuffle" },
+        { c2i_keys, { .extra = "tokenizer.merges", .extra_values = merges, .n = 4 }, "llamagen-c2i" },
         { t2i_keys, { .key = "cond_tokens", .value = "7" }, "gpt.cls_embedding.uncond_embedding has shape [6, 24]" },
         { vq_keys, { .poison = "vq.decoder.conv_out.bias", .at = 2, .bad = NAN }, "element 2 of tensor vq.decoder.conv_out.bias" },
         { vq_keys, { .key = "vq_res_blocks", .value = "4096" }, "is missing" },

@@ -303,58 +303,15 @@ static tsar_status keep_tensor(void *context, const char *name, tsar_dtype dtype
     return TSAR_OK;
 }
 
-static tsar_status put_count(tsar_writer *writer, const char *key, uint64_t value, tsar_error *err)
-{
-    char text[32];
-    (void)snprintf(text, sizeof text, "%" PRIu64, value);
-    return tsar_writer_meta(writer, key, text, err);
-}
-
 /* The configuration as metadata (SPEC 2): `tsar synth --like` of a trace makes the model again if it was synthetic. */
 static tsar_status put_config(tsar_writer *writer, const tsar_config *c, tsar_error *err)
 {
-    static const char *const archs[] = { NULL, "token-shuffle", "llamagen-c2i", "llamagen-t2i" };
-    const int shuffles = c->arch == TSAR_TOKEN_SHUFFLE, stacks = c->has_gpt || c->has_fine;
-    const struct {
-        const char *key;
-        size_t value;
-    } counts[] = { { "dim", c->dim },
-                   { "n_layer", c->n_layer },
-                   { "n_head", c->n_head },
-                   { "n_kv_head", c->n_kv_head },
-                   { "ffn_hidden", c->ffn_hidden },
-                   { "text_vocab", c->text_vocab },
-                   { "codebook_size", c->codebook_size },
-                   { "grid_h", c->grid_h },
-                   { "grid_w", c->grid_w },
-                   { "n_coarse", c->n_coarse },
-                   { "shuffle", shuffles ? c->shuffle : 0 },
-                   { "shuffle_blocks", shuffles ? c->shuffle_blocks : 0 },
-                   { "shuffle_hidden", shuffles ? c->shuffle_hidden : 0 },
-                   { "num_classes", c->num_classes },
-                   { "cond_tokens", c->cond_tokens },
-                   { "caption_dim", c->caption_dim },
-                   { "vq_ch", c->vq_ch },
-                   { "vq_res_blocks", c->vq_res_blocks },
-                   { "vq_z_channels", c->vq_z_channels },
-                   { "vq_embed_dim", c->vq_embed_dim },
-                   { "vq_groups", c->has_vq ? c->vq_groups : 0 },
-                   { "fine_dim", c->fine_dim },
-                   { "fine_n_layer", c->fine_n_layer },
-                   { "fine_n_head", c->fine_n_head },
-                   { "fine_ffn_hidden", c->fine_ffn_hidden } };
-    char levels[TSAR_MAX_LEVELS * 24] = "", real[32];
-    for (size_t i = 0, used = 0; i < c->vq_levels; i++, used = strlen(levels))
-        (void)snprintf(levels + used, sizeof levels - used, "%s%zu", i ? "," : "", c->vq_ch_mult[i]);
-    tsar_status status = put_count(writer, "seed", c->seed, err);
-    for (size_t i = 0; status == TSAR_OK && i < sizeof counts / sizeof counts[0]; i++)
-        if (counts[i].value) status = put_count(writer, counts[i].key, counts[i].value, err);
-    if (status == TSAR_OK && c->has_gpt) status = tsar_writer_meta(writer, "arch", archs[c->arch], err);
-    if (status == TSAR_OK && c->has_gpt) status = tsar_writer_meta(writer, "rope", c->rope_2d ? "2d" : "1d", err);
-    if (status == TSAR_OK && stacks) status = tsar_writer_meta(writer, "norm_eps", tsar_real_text(real, c->norm_eps), err);
-    if (status == TSAR_OK && stacks) status = tsar_writer_meta(writer, "rope_base", tsar_real_text(real, c->rope_base), err);
-    if (status == TSAR_OK && c->has_vq) status = tsar_writer_meta(writer, "vq_ch_mult", levels, err);
-    if (status == TSAR_OK && c->has_vq) status = tsar_writer_meta(writer, "vq_l2_norm", c->vq_l2_norm ? "1" : "0", err);
+    char text[TSAR_KEY_TEXT];
+    size_t n;
+    const tsar_key *keys = tsar_keys(&n);
+    tsar_status status = TSAR_OK;
+    for (size_t i = 0; status == TSAR_OK && i < n; i++)
+        if (tsar_key_text(text, c, &keys[i])) status = tsar_writer_meta(writer, keys[i].name, text, err);
     return status;
 }
 

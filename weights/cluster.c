@@ -11,16 +11,12 @@ typedef struct {
     const int64_t *cluster_of;
 } copier;
 
-/* The keys of SPEC 2 that describe the two transformers, and nothing else. */
-static int is_stack_key(const char *key)
+/* Whether a key describes the two transformers, or how they are talked to, and nothing else. */
+static int is_stack_key(const char *name)
 {
-    static const char *const keys[] = { "arch",           "dim",         "n_layer",     "n_head",     "n_kv_head", "ffn_hidden",
-                                        "norm_eps",       "rope",        "rope_base",   "text_vocab", "shuffle",   "shuffle_blocks",
-                                        "shuffle_hidden", "num_classes", "cond_tokens", "caption_dim", "known_words" };
-    if (strncmp(key, "fine_", 5) == 0 || strncmp(key, "default_", 8) == 0) return 1;
-    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
-        if (strcmp(key, keys[i]) == 0) return 1;
-    return 0;
+    const tsar_key *key = tsar_key_find(name);
+    const unsigned dropped = TSAR_PART_GPT | TSAR_PART_FINE | TSAR_PART_TEXT;
+    return key ? (key->parts & ~dropped) == 0 : strcmp(name, "known_words") == 0;
 }
 
 static int is_kept(const copier *c, const char *name)

@@ -1025,7 +1025,7 @@ static tsar_status check_all(importer *im, const tsar_config *config)
                 problem(im, "tensor %s belongs to models with arch=token-shuffle only", MERGES);
             else if (merges > config->text_vocab || config->text_vocab - merges < ids)
                 problem(im, "tensor %s has %zu merges, which with %zu specials and bytes exceed text_vocab=%zu", MERGES, merges, ids, config->text_vocab);
-            const tsar_weight weight = { "tokenizer.merges", TSAR_AS_INTEGERS, 2, { item->tensor->shape[0], 2 }, 0, 0, NULL };
+            const tsar_weight weight = { .name = "tokenizer.merges", .part = TSAR_PART_TEXT, .use = TSAR_AS_INTEGERS, .rank = 2, .shape = { merges, 2 } };
             if ((status = check_weight(im, &weight, im->err))) return status;
             continue;
         }

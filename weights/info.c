@@ -100,10 +100,9 @@ static tsar_status put_parts(const output *out, const tsar_config *config, const
 
 static void put_shapes(const output *out, const tsar_config *c)
 {
-    static const char *const archs[] = { "", "token-shuffle", "llamagen-c2i", "llamagen-t2i" };
     char widths[TSAR_MAX_LEVELS * 24] = "";
     if (c->has_gpt) {
-        put_line(out, "gpt      %s: dim %zu, %zu layers, %zu heads of %zu (%zu for keys and values), ffn %zu, rope %s", archs[c->arch], c->dim,
+        put_line(out, "gpt      %s: dim %zu, %zu layers, %zu heads of %zu (%zu for keys and values), ffn %zu, rope %s", tsar_family_of(c)->name, c->dim,
                  c->n_layer, c->n_head, c->dim / c->n_head, c->n_kv_head, c->ffn_hidden, c->rope_2d ? "2d" : "1d");
         put_line(out, "         %zu x %zu codes of %zu, s = %zu: %zu x %zu = %zu fused tokens", c->grid_h, c->grid_w, c->codebook_size, c->shuffle,
                  c->rows, c->columns, c->tokens);
@@ -205,7 +204,7 @@ static void put_costs(const output *out, const tsar_config *c)
     put_line(out, "per image        %zu tokens: %s MACs; keys and values %s bytes", c->tokens, scaled(text[0], cost_of_image(&cost, c->tokens)),
              scaled(text[1], cost.kv_bytes * (double)c->tokens));
     put_passes(out, c);
-    if (c->arch == TSAR_TOKEN_SHUFFLE) put_shuffle_table(out, c);
+    if (tsar_family_of(c)->takes & TSAR_TAKES_SHUFFLE) put_shuffle_table(out, c);
 }
 
 /* CTF's stage two: the blocks over all N codes of the grid at once, each attending to all, and logits of the whole codebook for each. */

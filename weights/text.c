@@ -131,7 +131,7 @@ tsar_status tsar_text_encode(const tsar_model *model, const char *prompt, int64_
     const size_t length = strlen(prompt);
     *ids = NULL;
     *n = 0;
-    if (model->config.arch != TSAR_TOKEN_SHUFFLE)
+    if (tsar_family_of(&model->config)->text_template != TSAR_TEMPLATE_TSAR)
         return tsar_fail(err, TSAR_INPUT, "this model takes no text prompt (llamagen-c2i takes --class, llamagen-t2i --caption)");
     if (model->config.text_vocab < (size_t)FIRST_MERGE)
         return tsar_fail(err, TSAR_INPUT, "the model has text_vocab=%zu, too small for text, which needs %" PRId64 " (give its ids by --prompt-ids)",
