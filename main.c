@@ -31,7 +31,7 @@
 
 /* ------------------------------------------------------------------------------------------- 1. the table of flags */
 
-enum { GENERATE = 1, ENCODE = 2, DECODE = 4, TRACE = 8, VERIFY = 16, IMPORT = 32, SYNTH = 64, INFO = 128, BENCH = 256, CLUSTER = 512, EVERY = 1023 };
+enum { GENERATE = 1, ENCODE = 2, DECODE = 4, TRACE = 8, VERIFY = 16, IMPORT = 32, SYNTH = 64, INFO = 128, BENCH = 256, CLUSTER = 512, SCORE = 1024, EVERY = 2047 };
 
 /* clang-format off */
 enum { O_MODEL, O_OUTPUT, O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_IMAGES, O_SEED, O_CFG, O_SCHEDULE, O_INTERVAL, O_TEMPERATURE, O_TOP_K,
@@ -51,14 +51,15 @@ typedef struct {
     const char *help;
 } option;
 
-#define CONDITIONED (GENERATE | TRACE)
-#define COMPUTES (GENERATE | ENCODE | DECODE | TRACE | VERIFY | BENCH)
+#define CONDITIONED (GENERATE | TRACE | SCORE)
+#define SAMPLES (GENERATE | TRACE)
+#define COMPUTES (GENERATE | ENCODE | DECODE | TRACE | VERIFY | BENCH | SCORE)
 
 static const option options[OPTIONS] = {
     /* in the order of the enum above */
-    { "model", 'm', "MODEL", IS_TEXT, 0, 0, GENERATE | ENCODE | DECODE | TRACE | VERIFY | CLUSTER, VERIFY | CLUSTER,
+    { "model", 'm', "MODEL", IS_TEXT, 0, 0, GENERATE | ENCODE | DECODE | TRACE | VERIFY | CLUSTER | SCORE, VERIFY | CLUSTER,
       "model file; all but verify and cluster take the shipped " SHIPPED_MODEL " without it, from weights/ beside the program or from the data directory" },
-    { "output", 'o', "FILE", IS_TEXT, 0, 0, GENERATE | ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER, ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER,
+    { "output", 'o', "FILE", IS_TEXT, 0, 0, GENERATE | ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER | SCORE, ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER,
       "file to write; pictures are PNG or PPM by its ending (generate: out" PICTURE_ENDING
       ", or with --codes no picture; with -n above 1 image I is out-I" PICTURE_ENDING ")" },
     { "prompt", 'p', "PROMPT", IS_TEXT, 0, 0, CONDITIONED, 0, "text prompt, for token-shuffle models" },
@@ -67,18 +68,18 @@ static const option options[OPTIONS] = {
     { "caption", 0, "FEATURES", IS_TEXT, 0, 0, CONDITIONED, 0,
       "caption features, for llamagen-t2i models: safetensors with caption and mask, or LlamaGen's own .npy" },
     { "images", 'n', "IMAGES", IS_COUNT, 1, 1000000, GENERATE, 0, "number of images (1)" },
-    { "seed", 0, "N", IS_COUNT, 0, UINT64_MAX, CONDITIONED | CLUSTER, 0, "seed of the random numbers (0)" },
+    { "seed", 0, "N", IS_COUNT, 0, UINT64_MAX, SAMPLES | CLUSTER, 0, "seed of the random numbers (0)" },
     { "cfg", 0, "A", IS_REAL, 0, 0, CONDITIONED, 0, "scale of classifier-free guidance; 1 switches it off (the model's default; token-shuffle: 7.5)" },
     { "cfg-schedule", 0, "NAME", IS_TEXT, 0, 0, CONDITIONED, 0, "constant, linear, half-linear or cosine (the model's default; token-shuffle: half-linear)" },
     { "cfg-interval", 0, "N", IS_INTEGER, 0, 0, CONDITIONED, 0, "guidance ends after token N + 1, as in LlamaGen; -1: never (-1)" },
-    { "temperature", 0, "T", IS_REAL, 0, 0, CONDITIONED, 0, "divides the logits; 0 counts as 0.00001 (the model's default)" },
-    { "top-k", 0, "K", IS_COUNT, 0, INT32_MAX, CONDITIONED, 0, "draw from the K most probable codes; 0: from all (the model's default)" },
-    { "top-p", 0, "P", IS_REAL, 0, 0, CONDITIONED, 0, "draw from the most probable codes of total mass P; 0: keep one; 1: from all (the model's default)" },
-    { "greedy", 0, NULL, IS_SWITCH, 0, 0, CONDITIONED, 0, "take the most probable code instead of drawing" },
+    { "temperature", 0, "T", IS_REAL, 0, 0, SAMPLES, 0, "divides the logits; 0 counts as 0.00001 (the model's default)" },
+    { "top-k", 0, "K", IS_COUNT, 0, INT32_MAX, SAMPLES, 0, "draw from the K most probable codes; 0: from all (the model's default)" },
+    { "top-p", 0, "P", IS_REAL, 0, 0, SAMPLES, 0, "draw from the most probable codes of total mass P; 0: keep one; 1: from all (the model's default)" },
+    { "greedy", 0, NULL, IS_SWITCH, 0, 0, SAMPLES, 0, "take the most probable code instead of drawing" },
     { "decode", 0, "ORDER", IS_TEXT, 0, 0, CONDITIONED, 0,
       "raster: one fused token in each pass; zipar:W[,first-row]: several rows at once with window W; zipar-adaptive:W (raster)" },
     { "codes", 0, "FILE", IS_TEXT, 0, 0, GENERATE, 0,
-      "write codes, logits (after guidance), step_of and, with coarse-to-fine, coarse to a safetensors file; with -n above 1, FILE-I" },
+      "write codes, logits (after guidance), step_of and, with coarse-to-fine, coarse, the inputs and every setting to a safetensors file; with -n above 1, FILE-I" },
     { "frames", 0, "DIR", IS_TEXT, 0, 0, GENERATE, 0,
       "write the picture after every pass, what is not decoded yet in grey, to DIR, which must exist: frame-0000" PICTURE_ENDING
       ", or frame-I-0000" PICTURE_ENDING " with -n above 1" },
@@ -292,15 +293,12 @@ static tsar_status numbered_path(char *out, size_t size, const char *path, size_
     return length > 0 && (size_t)length < size ? TSAR_OK : tsar_fail(err, TSAR_USAGE, "%.80s...: the name is too long", path);
 }
 
-/* A safetensors file of n tensors, those without data left out. */
-static tsar_status write_tensors(const char *path, const tsar_values *tensors, size_t n, const char *command_line, tsar_error *err)
+/* A safetensors file of one tensor. */
+static tsar_status write_tensor(const char *path, const tsar_values *tensor, tsar_error *err)
 {
     tsar_writer *writer = NULL;
     tsar_status status = tsar_writer_open(&writer, path, err);
-    if (status == TSAR_OK && command_line) status = tsar_writer_meta(writer, "command", command_line, err);
-    if (status == TSAR_OK) return tsar_values_write(writer, tensors, n, err);
-    tsar_writer_abandon(writer);
-    return status;
+    return status == TSAR_OK ? tsar_values_write(writer, tensor, 1, err) : status;
 }
 
 /* The picture in the terminal: two pixels in each character, the upper half block in front of its background; pictures
@@ -576,7 +574,7 @@ static tsar_status save_image(generation *g, size_t image, tsar_error *err)
 {
     const tsar_config *c = &g->model->config;
     const option_value *at = g->a->at;
-    const size_t N = c->grid_h * c->grid_w, slots = c->shuffle * c->shuffle;
+    const size_t N = c->grid_h * c->grid_w;
     const tsar_result *r = &g->result;
     const int64_t *codes = r->codes + image * N, *step_of = r->step_of + image * c->tokens;
     const char *output = at[O_OUTPUT].text ? at[O_OUTPUT].text : at[O_CODES].text ? NULL : "out" PICTURE_ENDING; /* NULL: only codes are wanted */
@@ -591,12 +589,8 @@ static tsar_status save_image(generation *g, size_t image, tsar_error *err)
         if (status == TSAR_OK && !at[O_QUIET].text) fprintf(stderr, "%s: %zu passes for %zu tokens\n", path, r->passes[image], c->tokens);
     }
     if (status == TSAR_OK && at[O_CODES].text) {
-        const tsar_values tensors[] = { { "codes", TSAR_I64, 2, { c->grid_h, c->grid_w }, codes },
-                                        { "coarse", TSAR_I64, 2, { c->grid_h, c->grid_w }, r->coarse ? r->coarse + image * N : NULL },
-                                        { "step_of", TSAR_I64, 2, { c->rows, c->columns }, step_of },
-                                        { "logits", TSAR_F64, 3, { c->tokens, slots, c->vocab }, r->logits + image * N * c->vocab } };
         status = numbered_path(path, sizeof path, at[O_CODES].text, image, g->images, err);
-        if (status == TSAR_OK) status = write_tensors(path, tensors, 4, g->command_line, err);
+        if (status == TSAR_OK) status = tsar_record_write(path, g->model, &g->prompt, &g->settings, r, image, g->command_line, err);
     }
     if (status == TSAR_OK && at[O_ORDER_MAP].text) {
         status = numbered_path(path, sizeof path, at[O_ORDER_MAP].text, image, g->images, err);
@@ -688,7 +682,7 @@ static tsar_status run_encode(const arguments *a, tsar_error *err)
     if (status == TSAR_OK) status = tsar_vq_encode(model, rgb, H, W, codes, NULL, err);
     if (status == TSAR_OK) {
         const tsar_values tensor = { "codes", TSAR_I64, 2, { H / model->config.vq_factor, W / model->config.vq_factor }, codes };
-        status = write_tensors(a->at[O_OUTPUT].text, &tensor, 1, NULL, err);
+        status = write_tensor(a->at[O_OUTPUT].text, &tensor, err);
     }
     tsar_free(codes);
     tsar_free(rgb);
@@ -750,6 +744,13 @@ static tsar_status run_decode(const arguments *a, tsar_error *err)
     return status;
 }
 
+/* The condition that a file's inputs hold, which stay theirs. */
+static void use_inputs(generation *g, const tsar_inputs *inputs)
+{
+    g->prompt.text = inputs->text, g->prompt.n_text = inputs->n_text, g->prompt.class_id = inputs->class_id;
+    g->prompt.caption = inputs->caption, g->prompt.caption_mask = inputs->caption_mask;
+}
+
 /* inputs from --inputs, or from --image and the flags of the condition. */
 static tsar_status read_trace_inputs(generation *g, tsar_inputs *inputs, tsar_error *err)
 {
@@ -763,8 +764,7 @@ static tsar_status read_trace_inputs(generation *g, tsar_inputs *inputs, tsar_er
         status = tsar_file_open(&file, at[O_INPUTS].text, err);
         if (status == TSAR_OK) status = tsar_inputs_read(inputs, g->model, file, err);
         tsar_file_close(file);
-        g->prompt.text = inputs->text, g->prompt.n_text = inputs->n_text, g->prompt.class_id = inputs->class_id;
-        g->prompt.caption = inputs->caption, g->prompt.caption_mask = inputs->caption_mask;
+        use_inputs(g, inputs);
         return status;
     }
     if (at[O_IMAGE].text)
@@ -817,6 +817,55 @@ static tsar_status run_trace(const arguments *a, tsar_error *err)
     if (status == TSAR_OK) status = read_trace_inputs(&g, &inputs, err);
     if (status == TSAR_OK) status = complete_tokens(&g, &inputs, err);
     if (status == TSAR_OK) status = tsar_trace_write(g.model, &inputs, a->at[O_OUTPUT].text, err);
+    tsar_inputs_close(&inputs);
+    close_generation(&g);
+    return status;
+}
+
+/* The condition by flags, else the file's input.*; no guidance unless a flag says so. */
+static tsar_status read_score_inputs(generation *g, tsar_inputs *inputs, tsar_error *err)
+{
+    const option_value *at = g->a->at;
+    const int conditioned = at[O_PROMPT].text || at[O_PROMPT_IDS].text || at[O_CLASS].text || at[O_CAPTION].text;
+    tsar_file *file = NULL;
+    tsar_status status = TSAR_OK;
+    if (!at[O_CFG].text) g->settings.cfg = 1;
+    if (!conditioned) status = tsar_file_open(&file, g->a->operands[0], err);
+    if (status == TSAR_OK && !conditioned) status = tsar_inputs_read(inputs, g->model, file, err);
+    tsar_file_close(file);
+    if (status != TSAR_OK) return status;
+    if (conditioned || !(inputs->text || inputs->has_class || inputs->caption)) return read_condition(g, err);
+    use_inputs(g, inputs);
+    return TSAR_OK;
+}
+
+/* The log-likelihood of a file's codes: its sum on standard output, of each code into -o. */
+static tsar_status run_score(const arguments *a, tsar_error *err)
+{
+    generation g;
+    tsar_inputs inputs = { 0 };
+    int64_t *codes = NULL;
+    size_t h = 0, w = 0;
+    double *nats = NULL, sum = 0;
+    tsar_status status = open_generation(&g, a, 1, err);
+    if (status == TSAR_OK) status = read_score_inputs(&g, &inputs, err);
+    if (status == TSAR_OK) status = read_codes(g.model, a->operands[0], &codes, &h, &w, err);
+    if (status == TSAR_OK && (h != g.model->config.grid_h || w != g.model->config.grid_w))
+        status = tsar_fail(err, TSAR_INPUT, "%s: its codes are %zu x %zu, the model's grid is %zu x %zu", a->operands[0], h, w, g.model->config.grid_h,
+                           g.model->config.grid_w);
+    if (status == TSAR_OK && !(nats = tsar_alloc(h * w, sizeof *nats, "likelihoods", err))) status = TSAR_ROOM;
+    if (status == TSAR_OK) status = tsar_score(g.model, &g.prompt, &g.settings, codes, nats, err);
+    for (size_t i = 0; status == TSAR_OK && i < h * w; i++) sum += nats[i];
+    if (status == TSAR_OK && a->at[O_OUTPUT].text) {
+        const tsar_values tensor = { "log_likelihood", TSAR_F64, 2, { h, w }, nats };
+        status = write_tensor(a->at[O_OUTPUT].text, &tensor, err);
+    }
+    if (status == TSAR_OK) {
+        const double codes_n = (double)(h * w);
+        printf("%.6f nats in %zu codes, %.6f a code, perplexity %.4f\n", sum, h * w, sum / codes_n, tsar_exp(-sum / codes_n));
+    }
+    tsar_free(nats);
+    tsar_free(codes);
     tsar_inputs_close(&inputs);
     close_generation(&g);
     return status;
@@ -1041,6 +1090,9 @@ static const command commands[] = {
     { VERIFY, "verify", "THEIRS.safetensors", 1, 1, run_verify,
       "Recomputes another implementation's trace from its inputs, compares every tensor that it holds in the order of computation, and marks the "
       "first that diverges." },
+    { SCORE, "score", "CODES.safetensors", 1, 1, run_score,
+      "Tells the log-likelihood of given codes in nats: their sum, and with -o FILE that of each code; without guidance unless --cfg says otherwise. The prompt is "
+      "the file's own input.*, as generate --codes writes it, unless flags give it." },
     { IMPORT, "import", "CHECKPOINT... [KEY=VALUE...]", 1, (size_t)-1, run_import,
       "Turns PyTorch (zip or legacy) and safetensors checkpoints into one model file, bits unchanged. KEY=VALUE gives what shapes cannot tell." },
     { SYNTH, "synth", "[KEY=VALUE...]", 0, (size_t)-1, run_synth, "Makes a model of any shape with synthetic weights, the same on every machine." },

@@ -230,6 +230,9 @@ tsar_status tsar_writer_put(tsar_writer *writer, const void *values, uint64_t co
 tsar_status tsar_writer_copy(tsar_writer *writer, tsar_file *from, const tsar_tensor *tensor, tsar_error *err);
 tsar_status tsar_writer_commit(tsar_writer *writer, tsar_error *err); /* releases it also when it fails */
 void tsar_writer_abandon(tsar_writer *writer);                        /* accepts NULL */
+/* n tensors (without data: left out) into a writer whose metadata is complete, which is committed, or abandoned on failure. */
+typedef struct { const char *name; tsar_dtype dtype; size_t rank, shape[TSAR_MAX_RANK]; const void *data; } tsar_values;
+tsar_status tsar_values_write(tsar_writer *writer, const tsar_values *values, size_t n, tsar_error *err);
 
 /* ---------------------------------------------------------- 4. models (weights/config.c, weights/model.c, weights/synth.c) */
 
@@ -729,6 +732,14 @@ tsar_status tsar_generate(const tsar_model *model, const tsar_prompt *prompt, co
  * TSAR_USAGE for the adaptive order; settings->decide is not called. */
 tsar_status tsar_score(const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, const int64_t *codes, double *nats, tsar_error *err);
 
+/* What a generation leaves behind (weights/record.c, SPEC 10 Decoding). The file of image `image` holds its condition (input.*), codes, coarse, step_of,
+ * logits (those that result has), and as metadata `command` (NULL: none) and all that decides a code, by the names of the flags:
+ * generate.image, .seed, .cfg, .cfg-schedule, .cfg-interval, .temperature, .top-k, .top-p, .greedy (0 or 1), .decode. */
+tsar_status tsar_record_write(const char *path, const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, const tsar_result *result,
+                              size_t image, const char *command, tsar_error *err);
+/* Reads that metadata back: each key that the file has replaces a setting or *image, the others stay as they are. TSAR_INPUT names the key that is wrong. */
+tsar_status tsar_record_settings(tsar_settings *settings, uint64_t *image, const tsar_file *file, tsar_error *err);
+
 /* --------------------------------------------------------------------------------------- 10. trace and verify (tests/trace.c, tests/verify.c) */
 
 /* The inputs of a trace: what is NULL or 0 is absent. */
@@ -748,11 +759,8 @@ void tsar_inputs_close(tsar_inputs *inputs);
 
 /* Runs every part of the model that the inputs feed and gives input.* and every intermediate to sink, in computation order. */
 tsar_status tsar_trace(const tsar_model *model, const tsar_inputs *inputs, const tsar_sink *sink, tsar_error *err);
-/* n tensors (without data: left out) into a writer whose metadata is complete, which is committed, or abandoned on failure. */
-typedef struct { const char *name; tsar_dtype dtype; size_t rank, shape[TSAR_MAX_RANK]; const void *data; } tsar_values;
-tsar_status tsar_values_write(tsar_writer *writer, const tsar_values *values, size_t n, tsar_error *err);
 
-/* The same into a trace file, with the model's configuration as metadata. */
+/* A trace into a trace file, with the model's configuration as metadata. */
 tsar_status tsar_trace_write(const tsar_model *model, const tsar_inputs *inputs, const char *path, tsar_error *err);
 
 typedef enum { TSAR_SAME, TSAR_DIFFERS, TSAR_NEAR_TIE, TSAR_MISSHAPEN, TSAR_UNKNOWN, TSAR_MISSING } tsar_verdict;

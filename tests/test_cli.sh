@@ -147,13 +147,28 @@ check 'images differ' status 1 cmp many-0.ppm many-1.ppm
 holds() { head -c 4000 "$1" | tr -cd '[:print:]' | grep -qF "$2"; }
 for of in model ctf; do
     "$TSAR" generate -q -m $of.safetensors -p many -n 2 --greedy --codes greedy.safetensors
-    check "$of: greedy images are the same" cmp greedy-0.safetensors greedy-1.safetensors
+    for i in 0 1; do "$TSAR" decode -m $of.safetensors greedy-$i.safetensors -o greedy-$i.ppm; done
+    check "$of: greedy images are the same" cmp greedy-0.ppm greedy-1.ppm
+    check "$of: what the image was made from" holds greedy-1.safetensors '"input.text":{"dtype":"I64","shape":[6]'
+    check "$of: how it was made" holds greedy-1.safetensors '"generate.greedy":"1","generate.image":"1"'
     check "$of: codes" holds greedy-0.safetensors '"codes":{"dtype":"I64","shape":[6,4]'
 done
 check 'labels' holds greedy-0.safetensors '"coarse":{"dtype":"I64","shape":[6,4]'
 check 'logits of labels' holds greedy-0.safetensors '"logits":{"dtype":"F64","shape":[24,1,3]'
 check 'logits' holds many-0.safetensors '"logits":{"dtype":"F64","shape":[6,4,32]'
 check 'step_of' holds many-0.safetensors '"step_of":{"dtype":"I64","shape":[3,2]'
+
+# The likelihood of given codes: of each in a file, of all on standard output; from the file's own inputs or from flags.
+"$TSAR" score -m model.safetensors many-1.safetensors -o nats.safetensors >s1
+"$TSAR" score -m model.safetensors -p many many-1.safetensors --decode raster --cfg 1 >s2
+check 'score' expr "$(cat s1)" : '-[0-9.]* nats in 24 codes, -[0-9.]* a code, perplexity [0-9.]*$'
+check 'score: inputs by flags' cmp s1 s2
+check 'score: of each code' holds nats.safetensors '"log_likelihood":{"dtype":"F64","shape":[6,4]'
+"$TSAR" score -m model.safetensors many-1.safetensors --cfg 3 >s2
+check 'score: guided is another number' status 1 cmp s1 s2
+check 'score: codes of another size' status 3 "$TSAR" score -m ctf.safetensors -p x nats.safetensors
+"$TSAR" encode -m model.safetensors many-1.ppm -o only-codes.safetensors
+check 'score: codes alone need a prompt' status 2 "$TSAR" score -m model.safetensors only-codes.safetensors
 
 # Codes and pictures agree: decoding the codes gives the pixels of the picture.
 pixels() { tail -c 288 "$1"; } # 12 x 8 pixels

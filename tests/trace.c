@@ -315,22 +315,6 @@ static tsar_status put_config(tsar_writer *writer, const tsar_config *c, tsar_er
     return status;
 }
 
-tsar_status tsar_values_write(tsar_writer *writer, const tsar_values *values, size_t n, tsar_error *err)
-{
-    const tsar_tensor *next;
-    tsar_status status = TSAR_OK;
-    for (size_t i = 0; status == TSAR_OK && i < n; i++)
-        if (values[i].data) status = tsar_writer_declare(writer, values[i].name, values[i].dtype, values[i].rank, values[i].shape, err);
-    while (status == TSAR_OK && (next = tsar_writer_next(writer)) != NULL) {
-        size_t i = 0;
-        while (!values[i].data || strcmp(values[i].name, next->name) != 0) i++;
-        status = tsar_writer_put(writer, values[i].data, next->count, err);
-    }
-    if (status == TSAR_OK) return tsar_writer_commit(writer, err);
-    tsar_writer_abandon(writer);
-    return status;
-}
-
 tsar_status tsar_trace_write(const tsar_model *model, const tsar_inputs *inputs, const char *path, tsar_error *err)
 {
     kept_trace trace = { NULL, 0, 0 };

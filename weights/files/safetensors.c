@@ -870,3 +870,19 @@ tsar_status tsar_writer_commit(tsar_writer *writer, tsar_error *err)
     writer_release(writer);
     return status;
 }
+
+tsar_status tsar_values_write(tsar_writer *writer, const tsar_values *values, size_t n, tsar_error *err)
+{
+    const tsar_tensor *next;
+    tsar_status status = TSAR_OK;
+    for (size_t i = 0; status == TSAR_OK && i < n; i++)
+        if (values[i].data) status = tsar_writer_declare(writer, values[i].name, values[i].dtype, values[i].rank, values[i].shape, err);
+    while (status == TSAR_OK && (next = tsar_writer_next(writer)) != NULL) {
+        size_t i = 0;
+        while (!values[i].data || strcmp(values[i].name, next->name) != 0) i++;
+        status = tsar_writer_put(writer, values[i].data, next->count, err);
+    }
+    if (status == TSAR_OK) return tsar_writer_commit(writer, err);
+    tsar_writer_abandon(writer);
+    return status;
+}
