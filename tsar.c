@@ -1,6 +1,7 @@
 /* tsar.c - the transformer and what is told about it: blocks, cache, token-shuffle, prompts, passes, trace (SPEC 3, 6).
  *
- * What a function computes, and in which order, is said in tsar.h. */
+ * What a function computes, and in which order, is said in tsar.h. A pass takes some rows, each a place in a sequence and what is fed
+ * there, through all blocks; prompts, decoding, traces and CTF's stage two are such passes. */
 #include "tsar.h"
 
 #include <math.h>
@@ -11,93 +12,130 @@
 
 /* ------------------------------------------------------------------------------------------------- the transformer */
 
-/* Where one row of a pass stands. */
+enum { QUERIES = 8, PREFILL_ROWS = 64 }; /* queries attended together; prompt rows fed together */
+
+/* One row of a pass. */
 typedef struct {
-    size_t sequence, position;
-    int image; /* 1: an image token, of raster index `token`; 0: a position of the prefix */
-    size_t token;
-    int visible; /* 0: padding, to which nobody else may attend (QUIRKS, GPT 4) */
-    int keep;    /* 0: keys and values are forgotten after the pass */
-} row_place;
+    size_t sequence, position; /* where its keys and values are kept */
+    int turns;                 /* 0: no rotary position, cos = sin = 0 */
+    size_t coordinate[2];      /* of the first and of the second half of the pairs that RoPE turns */
+    int visible;               /* 0: padding, to which nobody else may attend (QUIRKS, GPT 4) */
+    int keep;                  /* 0: keys and values are forgotten after the pass */
+    const tsar_table *table;   /* what is fed: row `id` of a table, */
+    size_t id;
+    const int64_t *codes;  /* or s*s codes, */
+    const double *feature; /* or a condition vector [caption_dim] */
+} pass_row;
 
 /* Keys and values of one sequence. Keys are laid out so that the scores of TSAR_PANEL positions, values so that
  * TSAR_PANEL dimensions of the mixed vector, are computed side by side by the one matrix kernel. */
 typedef struct {
     size_t prefix, positions; /* condition positions; all positions, image tokens included */
     unsigned char *fed;       /* [positions]: 1 where later rows may attend: fed, kept, not padding */
-    tsar_matrix *keys;        /* [n_layer][n_kv_head] of [positions][hd] */
-    tsar_matrix *values;      /* [n_layer][n_kv_head] of [hd][positions] */
+    tsar_matrix *keys;        /* [kept_layers][n_kv_head] of [positions][hd] */
+    tsar_matrix *values;      /* [kept_layers][n_kv_head] of [hd][positions] */
 } kv_cache;
 
 struct tsar_state {
     const tsar_model *model;
     const tsar_stack *stack;
-    const char *part;    /* what its tensors are called: "gpt", "fine" */
-    int causal;          /* 0: every row attends to every position (CTF stage two) */
-    size_t grid_columns; /* columns of the grid of image tokens, for 2d rotary positions */
+    const char *part;   /* what its tensors are called: "gpt", "fine" */
+    int causal;         /* 0: every row attends to every position (CTF stage two) */
+    size_t columns;     /* of the grid of image tokens */
+    size_t kept_layers; /* n_layer; 1 where one pass feeds everything, and a layer's keys and values are not needed again */
     size_t sequences;
     kv_cache *cache;   /* [sequences] */
     double *frequency; /* [hd/2] for 1d, [hd/4] for 2d rotary positions */
+    double *scratch;   /* of the kernel, for each thread */
 
-    size_t rows;       /* rows that the following have room for */
-    row_place *place;  /* [rows] */
+    size_t rows;       /* of a pass, that the following have room for */
+    pass_row *row;     /* [rows] */
     double *x;         /* [rows][d]  the residual stream */
     double *normed;    /* [rows][d] */
     double *qkv;       /* [rows][(n_head + 2 n_kv_head) hd] */
-    double *mixed;     /* [rows][d]  attention's output */
+    double *mixed;     /* [rows][n_head hd]  attention's output */
     double *delta;     /* [rows][d]  what a branch adds to the stream */
     double *gate, *up; /* [rows][ffn] */
     double *rotation;  /* [rows][hd/2][3]  cos, sin, -sin */
-    double *hidden;    /* [rows][shuffle_hidden] */
-    double *code;      /* [rows][s*s][d]  one vector for every code */
+    double *input;     /* [rows][s*s][d] or [rows][caption_dim]: vectors of codes, caption features */
+    double *fused;     /* [rows][d]  what the modules in front of the blocks make of them */
+    double *hidden;    /* [rows][the widest fc1 of these modules and of token-unshuffle] */
 
     size_t logit_rows; /* rows that this one has room for */
     double *logits;    /* [logit_rows][s*s][V] */
 
     size_t attend_positions; /* positions that this one has room for */
-    double *attend;          /* [threads] of q [QUERIES][hd], scores [QUERIES][positions], out [QUERIES][hd] */
+    double *attend;          /* [threads] of q [QUERIES][hd], scores [QUERIES][positions], mixed [QUERIES][hd] */
 };
 
-enum { QUERIES = 8, PREFILL_ROWS = 64 }; /* queries attended together; prompt rows fed together */
+/* Arithmetic as the equations have it, each operation's result rounded where the model asks for a precision (tsar_round_to). */
 
-/* f[k] = base^(-2k/width) for the width/2 pairs that share one coordinate: width = hd for 1d, hd/2 for 2d. (RoFormer; LlamaGen) */
+/* y = w . x for `rows` vectors. */
+static void product(const tsar_state *state, double *y, const double *x, const tsar_matrix *w, size_t rows)
+{
+    tsar_matmul(y, x, w, NULL, rows, state->model->threads, state->scratch);
+    tsar_round_to(state->model, y, rows * w->rows);
+}
+
+/* y = x / sqrt(mean(x^2) + eps) * g, row by row; y may be x. */
+static void rmsnorm(const tsar_state *state, double *y, const double *x, const double *g, size_t rows)
+{
+    const size_t d = state->stack->dim;
+    const int exact = state->model->precision == TSAR_F64;
+    TSAR_PARALLEL_FOR(rows > 1 ? state->model->threads : 1)
+    for (size_t r = 0; r < rows; r++) {
+        double *y_r = y + r * d;
+        tsar_rmsnorm(y_r, x + r * d, exact ? g : NULL, d, state->stack->norm_eps);
+        if (exact) continue;
+        tsar_round_to(state->model, y_r, d);
+        for (size_t i = 0; i < d; i++) y_r[i] = y_r[i] * g[i];
+        tsar_round_to(state->model, y_r, d);
+    }
+}
+
+/* x = x + delta, element by element. */
+static void add(const tsar_state *state, double *x, const double *delta, size_t count)
+{
+    for (size_t i = 0; i < count; i++) x[i] = x[i] + delta[i];
+    tsar_round_to(state->model, x, count);
+}
+
+/* f[k] = base^(-2k/width) for the width/2 pairs that share one coordinate: width = hd for 1d, hd/2 for 2d. (RoFormer; LlamaGen)
+ * Where a precision is asked for, the table is made as in float32 (SPEC 10). */
 static tsar_status rope_frequencies(tsar_state *state, tsar_error *err)
 {
     const tsar_stack *stack = state->stack;
-    size_t width = stack->rope_2d ? stack->head_dim / 2 : stack->head_dim;
+    const size_t width = stack->rope_2d ? stack->head_dim / 2 : stack->head_dim;
     state->frequency = tsar_alloc(width / 2 + 1, sizeof(double), "rotary frequencies", err);
     if (!state->frequency) return TSAR_ROOM;
-    for (size_t k = 0; k < width / 2; k++) state->frequency[k] = tsar_pow(stack->rope_base, -(double)(2 * k) / (double)width);
+    for (size_t k = 0; k < width / 2; k++) {
+        const double f = tsar_pow(stack->rope_base, -(double)(2 * k) / (double)width);
+        state->frequency[k] = state->model->precision == TSAR_F64 ? f : (double)(float)f;
+    }
     return TSAR_OK;
 }
 
-/* cos, sin and -sin of one row's angles, [hd/2][3]. 1d: position * f[k]. 2d: the first half of the pairs takes the token's
- * row, the second its column; positions of the prefix have cos = sin = 0, as in LlamaGen (QUIRKS, GPT 2). */
-static void rope_angles(double *rotation, const tsar_state *state, const row_place *place)
+/* cos, sin and -sin of one row's angles, rotation [hd/2][3]: coordinate * f[k]. 1d: one coordinate for all pairs; 2d: the first half of
+ * them takes one, the second half the other. */
+static void rope_angles(const tsar_state *state, const pass_row *row, double *rotation)
 {
-    const tsar_stack *stack = state->stack;
-    size_t pairs = stack->head_dim / 2;
-    size_t half = stack->rope_2d ? pairs / 2 : pairs;
+    const size_t pairs = state->stack->head_dim / 2, half = state->stack->rope_2d ? pairs / 2 : pairs;
     for (size_t p = 0; p < pairs; p++) {
-        double *turn = rotation + 3 * p;
-        if (stack->rope_2d && !place->image) {
-            turn[0] = turn[1] = turn[2] = 0.0;
-            continue;
-        }
-        size_t coordinate = place->position;
-        if (stack->rope_2d) coordinate = p < half ? place->token / state->grid_columns : place->token % state->grid_columns;
-        double angle = (double)coordinate * state->frequency[p % half];
-        turn[0] = tsar_cos(angle);
-        turn[1] = tsar_sin(angle);
-        turn[2] = -turn[1];
+        double *turn = rotation + 3 * p, angle = (double)row->coordinate[p >= half] * state->frequency[p % half];
+        if (state->model->precision != TSAR_F64) angle = (double)(float)angle;
+        turn[0] = row->turns ? tsar_cos(angle) : 0.0;
+        turn[1] = row->turns ? tsar_sin(angle) : 0.0;
+        tsar_round_to(state->model, turn, 2);
+        turn[2] = row->turns ? -turn[1] : 0.0;
     }
 }
 
 /* (a, b) -> (a cos - b sin, b cos + a sin) for the neighbouring pairs of `heads` heads x [heads][hd]. Adding b (-sin) has the
  * bits of subtracting b sin; written as a difference beside a sum, gcc 12.0 to 12.2 would fuse both into one
  * instruction in spite of -ffp-contract=off (tests/digests.txt shows it). */
-static void rope_rotate(double *x, const double *rotation, size_t heads, size_t hd)
+static void rope_rotate(const tsar_state *state, double *x, const double *rotation, size_t heads)
 {
+    const size_t hd = state->stack->head_dim;
     for (size_t h = 0; h < heads; h++) {
         double *x_h = x + h * hd;
         for (size_t p = 0; p < hd / 2; p++) {
@@ -106,6 +144,101 @@ static void rope_rotate(double *x, const double *rotation, size_t heads, size_t 
             x_h[2 * p + 1] = b * turn[0] + a * turn[1];
         }
     }
+    tsar_round_to(state->model, x, heads * hd);
+}
+
+/* Queries that are attended together: rows of one sequence and heads that share a key head. */
+typedef struct {
+    const kv_cache *cache;
+    size_t kept; /* which of the cache's matrices: kept layer * n_kv_head + key head */
+    size_t count;
+    const pass_row *row[QUERIES];
+    double *q[QUERIES];     /* [hd] each, in qkv */
+    double *mixed[QUERIES]; /* [hd] each, in mixed: where the result goes */
+    size_t length;          /* positions up to the last that one of them may see */
+    double *room;           /* q [QUERIES][hd], score [QUERIES][positions], mixed [QUERIES][hd] */
+    double *scratch;        /* of the kernel */
+} query_group;
+
+/* Attention (Vaswani et al. 2017), its three steps: of query i over positions j,
+ *
+ *     score_j = (q_i . k_j) * (1 / sqrt(hd))                                         1. score
+ *     p_j     = softmax_j(score_j where allowed(i, j), else -infinity)               2. mask
+ *     mixed_i = sum over j ascending of p_j v_j                                      3. mix
+ *
+ * 1. score [count][positions] = the products with all keys up to the last one that is needed */
+static void score(const tsar_state *state, const query_group *g, double *q, double *score)
+{
+    const size_t hd = state->stack->head_dim, positions = g->cache->positions;
+    const double scale = 1.0 / sqrt((double)hd);
+    const size_t whole = tsar_panels(g->length) * TSAR_PANEL, reach = whole < positions ? whole : positions; /* what the kernel touches */
+    for (size_t c = 0; c < g->count; c++) {
+        memcpy(q + c * hd, g->q[c], hd * sizeof *q);
+        memset(score + c * positions, 0, reach * sizeof *score);
+    }
+    tsar_accumulate(score, positions, q, hd, &g->cache->keys[g->kept], 0, hd, g->count, 0, tsar_panels(g->length), g->scratch);
+    for (size_t c = 0; c < g->count; c++) {
+        double *score_c = score + c * positions;
+        tsar_round_to(state->model, score_c, g->length);
+        for (size_t j = 0; j < g->length; j++) score_c[j] = score_c[j] * scale;
+        tsar_round_to(state->model, score_c, g->length);
+    }
+}
+
+/* 2. allowed(i, j) = (j <= i and j is fed and not padding) or i = j; all, where nothing is causal. */
+static void mask(const tsar_state *state, const query_group *g, double *score)
+{
+    for (size_t c = 0; c < g->count; c++) {
+        double *score_c = score + c * g->cache->positions;
+        const size_t i = g->row[c]->position;
+        for (size_t j = 0; j < g->length && state->causal; j++)
+            if (j != i && (j > i || !g->cache->fed[j])) score_c[j] = -INFINITY;
+        tsar_softmax(score_c, g->length);
+        tsar_round_to(state->model, score_c, g->length);
+    }
+}
+
+/* 3. mixed [count][hd] from p [count][positions] */
+static void mix(const tsar_state *state, const query_group *g, const double *p, double *mixed)
+{
+    const size_t hd = state->stack->head_dim;
+    memset(mixed, 0, g->count * hd * sizeof *mixed);
+    tsar_accumulate(mixed, hd, p, g->cache->positions, &g->cache->values[g->kept], 0, g->length, g->count, 0, tsar_panels(hd), g->scratch);
+    tsar_round_to(state->model, mixed, g->count * hd);
+    for (size_t c = 0; c < g->count; c++) memcpy(g->mixed[c], mixed + c * hd, hd * sizeof *mixed);
+}
+
+static void attend(const tsar_state *state, query_group *g)
+{
+    double *q = g->room, *scores = q + QUERIES * state->stack->head_dim, *mixed = scores + QUERIES * g->cache->positions;
+    g->length = state->causal ? 0 : g->cache->positions;
+    for (size_t c = 0; c < g->count; c++)
+        if (g->row[c]->position + 1 > g->length) g->length = g->row[c]->position + 1;
+    if (g->count == 0) return;
+    score(state, g, q, scores);
+    mask(state, g, scores);
+    mix(state, g, scores, mixed);
+    g->count = 0;
+}
+
+/* All rows of one sequence against one key head: query head h uses key head h / (n_head / n_kv_head). */
+static void attend_head(const tsar_state *state, size_t kept_layer, size_t sequence, size_t kv_head, size_t rows, size_t worker)
+{
+    const tsar_stack *stack = state->stack;
+    const size_t n_head = stack->n_head, hd = stack->head_dim, share = n_head / stack->n_kv_head;
+    query_group g = { .cache = &state->cache[sequence], .kept = kept_layer * stack->n_kv_head + kv_head };
+    g.room = state->attend + worker * QUERIES * (2 * hd + state->attend_positions);
+    g.scratch = state->scratch + worker * tsar_scratch(SIZE_MAX, 1);
+    for (size_t r = 0; r < rows; r++) {
+        if (state->row[r].sequence != sequence) continue;
+        for (size_t h = kv_head * share; h < (kv_head + 1) * share; h++) {
+            g.row[g.count] = &state->row[r];
+            g.q[g.count] = state->qkv + (r * (n_head + 2 * stack->n_kv_head) + h) * hd;
+            g.mixed[g.count++] = state->mixed + (r * n_head + h) * hd;
+            if (g.count == QUERIES) attend(state, &g);
+        }
+    }
+    attend(state, &g);
 }
 
 /* Column `position` of values [hd][positions]. */
@@ -113,71 +246,6 @@ static void set_value(tsar_matrix *values, size_t position, const double *v)
 {
     double *panels = values->panels;
     for (size_t r = 0; r < values->rows; r++) panels[(r / TSAR_PANEL * values->cols + position) * TSAR_PANEL + r % TSAR_PANEL] = v[r];
-}
-
-typedef struct {
-    size_t row, head;
-} query;
-
-/* Attention of up to QUERIES queries over the keys and values of one head:
- * score_j = (q . k_j) * (1 / sqrt(hd)) where allowed(i, j), p = softmax(score), out = sum over j ascending of p_j v_j. */
-static void attend_queries(const tsar_state *state, const kv_cache *cache, size_t matrix, const query *queries, size_t count, double *scratch)
-{
-    const tsar_stack *stack = state->stack;
-    const size_t hd = stack->head_dim, width = (stack->n_head + 2 * stack->n_kv_head) * hd;
-    const double scale = 1.0 / sqrt((double)hd);
-    size_t length = state->causal ? 0 : cache->positions;
-    for (size_t c = 0; c < count; c++) {
-        size_t position = state->place[queries[c].row].position;
-        if (position + 1 > length) length = position + 1;
-    }
-    double *q = scratch, *scores = q + QUERIES * hd, *out = scores + QUERIES * state->attend_positions;
-
-    /* 1. scores of all positions up to the last query's */
-    for (size_t c = 0; c < count; c++) {
-        memcpy(q + c * hd, state->qkv + queries[c].row * width + queries[c].head * hd, hd * sizeof *q);
-        memset(scores + c * cache->positions, 0, cache->positions * sizeof *scores);
-    }
-    tsar_accumulate(scores, cache->positions, q, hd, &cache->keys[matrix], 0, hd, count, 0, tsar_panels(length));
-
-    /* 2. mask and softmax */
-    for (size_t c = 0; c < count; c++) {
-        double *score = scores + c * cache->positions;
-        size_t i = state->place[queries[c].row].position;
-        for (size_t j = 0; j < length; j++) {
-            int allowed = !state->causal || (j <= i && cache->fed[j]) || i == j;
-            score[j] = allowed ? score[j] * scale : -INFINITY;
-        }
-        tsar_softmax(score, length);
-    }
-
-    /* 3. the mixed values */
-    memset(out, 0, count * hd * sizeof *out);
-    tsar_accumulate(out, hd, scores, cache->positions, &cache->values[matrix], 0, length, count, 0, tsar_panels(hd));
-    for (size_t c = 0; c < count; c++)
-        memcpy(state->mixed + queries[c].row * stack->n_head * hd + queries[c].head * hd, out + c * hd, hd * sizeof *out);
-}
-
-/* All rows of one sequence against one key head: query head h uses key head h / (n_head / n_kv_head). */
-static void attend_head(const tsar_state *state, size_t layer, size_t sequence, size_t kv_head, size_t rows, double *scratch)
-{
-    const tsar_stack *stack = state->stack;
-    const size_t group = stack->n_head / stack->n_kv_head, matrix = layer * stack->n_kv_head + kv_head;
-    const kv_cache *cache = &state->cache[sequence];
-    query queries[QUERIES];
-    size_t count = 0;
-    for (size_t r = 0; r < rows; r++) {
-        if (state->place[r].sequence != sequence) continue;
-        for (size_t g = 0; g < group; g++) {
-            queries[count].row = r;
-            queries[count++].head = kv_head * group + g;
-            if (count == QUERIES) {
-                attend_queries(state, cache, matrix, queries, count, scratch);
-                count = 0;
-            }
-        }
-    }
-    if (count) attend_queries(state, cache, matrix, queries, count, scratch);
 }
 
 /* The columns of `heads` heads of qkv, from head `first` on, as a tensor of their own [rows][heads][hd]; what the sink puts there goes back. */
@@ -193,87 +261,90 @@ static tsar_status emit_heads(tsar_state *state, size_t layer, size_t rows, size
     return status;
 }
 
-/* mixed = attention(rope(q), rope(k), v) of one layer: the pass's own keys and values enter the cache first. */
-static tsar_status attention(tsar_state *state, size_t layer, size_t rows, const tsar_sink *inside, tsar_error *err)
+/* qkv is ready: q and k turned, k and v in the cache. */
+static tsar_status remember(tsar_state *state, size_t layer, size_t rows, const tsar_sink *inside, tsar_error *err)
 {
     const tsar_stack *stack = state->stack;
     const size_t hd = stack->head_dim, n_head = stack->n_head, n_kv = stack->n_kv_head, width = (n_head + 2 * n_kv) * hd;
     tsar_status status = TSAR_OK;
-    for (size_t r = 0; r < rows; r++) rope_rotate(state->qkv + r * width, state->rotation + r * (hd / 2) * 3, n_head + n_kv, hd);
+    for (size_t r = 0; r < rows; r++) rope_rotate(state, state->qkv + r * width, state->rotation + r * (hd / 2) * 3, n_head + n_kv);
     if (inside) status = emit_heads(state, layer, rows, 0, n_head, "q", inside, err);
     if (inside && status == TSAR_OK) status = emit_heads(state, layer, rows, n_head, n_kv, "k", inside, err);
     if (inside && status == TSAR_OK) status = emit_heads(state, layer, rows, n_head + n_kv, n_kv, "v", inside, err);
     for (size_t r = 0; r < rows; r++) {
-        double *k = state->qkv + r * width + n_head * hd, *v = k + n_kv * hd;
-        const row_place *place = &state->place[r];
-        kv_cache *cache = &state->cache[place->sequence];
+        const double *k = state->qkv + r * width + n_head * hd, *v = k + n_kv * hd;
+        const kv_cache *cache = &state->cache[state->row[r].sequence];
         for (size_t h = 0; h < n_kv; h++) {
-            tsar_matrix_set_rows(&cache->keys[layer * n_kv + h], place->position, 1, k + h * hd);
-            set_value(&cache->values[layer * n_kv + h], place->position, v + h * hd);
+            const size_t kept = layer % state->kept_layers * n_kv + h;
+            tsar_matrix_set_rows(&cache->keys[kept], state->row[r].position, 1, k + h * hd);
+            set_value(&cache->values[kept], state->row[r].position, v + h * hd);
         }
     }
-    const size_t workers = state->model->threads, tasks = state->sequences * n_kv;
-    const size_t scratch = QUERIES * (2 * hd + state->attend_positions);
+    return status;
+}
+
+/* mixed = attention(rope(q), rope(k), v) of one layer: the pass's own keys and values enter the cache first. */
+static tsar_status attention(tsar_state *state, size_t layer, size_t rows, const tsar_sink *inside, tsar_error *err)
+{
+    const size_t n_kv = state->stack->n_kv_head, workers = state->model->threads, tasks = state->sequences * n_kv;
+    const size_t shape[2] = { rows, state->stack->n_head * state->stack->head_dim };
+    const tsar_status status = remember(state, layer, rows, inside, err);
+    if (status != TSAR_OK) return status;
     TSAR_PARALLEL_FOR(workers)
     for (size_t w = 0; w < workers; w++)
-        for (size_t task = w; task < tasks; task += workers) attend_head(state, layer, task / n_kv, task % n_kv, rows, state->attend + w * scratch);
-    const size_t shape[2] = { rows, n_head * hd };
-    return status == TSAR_OK ? tsar_emit(inside, err, TSAR_F64, state->mixed, 2, shape, "%s.block.%zu.attn", state->part, layer) : status;
+        for (size_t task = w; task < tasks; task += workers) attend_head(state, layer % state->kept_layers, task / n_kv, task % n_kv, rows, w);
+    return tsar_emit(inside, err, TSAR_F64, state->mixed, 2, shape, "%s.block.%zu.attn", state->part, layer);
 }
 
-static void rmsnorm_rows(double *y, const double *x, const double *g, size_t rows, size_t d, double eps, size_t threads)
+/* gate = silu(w1 . n) * (w3 . n) */
+static void feed_forward(tsar_state *state, const tsar_layer *w, const double *n, size_t rows)
 {
-    TSAR_PARALLEL_FOR(rows > 1 ? threads : 1)
-    for (size_t r = 0; r < rows; r++) tsar_rmsnorm(y + r * d, x + r * d, g, d, eps);
-}
-
-/* x = x + delta, element by element. */
-static void add(double *x, const double *delta, size_t count)
-{
-    for (size_t i = 0; i < count; i++) x[i] = x[i] + delta[i];
+    const size_t ffn = state->stack->ffn_hidden;
+    product(state, state->gate, n, &w->w1, rows);
+    product(state, state->up, n, &w->w3, rows);
+    TSAR_PARALLEL_FOR(rows > 1 ? state->model->threads : 1)
+    for (size_t r = 0; r < rows; r++) {
+        double *gate = state->gate + r * ffn;
+        const double *up = state->up + r * ffn;
+        tsar_silu_n(gate, ffn);
+        tsar_round_to(state->model, gate, ffn);
+        for (size_t i = 0; i < ffn; i++) gate[i] = gate[i] * up[i];
+        tsar_round_to(state->model, gate, ffn);
+    }
 }
 
 /* One block (SPEC 3; Llama):  h = x + wo . attention(rope(q), rope(k), v),  q, k, v = wqkv . rmsnorm(x)
  *                             y = h + w2 . (silu(w1 . n) * (w3 . n)),       n = rmsnorm(h) */
 static tsar_status block_forward(tsar_state *state, size_t layer, size_t rows, const tsar_sink *inside, tsar_error *err)
 {
-    const tsar_stack *stack = state->stack;
-    const tsar_layer *w = &stack->layers[layer];
-    const size_t d = stack->dim, ffn = stack->ffn_hidden, threads = state->model->threads, stream[2] = { rows, d }, inner[2] = { rows, ffn };
+    const tsar_layer *w = &state->stack->layers[layer];
+    const size_t d = state->stack->dim, stream[2] = { rows, d }, inner[2] = { rows, state->stack->ffn_hidden };
 
-    rmsnorm_rows(state->normed, state->x, w->attention_norm, rows, d, stack->norm_eps, threads);
-    tsar_matmul(state->qkv, state->normed, &w->wqkv, NULL, rows, threads);
+    rmsnorm(state, state->normed, state->x, w->attention_norm, rows);
+    product(state, state->qkv, state->normed, &w->wqkv, rows);
     tsar_status status = attention(state, layer, rows, inside, err);
-    tsar_matmul(state->delta, state->mixed, &w->wo, NULL, rows, threads);
-    add(state->x, state->delta, rows * d);
+    product(state, state->delta, state->mixed, &w->wo, rows);
+    add(state, state->x, state->delta, rows * d);
     if (status == TSAR_OK) status = tsar_emit(inside, err, TSAR_F64, state->x, 2, stream, "%s.block.%zu.h", state->part, layer);
 
-    rmsnorm_rows(state->normed, state->x, w->ffn_norm, rows, d, stack->norm_eps, threads);
-    tsar_matmul(state->gate, state->normed, &w->w1, NULL, rows, threads);
-    tsar_matmul(state->up, state->normed, &w->w3, NULL, rows, threads);
-    TSAR_PARALLEL_FOR(rows > 1 ? threads : 1)
-    for (size_t r = 0; r < rows; r++) {
-        double *gate = state->gate + r * ffn;
-        const double *up = state->up + r * ffn;
-        tsar_silu_n(gate, ffn);
-        for (size_t i = 0; i < ffn; i++) gate[i] = gate[i] * up[i];
-    }
+    rmsnorm(state, state->normed, state->x, w->ffn_norm, rows);
+    feed_forward(state, w, state->normed, rows);
     if (status == TSAR_OK) status = tsar_emit(inside, err, TSAR_F64, state->gate, 2, inner, "%s.block.%zu.ffn", state->part, layer);
-    tsar_matmul(state->delta, state->gate, &w->w2, NULL, rows, threads);
-    add(state->x, state->delta, rows * d);
+    product(state, state->delta, state->gate, &w->w2, rows);
+    add(state, state->x, state->delta, rows * d);
     return status;
 }
 
-/* All blocks over state->x [rows][d], whose places are set. */
+/* All blocks over state->x [rows][d], of the rows state->row [rows]. */
 static tsar_status stack_forward(tsar_state *state, size_t rows, const tsar_sink *sink, tsar_error *err)
 {
     const tsar_stack *stack = state->stack;
     const size_t shape[2] = { rows, stack->dim };
     tsar_status status = tsar_emit(sink, err, TSAR_F64, state->x, 2, shape, "%s.embed", state->part);
     for (size_t r = 0; r < rows; r++) {
-        const row_place *place = &state->place[r];
-        rope_angles(state->rotation + r * (stack->head_dim / 2) * 3, state, place);
-        state->cache[place->sequence].fed[place->position] = place->visible != 0;
+        const pass_row *row = &state->row[r];
+        rope_angles(state, row, state->rotation + r * (stack->head_dim / 2) * 3);
+        state->cache[row->sequence].fed[row->position] = row->visible != 0;
     }
     for (size_t layer = 0; layer < stack->n_layer && status == TSAR_OK; layer++) {
         status = block_forward(state, layer, rows, sink && sink->inside ? sink : NULL, err);
@@ -288,19 +359,19 @@ static void forget_stand_ins(tsar_state *state, size_t rows)
     const tsar_stack *stack = state->stack;
     memset(state->delta, 0, stack->dim * sizeof *state->delta);
     for (size_t r = 0; r < rows; r++) {
-        const row_place *place = &state->place[r];
-        if (place->keep) continue;
-        kv_cache *cache = &state->cache[place->sequence];
-        cache->fed[place->position] = 0;
-        for (size_t m = 0; m < stack->n_layer * stack->n_kv_head; m++) set_value(&cache->values[m], place->position, state->delta);
+        const pass_row *row = &state->row[r];
+        if (row->keep) continue;
+        kv_cache *cache = &state->cache[row->sequence];
+        cache->fed[row->position] = 0;
+        for (size_t m = 0; m < state->kept_layers * stack->n_kv_head; m++) set_value(&cache->values[m], row->position, state->delta);
     }
 }
 
 /* ------------------------------------------------------------------------------------------------- state: open and close */
 
-static void cache_close(kv_cache *cache, const tsar_stack *stack)
+static void cache_close(kv_cache *cache, size_t matrices)
 {
-    for (size_t m = 0; cache->keys && cache->values && m < stack->n_layer * stack->n_kv_head; m++) {
+    for (size_t m = 0; cache->keys && cache->values && m < matrices; m++) {
         tsar_matrix_close(&cache->keys[m]);
         tsar_matrix_close(&cache->values[m]);
     }
@@ -310,17 +381,15 @@ static void cache_close(kv_cache *cache, const tsar_stack *stack)
     memset(cache, 0, sizeof *cache);
 }
 
-/* An empty cache for `prefix` condition positions and `tokens` image tokens, and attention scratch for as many positions. */
-static tsar_status cache_open(tsar_state *state, size_t sequence, size_t prefix, size_t tokens, tsar_error *err)
+/* An empty cache for `prefix` condition positions and `more` behind them, and attention scratch for as many positions. */
+static tsar_status cache_open(tsar_state *state, size_t sequence, size_t prefix, size_t more, tsar_error *err)
 {
-    const tsar_stack *stack = state->stack;
-    const size_t matrices = stack->n_layer * stack->n_kv_head, hd = stack->head_dim;
+    const size_t matrices = state->kept_layers * state->stack->n_kv_head, hd = state->stack->head_dim;
     kv_cache *cache = &state->cache[sequence];
-    cache_close(cache, stack);
-    if (prefix > SIZE_MAX / 2 - tokens)
-        return tsar_fail(err, TSAR_ROOM, "a sequence of %zu + %zu positions is too long for this machine", prefix, tokens);
+    cache_close(cache, matrices);
+    if (prefix > SIZE_MAX / 2 - more) return tsar_fail(err, TSAR_ROOM, "a sequence of %zu + %zu positions is too long for this machine", prefix, more);
     cache->prefix = prefix;
-    cache->positions = prefix + tokens;
+    cache->positions = prefix + more;
     cache->keys = tsar_alloc(matrices, sizeof *cache->keys, "the KV cache", err);
     cache->values = tsar_alloc(matrices, sizeof *cache->values, "the KV cache", err);
     cache->fed = tsar_alloc(cache->positions, 1, "the KV cache", err);
@@ -333,65 +402,78 @@ static tsar_status cache_open(tsar_state *state, size_t sequence, size_t prefix,
         tsar_free(state->attend);
         state->attend_positions = 0;
         state->attend = tsar_alloc(cache->positions + 2 * hd, state->model->threads * QUERIES * sizeof(double), "attention scores", err);
-        if (!state->attend)
-            status = TSAR_ROOM;
-        else
-            state->attend_positions = cache->positions;
+        if (state->attend) state->attend_positions = cache->positions;
+        if (!state->attend) status = TSAR_ROOM;
     }
-    if (status != TSAR_OK) cache_close(cache, stack);
+    if (status != TSAR_OK) cache_close(cache, matrices);
     return status;
 }
 
-/* Makes room for passes of `rows` rows. */
-static tsar_status reserve_rows(tsar_state *state, size_t rows, tsar_error *err)
+/* The scratch of a pass: a row a buffer, its doubles for each row of the pass, or for each row that is predicted from. */
+typedef struct {
+    double **at;
+    size_t width;
+    const char *what;
+    int predicted;
+} buffer;
+enum { BUFFERS = 12 };
+
+static void buffers(tsar_state *state, buffer table[BUFFERS])
 {
-    if (rows <= state->rows) return TSAR_OK;
     const tsar_stack *stack = state->stack;
     const tsar_config *c = &state->model->config;
-    const size_t d = stack->dim, hd = stack->head_dim;
-    const int shuffled = stack == &state->model->gpt && c->shuffle > 1;
-    const struct {
-        double **buffer;
-        size_t width;
-        const char *what;
-    } table[] = {
-        { &state->x, d, "the residual stream" },
-        { &state->normed, d, "normalised rows" },
-        { &state->qkv, (stack->n_head + 2 * stack->n_kv_head) * hd, "queries, keys and values" },
-        { &state->mixed, d, "attention's output" },
-        { &state->delta, d, "a block's branch" },
-        { &state->gate, stack->ffn_hidden, "the feed-forward gate" },
-        { &state->up, stack->ffn_hidden, "the feed-forward input" },
-        { &state->rotation, 3 * hd / 2, "rotary angles" },
-        { &state->hidden, shuffled ? c->shuffle_hidden : 1, "shuffle blocks" },
-        { &state->code, shuffled ? c->shuffle * c->shuffle * d : d, "code vectors" },
+    const int gpt = stack == &state->model->gpt, shuffled = gpt && c->shuffle > 1, captions = gpt && c->arch == TSAR_LLAMAGEN_T2I;
+    const size_t d = stack->dim, slots = shuffled ? c->shuffle * c->shuffle : 1, inner = stack->n_head * stack->head_dim;
+    const buffer all[BUFFERS] = {
+        { &state->x, d, "the residual stream", 0 },
+        { &state->normed, d, "normalised rows", 0 },
+        { &state->qkv, (stack->n_head + 2 * stack->n_kv_head) * stack->head_dim, "queries, keys and values", 0 },
+        { &state->mixed, inner, "attention's output", 0 },
+        { &state->delta, d, "a block's branch", 0 },
+        { &state->gate, stack->ffn_hidden, "the feed-forward gate", 0 },
+        { &state->up, stack->ffn_hidden, "the feed-forward input", 0 },
+        { &state->rotation, 3 * (stack->head_dim / 2), "rotary angles", 0 },
+        { &state->input,
+          captions   ? c->caption_dim
+          : shuffled ? slots * d
+                     : 0,
+          "vectors of codes", 0 },
+        { &state->fused, captions || shuffled ? d : 0, "fused tokens", 0 },
+        { &state->hidden,
+          captions   ? d
+          : shuffled ? c->shuffle_hidden
+                     : 0,
+          "hidden rows of shuffle blocks", 0 },
+        { &state->logits, slots * stack->output.rows, "logits", 1 },
     };
-    state->rows = 0;
-    tsar_free(state->place);
-    state->place = tsar_alloc(rows, sizeof *state->place, "a pass", err);
-    if (!state->place) return TSAR_ROOM;
-    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
-        tsar_free(*table[i].buffer);
-        *table[i].buffer = tsar_alloc(rows, table[i].width * sizeof(double), table[i].what, err);
-        if (!*table[i].buffer) return TSAR_ROOM;
-    }
-    state->rows = rows;
-    return TSAR_OK;
+    memcpy(table, all, sizeof all);
 }
 
-static tsar_status reserve_logits(tsar_state *state, size_t rows, tsar_error *err)
+/* Makes room for passes of `rows` rows, or for `rows` predictions. */
+static tsar_status reserve(tsar_state *state, int predicted, size_t rows, tsar_error *err)
 {
-    if (rows <= state->logit_rows) return TSAR_OK;
-    const size_t slots = state->model->config.shuffle * state->model->config.shuffle;
-    state->logit_rows = 0;
-    tsar_free(state->logits);
-    state->logits = tsar_alloc(rows, slots * state->stack->output.rows * sizeof(double), "logits", err);
-    if (!state->logits) return TSAR_ROOM;
-    state->logit_rows = rows;
+    size_t *room = predicted ? &state->logit_rows : &state->rows;
+    buffer table[BUFFERS];
+    if (rows <= *room) return TSAR_OK;
+    *room = 0;
+    buffers(state, table);
+    for (size_t i = 0; i < BUFFERS; i++) {
+        if (table[i].predicted != predicted) continue;
+        tsar_free(*table[i].at);
+        *table[i].at = tsar_alloc(rows, tsar_product(table[i].width, sizeof(double)), table[i].what, err);
+        if (!*table[i].at) return TSAR_ROOM;
+    }
+    if (!predicted) {
+        tsar_free(state->row);
+        state->row = tsar_alloc(rows, sizeof *state->row, "a pass", err);
+        if (!state->row) return TSAR_ROOM;
+    }
+    *room = rows;
     return TSAR_OK;
 }
 
-static tsar_status state_open(tsar_state **out, const tsar_model *model, const tsar_stack *stack, size_t sequences, tsar_error *err)
+/* kept_layers: n_layer, or 1 for a single pass over everything. */
+static tsar_status state_open(tsar_state **out, const tsar_model *model, const tsar_stack *stack, size_t kept_layers, size_t sequences, tsar_error *err)
 {
     *out = NULL;
     tsar_state *state = tsar_alloc(1, sizeof *state, "the state of a generation", err);
@@ -400,10 +482,12 @@ static tsar_status state_open(tsar_state **out, const tsar_model *model, const t
     state->stack = stack;
     state->causal = stack == &model->gpt;
     state->part = state->causal ? "gpt" : "fine";
-    state->grid_columns = state->causal ? model->config.columns : model->config.grid_w;
+    state->columns = state->causal ? model->config.columns : model->config.grid_w;
+    state->kept_layers = kept_layers;
     state->sequences = sequences;
     state->cache = tsar_alloc(sequences, sizeof *state->cache, "the KV caches", err);
-    tsar_status status = state->cache ? rope_frequencies(state, err) : TSAR_ROOM;
+    state->scratch = tsar_alloc(tsar_scratch(SIZE_MAX, model->threads), sizeof(double), "the scratch of matrix products", err);
+    tsar_status status = state->cache && state->scratch ? rope_frequencies(state, err) : TSAR_ROOM;
     if (status != TSAR_OK) {
         tsar_state_close(state);
         return status;
@@ -412,35 +496,49 @@ static tsar_status state_open(tsar_state **out, const tsar_model *model, const t
     return TSAR_OK;
 }
 
-tsar_status tsar_state_open(tsar_state **out, const tsar_model *model, size_t sequences, tsar_error *err)
+static tsar_status gpt_open(tsar_state **out, const tsar_model *model, size_t kept_layers, size_t sequences, tsar_error *err)
 {
     *out = NULL;
     if (!model->config.has_gpt) return tsar_fail(err, TSAR_INPUT, "the model has no transformer (no key arch): it can only encode and decode images");
-    return state_open(out, model, &model->gpt, sequences, err);
+    return state_open(out, model, &model->gpt, kept_layers, sequences, err);
+}
+
+tsar_status tsar_state_open(tsar_state **out, const tsar_model *model, size_t sequences, tsar_error *err)
+{
+    return gpt_open(out, model, model->gpt.n_layer, sequences, err);
 }
 
 void tsar_state_close(tsar_state *state)
 {
+    buffer table[BUFFERS];
     if (!state) return;
-    for (size_t s = 0; state->cache && s < state->sequences; s++) cache_close(&state->cache[s], state->stack);
-    void *owned[] = { state->cache, state->frequency, state->place,    state->x,      state->normed, state->qkv,    state->mixed, state->delta,
-                      state->gate,  state->up,        state->rotation, state->hidden, state->code,   state->logits, state->attend };
-    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) tsar_free(owned[i]);
+    for (size_t s = 0; state->cache && s < state->sequences; s++) cache_close(&state->cache[s], state->kept_layers * state->stack->n_kv_head);
+    buffers(state, table);
+    for (size_t i = 0; i < BUFFERS; i++) tsar_free(*table[i].at);
+    void *others[] = { state->cache, state->frequency, state->scratch, state->row, state->attend };
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) tsar_free(others[i]);
     tsar_free(state);
 }
 
-/* --------------------------------------------------------------------------------------------------------- token-shuffle */
+/* ------------------------------------------------------------------------------------- in front of the blocks and behind */
+
+/* y = fc2 . gelu(fc1 . x) for `rows` vectors. */
+static void mlp(tsar_state *state, double *y, const double *x, const tsar_matrix *fc1, const tsar_matrix *fc2, size_t rows)
+{
+    const size_t hidden = fc1->rows;
+    product(state, state->hidden, x, fc1, rows);
+    TSAR_PARALLEL_FOR(rows > 1 ? state->model->threads : 1)
+    for (size_t r = 0; r < rows; r++) tsar_gelu_n(state->hidden + r * hidden, hidden);
+    tsar_round_to(state->model, state->hidden, rows * hidden);
+    product(state, y, state->hidden, fc2, rows);
+}
 
 /* x = x + fc2 . gelu(fc1 . rmsnorm(x)): a block of token-shuffle or token-unshuffle, x [rows][d]. (paper, section 3; pre-norm is ours) */
-static void mlp_forward(tsar_state *state, double *x, const tsar_mlp *mlp, size_t rows)
+static void shuffle_block(tsar_state *state, double *x, const tsar_mlp *block, size_t rows)
 {
-    const size_t d = state->stack->dim, hidden = mlp->fc1.rows, threads = state->model->threads;
-    rmsnorm_rows(state->normed, x, mlp->norm, rows, d, state->stack->norm_eps, threads);
-    tsar_matmul(state->hidden, state->normed, &mlp->fc1, NULL, rows, threads);
-    TSAR_PARALLEL_FOR(rows > 1 ? threads : 1)
-    for (size_t r = 0; r < rows; r++) tsar_gelu_n(state->hidden + r * hidden, hidden);
-    tsar_matmul(state->delta, state->hidden, &mlp->fc2, NULL, rows, threads);
-    add(x, state->delta, rows * d);
+    rmsnorm(state, state->normed, x, block->norm, rows);
+    mlp(state, state->delta, state->normed, &block->fc1, &block->fc2, rows);
+    add(state, x, state->delta, rows * state->stack->dim);
 }
 
 /* compressed [n][s*s][d/s^2], window by window, in the trace's raster order of codes [gh*gw][d/s^2]; what the sink puts there goes back. */
@@ -465,26 +563,47 @@ static tsar_status emit_compressed(const tsar_state *state, double *compressed, 
     return status;
 }
 
-/* token-shuffle, the input: z [count][d] of count fused tokens, codes[r] their s*s codes (SPEC 3; paper, section 3):
- *     y_c = compress . e_c,  z = concat(y_0 ... y_{s*s-1}),  then shuffle_blocks times z = z + fc2 . gelu(fc1 . rmsnorm(z)).
- * With s = 1, and in LlamaGen, z is the code's embedding. */
-static tsar_status fuse_tokens(tsar_state *state, double *z, const int64_t *const *codes, size_t count, const tsar_sink *sink, tsar_error *err)
+/* token-shuffle, the input: z [count][d] of the vectors e [count][s*s][d] of the codes of count windows (SPEC 3; paper, section 3):
+ *     y_c = compress . e_c,  z = concat(y_0 ... y_{s*s-1}),  then shuffle_blocks times z = z + fc2 . gelu(fc1 . rmsnorm(z)). */
+static tsar_status fuse(tsar_state *state, double *z, const double *e, size_t count, const tsar_sink *sink, tsar_error *err)
+{
+    const tsar_model *m = state->model;
+    const size_t shape[2] = { count, m->config.dim };
+    product(state, z, e, &m->compress, count * m->config.shuffle * m->config.shuffle);
+    tsar_status status = emit_compressed(state, z, sink, err);
+    if (status == TSAR_OK) status = tsar_emit(sink, err, TSAR_F64, z, 2, shape, "gpt.shuffle.merge");
+    for (size_t b = 0; b < m->config.shuffle_blocks && status == TSAR_OK; b++) {
+        shuffle_block(state, z, &m->shuffle_mlp[b], count);
+        status = tsar_emit(sink, err, TSAR_F64, z, 2, shape, "gpt.shuffle.block.%zu", b);
+    }
+    return status;
+}
+
+/* x [rows][d] of what the rows of a pass are fed with: a row of a table is there at once; windows of codes are fused, and a caption's
+ * features go through fc2 . gelu(fc1 . feature) (QUIRKS, GPT 5), all of a pass together. */
+static tsar_status embed(tsar_state *state, size_t rows, const tsar_sink *sink, tsar_error *err)
 {
     const tsar_model *m = state->model;
     const tsar_config *c = &m->config;
-    const size_t slots = c->shuffle * c->shuffle, d = c->dim, shape[2] = { count, d };
-    double *e = slots == 1 ? z : state->code;
-    for (size_t r = 0; r < count; r++)
-        for (size_t slot = 0; slot < slots; slot++)
-            tsar_table_row(e + (r * slots + slot) * d, &m->tok_embeddings, c->text_vocab + (size_t)codes[r][slot]);
-    if (slots == 1) return TSAR_OK;
-    tsar_matmul(z, e, &m->compress, NULL, count * slots, m->threads);
-    tsar_status status = emit_compressed(state, z, sink, err);
-    if (status == TSAR_OK) status = tsar_emit(sink, err, TSAR_F64, z, 2, shape, "gpt.shuffle.merge");
-    for (size_t b = 0; b < c->shuffle_blocks && status == TSAR_OK; b++) {
-        mlp_forward(state, z, &m->shuffle_mlp[b], count);
-        status = tsar_emit(sink, err, TSAR_F64, z, 2, shape, "gpt.shuffle.block.%zu", b);
+    const size_t d = state->stack->dim, slots = c->shuffle * c->shuffle;
+    size_t count = 0;
+    for (size_t r = 0; r < rows; r++) {
+        const pass_row *row = &state->row[r];
+        if (row->table) tsar_table_row(state->x + r * d, row->table, row->id);
+        for (size_t slot = 0; row->codes && slot < slots; slot++)
+            tsar_table_row(state->input + (count * slots + slot) * d, &m->tok_embeddings, c->text_vocab + (size_t)row->codes[slot]);
+        if (row->feature) memcpy(state->input + count * c->caption_dim, row->feature, c->caption_dim * sizeof(double));
+        count += row->table == NULL;
     }
+    if (count == 0) return TSAR_OK;
+    tsar_status status = TSAR_OK;
+    if (slots > 1)
+        status = fuse(state, state->fused, state->input, count, sink, err);
+    else
+        mlp(state, state->fused, state->input, &m->cap_fc1, &m->cap_fc2, count);
+    count = 0;
+    for (size_t r = 0; r < rows; r++)
+        if (!state->row[r].table) memcpy(state->x + r * d, state->fused + d * count++, d * sizeof(double));
     return status;
 }
 
@@ -498,23 +617,23 @@ static tsar_status predict(tsar_state *state, double *h, size_t count, const tsa
     const size_t slots = c->shuffle * c->shuffle, d = c->dim, flat[2] = { count, d };
     const size_t codes[3] = { count, slots, d }, logits[3] = { count, slots, c->vocab };
     const size_t flat_logits[2] = { count, c->vocab };
-    tsar_status status = reserve_logits(state, count, err);
+    tsar_status status = reserve(state, 1, count, err);
     double *x = h;
     if (slots > 1 && status == TSAR_OK) {
         for (size_t b = 0; b < c->shuffle_blocks && status == TSAR_OK; b++) {
-            mlp_forward(state, h, &m->unshuffle_mlp[b], count);
+            shuffle_block(state, h, &m->unshuffle_mlp[b], count);
             status = tsar_emit(sink, err, TSAR_F64, h, 2, flat, "gpt.unshuffle.block.%zu", b);
         }
-        x = state->code;
-        tsar_matmul(x, h, &m->expand, NULL, count * slots, m->threads);
+        x = state->input;
+        product(state, x, h, &m->expand, count * slots);
         if (status == TSAR_OK) status = tsar_emit(sink, err, TSAR_F64, x, 3, codes, "gpt.unshuffle.expand");
     }
     if (status != TSAR_OK) return status;
     const int shuffled = c->arch == TSAR_TOKEN_SHUFFLE; /* LlamaGen's tensors have no axis of slots */
-    rmsnorm_rows(x, x, m->gpt.norm, count * slots, d, m->gpt.norm_eps, m->threads);
+    rmsnorm(state, x, x, m->gpt.norm, count * slots);
     status = tsar_emit(sink, err, TSAR_F64, x, shuffled ? 3 : 2, shuffled ? codes : flat, "gpt.norm");
     if (status != TSAR_OK) return status;
-    tsar_matmul(state->logits, x, &m->gpt.output, NULL, count * slots, m->threads);
+    product(state, state->logits, x, &m->gpt.output, count * slots);
     return tsar_emit(sink, err, TSAR_F64, state->logits, shuffled ? 3 : 2, shuffled ? logits : flat_logits, "gpt.logits");
 }
 
@@ -548,50 +667,67 @@ tsar_status tsar_prompt_check(const tsar_model *model, const tsar_prompt *prompt
         for (size_t i = 0; i < c->cond_tokens * c->caption_dim; i++)
             if (!(fabs(prompt->caption[i]) < INFINITY)) return tsar_fail(err, TSAR_INPUT, "caption feature %zu is not finite", i);
         for (size_t i = 0; i < c->cond_tokens; i++)
-            if (prompt->caption_mask[i] != 0.0 && prompt->caption_mask[i] != 1.0)
-                return tsar_fail(err, TSAR_INPUT, "caption mask %zu is neither 0 nor 1", i);
+            if (prompt->caption_mask[i] != 0.0 && prompt->caption_mask[i] != 1.0) return tsar_fail(err, TSAR_INPUT, "caption mask %zu is neither 0 nor 1", i);
     }
     return TSAR_OK;
 }
 
-/* t2i: x[T][d] = fc2 . gelu(fc1 . feature), the caption's features times its mask, or the unconditional ones (QUIRKS, GPT 5 and 6). */
-static tsar_status embed_caption(tsar_state *state, const tsar_prompt *prompt, size_t first, size_t rows, tsar_error *err)
+/* A row of a pass at a place of its sequence, fed with nothing yet (SPEC 3). P = the length of the prefix, C = columns of the grid:
+ *     place of the prefix p     position p        rotary position 1d: p               2d: none, cos = sin = 0 (QUIRKS, GPT 2)
+ *     token t                   position P + t    rotary position 1d: P + t           2d: t / C, t % C */
+typedef enum { PREFIX, TOKEN } place_kind;
+static pass_row row_at(const tsar_state *state, size_t sequence, place_kind kind, size_t index)
+{
+    const int two = state->stack->rope_2d;
+    pass_row row = { .sequence = sequence, .visible = 1, .keep = 1 };
+    row.position = kind == PREFIX ? index : state->cache[sequence].prefix + index;
+    row.turns = !two || kind == TOKEN;
+    row.coordinate[0] = two ? index / state->columns : row.position;
+    row.coordinate[1] = two ? index % state->columns : row.position;
+    return row;
+}
+
+/* Feeds a row with s*s codes: where a token is one code that has a row of tok_embeddings, with that. */
+static void feed_codes(const tsar_model *model, pass_row *row, const int64_t *codes)
+{
+    row->codes = model->config.shuffle > 1 ? codes : NULL;
+    row->table = model->config.shuffle > 1 ? NULL : &model->tok_embeddings;
+    row->id = model->config.shuffle > 1 ? 0 : model->config.text_vocab + (size_t)codes[0];
+}
+
+/* state->row[r] for places first + r of the prompt, r < rows. features [rows][caption_dim] is room for a caption's: feature * mask, or the
+ * unconditional ones as they are (QUIRKS, GPT 6). */
+static void prompt_rows(tsar_state *state, size_t sequence, const tsar_prompt *prompt, size_t first, size_t rows, double *features)
 {
     const tsar_model *m = state->model;
     const size_t width = m->config.caption_dim;
-    double *features = tsar_alloc(rows, width * sizeof(double), "caption features", err);
-    if (!features) return TSAR_ROOM;
+    static const int64_t system[2] = { TSAR_BOS, TSAR_SOI };
     for (size_t r = 0; r < rows; r++) {
-        double *f = features + r * width;
-        const size_t position = first + r;
-        if (prompt->unconditional)
-            tsar_table_row(f, &m->uncond_embedding, position);
-        else
-            for (size_t i = 0; i < width; i++) f[i] = prompt->caption[position * width + i] * prompt->caption_mask[position];
+        const size_t p = first + r;
+        pass_row *row = &state->row[r];
+        *row = row_at(state, sequence, PREFIX, p);
+        if (m->config.arch == TSAR_LLAMAGEN_C2I) {
+            row->table = &m->class_embeddings;
+            row->id = prompt->unconditional ? m->config.num_classes : prompt->class_id;
+        } else if (m->config.arch == TSAR_LLAMAGEN_T2I) {
+            row->feature = features + r * width;
+            row->visible = prompt->caption_mask[p] != 0.0;
+            if (prompt->unconditional) tsar_table_row(features + r * width, &m->uncond_embedding, p);
+            for (size_t i = 0; i < width && !prompt->unconditional; i++) features[r * width + i] = prompt->caption[p * width + i] * prompt->caption_mask[p];
+        } else {
+            row->table = &m->tok_embeddings;
+            row->id = (size_t)(prompt->unconditional ? system : prompt->text)[p];
+        }
     }
-    tsar_matmul(state->normed, features, &m->cap_fc1, NULL, rows, m->threads);
-    tsar_gelu_n(state->normed, rows * m->config.dim);
-    tsar_matmul(state->x, state->normed, &m->cap_fc2, NULL, rows, m->threads);
-    tsar_free(features);
-    return TSAR_OK;
 }
 
-/* Rows 0 ... rows-1 of the pass become positions first ... of the prompt. */
-static tsar_status embed_prompt(tsar_state *state, size_t sequence, const tsar_prompt *prompt, size_t first, size_t rows, tsar_error *err)
+/* The rows of state->row through everything but the head. */
+static tsar_status run_rows(tsar_state *state, size_t rows, const tsar_sink *sink, tsar_error *err)
 {
-    const tsar_model *m = state->model;
-    const size_t d = m->config.dim;
-    static const int64_t unconditional[2] = { TSAR_BOS, TSAR_SOI };
-    const int64_t *text = prompt->unconditional ? unconditional : prompt->text;
-    for (size_t r = 0; r < rows; r++) {
-        const int padding = m->config.arch == TSAR_LLAMAGEN_T2I && prompt->caption_mask[first + r] == 0.0;
-        const row_place place = { sequence, first + r, 0, 0, !padding, 1 };
-        state->place[r] = place;
-        if (m->config.arch == TSAR_TOKEN_SHUFFLE) tsar_table_row(state->x + r * d, &m->tok_embeddings, (size_t)text[first + r]);
-        if (m->config.arch == TSAR_LLAMAGEN_C2I)
-            tsar_table_row(state->x + r * d, &m->class_embeddings, prompt->unconditional ? m->config.num_classes : prompt->class_id);
-    }
-    return m->config.arch == TSAR_LLAMAGEN_T2I ? embed_caption(state, prompt, first, rows, err) : TSAR_OK;
+    tsar_status status = embed(state, rows, sink, err);
+    if (status == TSAR_OK) status = stack_forward(state, rows, sink, err);
+    if (status == TSAR_OK) forget_stand_ins(state, rows);
+    return status;
 }
 
 tsar_status tsar_prefill(tsar_state *state, size_t sequence, const tsar_prompt *prompt, double *logits, tsar_error *err)
@@ -599,15 +735,18 @@ tsar_status tsar_prefill(tsar_state *state, size_t sequence, const tsar_prompt *
     const tsar_config *c = &state->model->config;
     const size_t length = tsar_prompt_length(state->model, prompt), d = c->dim;
     const size_t room = length < PREFILL_ROWS ? length : PREFILL_ROWS;
+    double *features = NULL;
     tsar_status status = tsar_prompt_check(state->model, prompt, err);
     if (status == TSAR_OK) status = cache_open(state, sequence, length, c->tokens, err);
-    if (status == TSAR_OK) status = reserve_rows(state, room, err);
+    if (status == TSAR_OK) status = reserve(state, 0, room, err);
+    if (status == TSAR_OK && !(features = tsar_alloc(room, c->caption_dim * sizeof *features, "caption features", err))) status = TSAR_ROOM;
     size_t rows = 0;
     for (size_t first = 0; first < length && status == TSAR_OK; first += rows) {
         rows = length - first < room ? length - first : room;
-        status = embed_prompt(state, sequence, prompt, first, rows, err);
-        if (status == TSAR_OK) status = stack_forward(state, rows, NULL, err);
+        prompt_rows(state, sequence, prompt, first, rows, features);
+        status = run_rows(state, rows, NULL, err);
     }
+    tsar_free(features);
     if (status != TSAR_OK || !logits) return status;
     status = predict(state, state->x + (rows - 1) * d, 1, NULL, err);
     if (status == TSAR_OK) memcpy(logits, state->logits, c->shuffle * c->shuffle * c->vocab * sizeof *logits);
@@ -622,87 +761,83 @@ static tsar_status check_codes(const tsar_config *c, const int64_t *codes, size_
     return TSAR_OK;
 }
 
+/* state->row[r] for one row of a caller's pass. */
+static tsar_status feed_row(tsar_state *state, size_t r, const tsar_feed *feed, tsar_error *err)
+{
+    const tsar_config *c = &state->model->config;
+    if (feed->sequence >= state->sequences || !state->cache[feed->sequence].fed || feed->token >= c->tokens)
+        return tsar_fail(err, TSAR_USAGE, "row %zu of a pass feeds token %zu of sequence %zu, which has no prompt or no such token", r, feed->token,
+                         feed->sequence);
+    const tsar_status status = check_codes(c, feed->codes, c->shuffle * c->shuffle, err);
+    if (status != TSAR_OK) return status;
+    state->row[r] = row_at(state, feed->sequence, TOKEN, feed->token);
+    state->row[r].keep = feed->keep;
+    feed_codes(state->model, &state->row[r], feed->codes);
+    return TSAR_OK;
+}
+
 tsar_status tsar_forward(tsar_state *state, const tsar_feed *feed, size_t rows, tsar_error *err)
 {
     const tsar_config *c = &state->model->config;
-    const size_t slots = c->shuffle * c->shuffle, d = c->dim;
-    tsar_status status = reserve_rows(state, rows, err);
+    const size_t one = c->shuffle * c->shuffle * c->vocab, d = c->dim;
+    tsar_status status = reserve(state, 0, rows, err);
+    for (size_t r = 0; r < rows && status == TSAR_OK; r++) status = feed_row(state, r, &feed[r], err);
+    if (status == TSAR_OK) status = run_rows(state, rows, NULL, err);
     if (status != TSAR_OK) return status;
-    const int64_t **codes = tsar_alloc(rows, sizeof *codes, "a pass", err);
-    if (!codes) return TSAR_ROOM;
-    for (size_t r = 0; r < rows && status == TSAR_OK; r++) {
-        if (feed[r].sequence >= state->sequences || !state->cache[feed[r].sequence].fed || feed[r].token >= c->tokens)
-            status = tsar_fail(err, TSAR_USAGE, "row %zu of a pass feeds token %zu of sequence %zu, which has no prompt or no such token", r,
-                               feed[r].token, feed[r].sequence);
-        else
-            status = check_codes(c, feed[r].codes, slots, err);
-        if (status != TSAR_OK) break;
-        const row_place place = { feed[r].sequence, state->cache[feed[r].sequence].prefix + feed[r].token, 1, feed[r].token, 1, feed[r].keep };
-        state->place[r] = place;
-        codes[r] = feed[r].codes;
-    }
-    if (status == TSAR_OK) status = fuse_tokens(state, state->x, codes, rows, NULL, err);
-    tsar_free(codes);
-    if (status == TSAR_OK) status = stack_forward(state, rows, NULL, err);
-    if (status != TSAR_OK) return status;
-    forget_stand_ins(state, rows);
-
     size_t wanted = 0; /* the rows whose prediction is wanted move to the front */
     for (size_t r = 0; r < rows; r++)
         if (feed[r].logits) memmove(state->x + d * wanted++, state->x + d * r, d * sizeof *state->x);
     if (wanted == 0) return TSAR_OK;
     status = predict(state, state->x, wanted, NULL, err);
-    if (status != TSAR_OK) return status;
     const double *logits = state->logits;
-    for (size_t r = 0; r < rows; r++) {
+    for (size_t r = 0; r < rows && status == TSAR_OK; r++) {
         if (!feed[r].logits) continue;
-        memcpy(feed[r].logits, logits, slots * c->vocab * sizeof *logits);
-        logits += slots * c->vocab;
+        memcpy(feed[r].logits, logits, one * sizeof *logits);
+        logits += one;
     }
-    return TSAR_OK;
+    return status;
 }
 
 /* ------------------------------------------------------------------------------------------------- trace; CTF stage two */
 
-/* Prompt and all n fused tokens in one pass: places, and x [T][d]. */
-static tsar_status embed_all(tsar_state *state, const tsar_prompt *prompt, const int64_t *codes, const tsar_sink *sink, tsar_error *err)
+/* Prompt and all n fused tokens in one pass: state->row. Room: features [prefix][caption_dim], windows [n][s*s] */
+static void trace_rows(tsar_state *state, const tsar_prompt *prompt, const int64_t *codes, double *features, int64_t *windows)
 {
     const tsar_config *c = &state->model->config;
     const size_t s = c->shuffle, prefix = state->cache[0].prefix;
-    int64_t *window = tsar_alloc(c->tokens, s * s * sizeof *window, "codes", err);
-    const int64_t **windows = tsar_alloc(c->tokens, sizeof *windows, "codes", err);
-    tsar_status status = window && windows ? embed_prompt(state, 0, prompt, 0, prefix, err) : TSAR_ROOM;
-    for (size_t t = 0; t < c->tokens && status == TSAR_OK; t++) {
-        const row_place place = { 0, prefix + t, 1, t, 1, 1 };
-        state->place[prefix + t] = place;
-        windows[t] = window + t * s * s;
-        for (size_t slot = 0; slot < s * s; slot++)
-            window[t * s * s + slot] = codes[(t / c->columns * s + slot / s) * c->grid_w + t % c->columns * s + slot % s];
+    prompt_rows(state, 0, prompt, 0, prefix, features);
+    for (size_t t = 0; t < c->tokens; t++) {
+        int64_t *window = windows + t * s * s;
+        for (size_t slot = 0; slot < s * s; slot++) window[slot] = codes[(t / c->columns * s + slot / s) * c->grid_w + t % c->columns * s + slot % s];
+        state->row[prefix + t] = row_at(state, 0, TOKEN, t);
+        feed_codes(state->model, &state->row[prefix + t], window);
     }
-    if (status == TSAR_OK) status = fuse_tokens(state, state->x + prefix * c->dim, windows, c->tokens, sink, err);
-    tsar_free(window);
-    tsar_free(windows);
-    return status;
 }
 
 tsar_status tsar_gpt_trace(const tsar_model *model, const tsar_prompt *prompt, const int64_t *codes, const tsar_sink *sink, tsar_error *err)
 {
     const tsar_config *c = &model->config;
+    double *features = NULL;
+    int64_t *windows = NULL;
     tsar_state *state;
-    tsar_status status = tsar_state_open(&state, model, 1, err);
+    tsar_status status = gpt_open(&state, model, 1, 1, err);
     if (status != TSAR_OK) return status;
     status = tsar_prompt_check(model, prompt, err);
     if (status == TSAR_OK) status = check_codes(c, codes, c->grid_h * c->grid_w, err);
     const size_t prefix = status == TSAR_OK ? tsar_prompt_length(model, prompt) : 0;
     if (status == TSAR_OK) status = cache_open(state, 0, prefix, c->tokens, err);
-    if (status == TSAR_OK) status = reserve_rows(state, prefix + c->tokens, err);
-    if (status == TSAR_OK) status = embed_all(state, prompt, codes, sink, err);
-    if (status == TSAR_OK) status = stack_forward(state, prefix + c->tokens, sink, err);
+    if (status == TSAR_OK) status = reserve(state, 0, prefix + c->tokens, err);
+    if (status == TSAR_OK && !(features = tsar_alloc(prefix, c->caption_dim * sizeof *features, "caption features", err))) status = TSAR_ROOM;
+    if (status == TSAR_OK && !(windows = tsar_alloc(c->grid_h * c->grid_w, sizeof *windows, "codes", err))) status = TSAR_ROOM;
+    if (status == TSAR_OK) trace_rows(state, prompt, codes, features, windows);
+    if (status == TSAR_OK) status = run_rows(state, prefix + c->tokens, sink, err);
     /* Token-Shuffle: the n outputs from <soi> on; LlamaGen: all T, as the official forward returns (QUIRKS, GPT 1). */
     if (status == TSAR_OK && c->arch == TSAR_TOKEN_SHUFFLE)
         status = predict(state, state->x + (prefix - 1) * c->dim, c->tokens, sink, err);
     else if (status == TSAR_OK)
         status = predict(state, state->x, prefix + c->tokens, sink, err);
+    tsar_free(features);
+    tsar_free(windows);
     tsar_state_close(state);
     return status;
 }
@@ -711,24 +846,23 @@ tsar_status tsar_fine_hidden(const tsar_model *model, const int64_t *labels, dou
 {
     const tsar_config *c = &model->config;
     if (!c->has_fine) return tsar_fail(err, TSAR_INPUT, "the model has no fine stage (no key fine_dim): coarse labels cannot become codes");
-    const size_t N = c->grid_h * c->grid_w, d = c->fine_dim;
+    const size_t N = c->grid_h * c->grid_w, shape[2] = { N, c->fine_dim };
     for (size_t i = 0; i < N; i++)
         if (labels[i] < 0 || (uint64_t)labels[i] >= c->n_coarse)
             return tsar_fail(err, TSAR_INPUT, "coarse label %lld at place %zu is outside 0 ... %zu", (long long)labels[i], i, c->n_coarse - 1);
     tsar_state *state;
-    tsar_status status = state_open(&state, model, &model->fine, 1, err);
+    tsar_status status = state_open(&state, model, &model->fine, 1, 1, err);
     if (status != TSAR_OK) return status;
     status = cache_open(state, 0, 0, N, err);
-    if (status == TSAR_OK) status = reserve_rows(state, N, err);
+    if (status == TSAR_OK) status = reserve(state, 0, N, err);
     for (size_t t = 0; t < N && status == TSAR_OK; t++) {
-        const row_place place = { 0, t, 1, t, 1, 1 };
-        state->place[t] = place;
-        tsar_table_row(state->x + t * d, &model->coarse_embeddings, (size_t)labels[t]);
+        state->row[t] = row_at(state, 0, TOKEN, t);
+        state->row[t].table = &model->coarse_embeddings;
+        state->row[t].id = (size_t)labels[t];
     }
-    if (status == TSAR_OK) status = stack_forward(state, N, sink, err);
+    if (status == TSAR_OK) status = run_rows(state, N, sink, err);
     if (status == TSAR_OK) {
-        const size_t shape[2] = { N, d };
-        rmsnorm_rows(hidden, state->x, model->fine.norm, N, d, model->fine.norm_eps, model->threads);
+        rmsnorm(state, hidden, state->x, model->fine.norm, N);
         status = tsar_emit(sink, err, TSAR_F64, hidden, 2, shape, "fine.norm");
     }
     tsar_state_close(state);
@@ -738,14 +872,17 @@ tsar_status tsar_fine_hidden(const tsar_model *model, const int64_t *labels, dou
 tsar_status tsar_fine_logits(const tsar_model *model, const double *hidden, size_t first, size_t count, double *logits, tsar_error *err)
 {
     if (!model->config.has_fine) return tsar_fail(err, TSAR_INPUT, "the model has no fine stage (no key fine_dim)");
-    tsar_matmul(logits, hidden + first * model->config.fine_dim, &model->fine.output, NULL, count, model->threads);
+    double *scratch = tsar_alloc(tsar_scratch(count, model->threads), sizeof *scratch, "the scratch of matrix products", err);
+    if (!scratch) return TSAR_ROOM;
+    tsar_matmul(logits, hidden + first * model->config.fine_dim, &model->fine.output, NULL, count, model->threads, scratch);
+    tsar_round_to(model, logits, count * model->fine.output.rows);
+    tsar_free(scratch);
     return TSAR_OK;
 }
 
 /* ----------------------------------------------------------------------------------------------- intermediates */
 
-tsar_status tsar_emit(const tsar_sink *sink, tsar_error *err, tsar_dtype dtype, void *data, size_t rank, const size_t *shape,
-                      const char *format, ...)
+tsar_status tsar_emit(const tsar_sink *sink, tsar_error *err, tsar_dtype dtype, void *data, size_t rank, const size_t *shape, const char *format, ...)
 {
     if (sink == NULL) return TSAR_OK;
     char name[128];

@@ -105,7 +105,7 @@ void tsar_gelu_n(double *x, size_t n);   /* tanh form: 0.5 x (1 + tanh z) = x / 
  * total = sum of e ascending; x = e / total. At least one score must be finite. */
 void tsar_softmax(double *x, size_t n);
 
-/* y = x / sqrt(mean(x^2) + eps) * g, mean(x^2) = (sum of x*x) / d.        x, y, g [d]; y may be x. (LlamaGen) */
+/* y = x / sqrt(mean(x^2) + eps) * g, mean(x^2) = (sum of x*x) / d; g NULL: no gain.        x, y, g [d]; y may be x. (LlamaGen) */
 void tsar_rmsnorm(double *y, const double *x, const double *g, size_t d, double eps);
 
 typedef enum {
@@ -147,15 +147,18 @@ TSAR_INLINE size_t tsar_panels(size_t rows) { return rows / TSAR_PANEL + (rows %
 /* Packs rows first ... first+count-1 from values [count][cols] in w's dtype, native byte order. */
 void tsar_matrix_set_rows(tsar_matrix *w, size_t first, size_t count, const void *values);
 
-/* The one kernel: y[t][r] += sum over k0 <= k < k0+kn, ascending, of w[r][k] * x[t][k-k0], continuing the accumulator
- * that y holds, for t < T and the rows of panels p0 <= p < p1. Single-threaded.
+/* y[t][r] = bias[r] (0 without bias) + sum over k of w[r][k] * x[t][k].   x [T][cols], y [T][rows], bias [rows] or NULL
+ * scratch: tsar_scratch(T, threads) doubles of the caller's, of any content; NULL: the same bits, more slowly where T > 4. */
+void tsar_matmul(double *y, const double *x, const tsar_matrix *w, const double *bias, size_t T, size_t threads, double *scratch);
+/* Doubles that tsar_matmul and tsar_accumulate (threads 1) want for T vectors: at most 283 kB for each thread. SIZE_MAX on overflow. */
+size_t tsar_scratch(size_t T, size_t threads);
+
+/* The kernel of it: y[t][r] += sum over k0 <= k < k0+kn, ascending, of w[r][k] * x[t][k-k0], continuing the accumulator
+ * that y holds, for t < T and the rows of panels p0 <= p < p1. Single-threaded; scratch as above.
  * y [T] rows ldy apart, written for real rows only; x [T] rows ldx apart.
  * A dot product may so be taken in pieces without changing a bit. */
 void tsar_accumulate(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w,
-                     size_t k0, size_t kn, size_t T, size_t p0, size_t p1);
-
-/* y[t][r] = bias[r] (0 without bias) + sum over k of w[r][k] * x[t][k].   x [T][cols], y [T][rows], bias [rows] or NULL */
-void tsar_matmul(double *y, const double *x, const tsar_matrix *w, const double *bias, size_t T, size_t threads);
+                     size_t k0, size_t kn, size_t T, size_t p0, size_t p1, double *scratch);
 
 /* A table of rows that are looked up, not multiplied: [rows][cols] in the dtype of its file. */
 typedef struct {
@@ -457,6 +460,7 @@ typedef struct {
     tsar_config config;
     unsigned parts; /* TSAR_PART_*: those that are in memory; what others have is absent */
     size_t threads; /* threads that one call uses (1 without OpenMP) */
+    tsar_dtype precision; /* F64: none; else each operation's result is rounded to it (tsar_round_to): for verify alone */
     tsar_stack gpt;
     tsar_table tok_embeddings;          /* [code_row + V][d], [vocab_size][d]; code c has row code_row + c (janus: none) */
     tsar_matrix compress, expand;       /* [d/s^2][d], [d][d/s^2]; absent for s = 1 */
@@ -483,6 +487,10 @@ typedef struct {
     uint8_t *special_pass;              /* [special.n]: 0 before the normaliser, 1 after it */
     char *known_words;                  /* the key known_words: all words of its training captions, blanks between them; NULL without it */
 } tsar_model;
+
+/* Nothing while model->precision is F64. Else x [n] becomes the nearest numbers of that precision, ties to even, each in one rounding:
+ * what an implementation that computes in F32, F16 or BF16 cannot avoid (SPEC 10). */
+void tsar_round_to(const tsar_model *model, double *x, size_t n);
 
 /* What a tensor becomes in memory, and where: the one table of all weights. Loading, synthesis, import, counting and
  * freeing are loops over it. */

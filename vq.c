@@ -40,6 +40,7 @@ typedef struct {
     double *columns;       /* [threads][RUN][COLUMNS] */
     double *lines;         /* [threads][COLUMNS][LINE] */
     double *tile;          /* [threads][RUN][widest + CHAINS] */
+    double *scratch;       /* [threads] of tsar_scratch(RUN, 1) */
     double *mean, *spread; /* [G]: of a GroupNorm */
 } network;
 
@@ -136,7 +137,7 @@ static void gather(double *columns, const double *in, const framing *v, size_t c
 
 /* The convolution of T pixels, see convolve. Scratch: columns [RUN][COLUMNS], lines [COLUMNS][LINE], tile [RUN] rows ld apart. */
 static void convolve_run(double *out, const double *in, const tsar_conv *conv, const framing *v, result_mode result, size_t first, size_t T, double *columns,
-                         double *lines, double *tile, size_t ld)
+                         double *lines, double *tile, size_t ld, double *scratch)
 {
     const size_t terms = v->size * v->size, pixels = v->out_H * v->out_W, panels = (conv->out + TSAR_PANEL - 1) / TSAR_PANEL;
     const size_t most = COLUMNS / terms, chunks = (conv->in + most - 1) / most;
@@ -145,7 +146,7 @@ static void convolve_run(double *out, const double *in, const tsar_conv *conv, c
     for (size_t chunk = 0; chunk < chunks; ++chunk) {
         const size_t c = share(conv->in, chunk, chunks), channels = share(conv->in, chunk + 1, chunks) - c;
         gather(columns, in, v, c, channels, first, T, lines);
-        tsar_accumulate(tile, ld, columns, COLUMNS, &conv->weight, c * terms, channels * terms, T, 0, panels);
+        tsar_accumulate(tile, ld, columns, COLUMNS, &conv->weight, c * terms, channels * terms, T, 0, panels, scratch);
     }
     for (size_t r = 0; r < conv->out; ++r) {
         double *out_r = out + r * pixels + first;
@@ -168,7 +169,8 @@ static void convolve(const network *s, double *out, const double *in, const tsar
     for (size_t worker = 0; worker < workers; ++worker) {
         double *columns = s->columns + worker * RUN * COLUMNS, *lines = s->lines + worker * COLUMNS * LINE, *tile = s->tile + worker * RUN * ld;
         for (size_t run = share(runs, worker, workers); run < share(runs, worker + 1, workers); ++run)
-            convolve_run(out, in, conv, &v, result, run * RUN, smaller(RUN, pixels - run * RUN), columns, lines, tile, ld);
+            convolve_run(out, in, conv, &v, result, run * RUN, smaller(RUN, pixels - run * RUN), columns, lines, tile, ld,
+                         s->scratch + worker * tsar_scratch(RUN, 1));
     }
 }
 
@@ -263,29 +265,29 @@ static void positions(double *rows, const double *x, size_t C, size_t P, size_t 
 }
 
 /* y[t][r] = sum over k of w[r][k] * x[t][k], in pieces that fit the cache.   y [T] rows ldy apart, x [T][w.cols] */
-static void products(double *y, size_t ldy, const double *x, const tsar_matrix *w, size_t T)
+static void products(double *y, size_t ldy, const double *x, const tsar_matrix *w, size_t T, double *scratch)
 {
     for (size_t t = 0; t < T; ++t) memset(y + t * ldy, 0, w->rows * sizeof *y);
     for (size_t k = 0; k < w->cols; k += COLUMNS)
-        tsar_accumulate(y, ldy, x + k, w->cols, w, k, smaller(COLUMNS, w->cols - k), T, 0, (w->rows + TSAR_PANEL - 1) / TSAR_PANEL);
+        tsar_accumulate(y, ldy, x + k, w->cols, w, k, smaller(COLUMNS, w->cols - k), T, 0, tsar_panels(w->rows), scratch);
 }
 
 /* attended[c][p] = sum over positions j of softmax_j(sum over c' of q[c'][p] k[c'][j] * (1 / sqrt(C))) v[c][j], for T positions p.
  * key [P][C], value [C][P]; attended, q [C][P]; scratch: query [RUN][C], score [RUN][P], tile [RUN][C] */
 static void attend(double *attended, const double *q, const tsar_matrix *key, const tsar_matrix *value, size_t first, size_t T, double *query, double *score,
-                   double *tile)
+                   double *tile, double *scratch)
 {
     const size_t C = value->rows, P = value->cols;
     const double scale = 1.0 / sqrt((double)C);
 
     positions(query, q, C, P, first, T);
-    products(score, P, query, key, T);
+    products(score, P, query, key, T, scratch);
     for (size_t t = 0; t < T; ++t) {
         double *score_t = score + t * P;
         for (size_t j = 0; j < P; ++j) score_t[j] *= scale;
         tsar_softmax(score_t, P);
     }
-    products(tile, C, score, value, T);
+    products(tile, C, score, value, T, scratch);
     for (size_t c = 0; c < C; ++c)
         for (size_t t = 0; t < T; ++t) attended[c * P + first + t] = tile[t * C + c];
 }
@@ -315,7 +317,7 @@ static tsar_status attn_block(network *s, const tsar_attnblock *block)
         for (size_t worker = 0; worker < workers; ++worker)
             for (size_t run = share(runs, worker, workers); run < share(runs, worker + 1, workers); ++run)
                 attend(s->a, s->b, &key, &value, run * RUN, smaller(RUN, P - run * RUN), query + worker * RUN * C, score + worker * RUN * P,
-                       s->tile + worker * RUN * (s->widest + CHAINS));
+                       s->tile + worker * RUN * (s->widest + CHAINS), s->scratch + worker * tsar_scratch(RUN, 1));
         convolve(s, s->x, s->a, &block->proj_out, PLAIN, s->H, s->W, ADD);
     }
     tsar_matrix_close(&key);
@@ -426,6 +428,7 @@ static void network_close(network *s)
     tsar_free(s->a);
     tsar_free(s->b);
     tsar_free(s->columns);
+    tsar_free(s->scratch);
     tsar_free(s->lines);
     tsar_free(s->tile);
     tsar_free(s->mean);
@@ -446,7 +449,8 @@ static tsar_status network_open(network *s, const tsar_model *model, const tsar_
     if (s->x) s->a = tsar_alloc(s->capacity, sizeof *s->a, what, err);
     if (s->a) s->b = tsar_alloc(s->capacity, sizeof *s->b, what, err);
     if (s->b) s->columns = tsar_alloc(tsar_product(model->threads, RUN * COLUMNS), sizeof *s->columns, what, err);
-    if (s->columns) s->lines = tsar_alloc(tsar_product(model->threads, COLUMNS * LINE), sizeof *s->lines, what, err);
+    if (s->columns) s->scratch = tsar_alloc(tsar_scratch(RUN, model->threads), sizeof *s->scratch, what, err);
+    if (s->scratch) s->lines = tsar_alloc(tsar_product(model->threads, COLUMNS * LINE), sizeof *s->lines, what, err);
     if (s->lines) s->tile = tsar_alloc(tsar_product(model->threads, RUN * (s->widest + CHAINS)), sizeof *s->tile, what, err);
     if (s->tile) s->mean = tsar_alloc(groups, sizeof *s->mean, what, err);
     if (s->mean) s->spread = tsar_alloc(groups, sizeof *s->spread, what, err);
@@ -487,13 +491,18 @@ static tsar_status nearest(int64_t *index, const double *points, size_t n, const
 {
     const size_t R = rows->rows, E = rows->cols, runs = (n + POINTS - 1) / POINTS, workers = smaller(threads, runs);
     double *dots = tsar_alloc(tsar_product(workers * POINTS, R), sizeof *dots, "the distances to the codewords", err);
-    if (!dots) return TSAR_ROOM;
+    double *scratch = tsar_alloc(tsar_scratch(POINTS, workers), sizeof *scratch, "the distances to the codewords", err);
+    if (!dots || !scratch) {
+        tsar_free(dots);
+        tsar_free(scratch);
+        return TSAR_ROOM;
+    }
     TSAR_PARALLEL_FOR(workers)
     for (size_t worker = 0; worker < workers; ++worker)
         for (size_t run = share(runs, worker, workers); run < share(runs, worker + 1, workers); ++run) {
             const size_t first = run * POINTS, T = smaller(POINTS, n - first);
             double *dots_w = dots + worker * POINTS * R;
-            products(dots_w, R, points + first * E, rows, T);
+            products(dots_w, R, points + first * E, rows, T, scratch + worker * tsar_scratch(POINTS, 1));
             for (size_t t = 0; t < T; ++t) {
                 const double *z = points + (first + t) * E, *dots_t = dots_w + t * R;
                 const double zz = dot(z, z, E);
@@ -510,6 +519,7 @@ static tsar_status nearest(int64_t *index, const double *points, size_t n, const
             }
         }
     tsar_free(dots);
+    tsar_free(scratch);
     return TSAR_OK;
 }
 

@@ -215,7 +215,8 @@ static tsar_status measure_matrix(bench *b, tsar_dtype dtype)
     double best[5] = { 0 }, many = 0;
     tsar_matrix w = { 0 };
     double *x = tsar_alloc(MANY * COLS, sizeof *x, "vectors to measure", b->err), *y = NULL;
-    tsar_status status = x != NULL ? fill_matrix(&w, rows, COLS, dtype, b->err) : TSAR_ROOM;
+    double *scratch = tsar_alloc(tsar_scratch(MANY, b->threads), sizeof *scratch, "vectors to measure", b->err);
+    tsar_status status = x != NULL && scratch != NULL ? fill_matrix(&w, rows, COLS, dtype, b->err) : TSAR_ROOM;
     if (status == TSAR_OK) y = tsar_alloc(4 * rows > MANY * MANY_ROWS ? 4 * rows : MANY * MANY_ROWS, sizeof *y, "vectors to measure", b->err);
     if (y == NULL) status = TSAR_ROOM;
     if (status == TSAR_OK) fill(x, TSAR_F64, MANY * COLS, 1);
@@ -223,14 +224,14 @@ static tsar_status measure_matrix(bench *b, tsar_dtype dtype)
         for (size_t T = 1; T <= 4; T++) {
             try_read(b);
             const double start = seconds(b->threads);
-            tsar_matmul(y, x, &w, NULL, T, b->threads);
+            tsar_matmul(y, x, &w, NULL, T, b->threads, scratch);
             keep_best(b, &best[T], start);
         }
         try_macs(b);
         tsar_matrix part = w; /* the first rows; not owned */
         part.rows = MANY_ROWS;
         const double start = seconds(b->threads);
-        tsar_matmul(y, x, &part, NULL, MANY, b->threads);
+        tsar_matmul(y, x, &part, NULL, MANY, b->threads, scratch);
         keep_best(b, &many, start);
     }
     if (status == TSAR_OK) status = say(b, bytes / best[1] * 1e-9, "GB/s", b->read * 1e-9, "%s matrix of 1 GB times one vector", name);
@@ -240,6 +241,7 @@ static tsar_status measure_matrix(bench *b, tsar_dtype dtype)
     tsar_matrix_close(&w);
     tsar_free(x);
     tsar_free(y);
+    tsar_free(scratch);
     return status;
 }
 

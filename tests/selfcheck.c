@@ -129,14 +129,19 @@ static tsar_status check_kernel(tsar_error *err)
     for (size_t i = 0; i < ROWS * COLS; i++) weights[i] = (float)((double)(tsar_mix(seed + i) >> 40) * 0x1p-23 - 1.0);
     for (size_t i = 0; i < T * COLS; i++) x[i] = (double)(tsar_mix(seed + ROWS * COLS + i) >> 11) * 0x1p-52 - 1.0;
     tsar_matrix w;
-    tsar_status status = tsar_matrix_open(&w, ROWS, COLS, TSAR_F32, "the self-check", err);
-    if (status != TSAR_OK) return status;
+    double *scratch = tsar_alloc(tsar_scratch(T, 1), sizeof *scratch, "the self-check", err);
+    tsar_status status = scratch ? tsar_matrix_open(&w, ROWS, COLS, TSAR_F32, "the self-check", err) : TSAR_ROOM;
+    if (status != TSAR_OK) {
+        tsar_free(scratch);
+        return status;
+    }
     tsar_matrix_set_rows(&w, 0, ROWS, weights);
-    tsar_matmul(y[0], x, &w, NULL, T, 1);
-    for (size_t t = 0; t < T; t++) tsar_matmul(y[1] + t * ROWS, x + t * COLS, &w, NULL, 1, 1);
-    tsar_accumulate(y[2], ROWS, x, COLS, &w, 0, SPLIT, T, 0, panels);
-    tsar_accumulate(y[2], ROWS, x + SPLIT, COLS, &w, SPLIT, COLS - SPLIT, T, 0, panels);
+    tsar_matmul(y[0], x, &w, NULL, T, 1, scratch);
+    for (size_t t = 0; t < T; t++) tsar_matmul(y[1] + t * ROWS, x + t * COLS, &w, NULL, 1, 1, scratch);
+    tsar_accumulate(y[2], ROWS, x, COLS, &w, 0, SPLIT, T, 0, panels, NULL);
+    tsar_accumulate(y[2], ROWS, x + SPLIT, COLS, &w, SPLIT, COLS - SPLIT, T, 0, panels, scratch);
     tsar_matrix_close(&w);
+    tsar_free(scratch);
     for (size_t way = 0; way < 3; way++) {
         uint64_t digest = 0;
         for (size_t i = 0; i < T * ROWS; i++) {

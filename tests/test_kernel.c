@@ -54,8 +54,9 @@ static void test_matrix(tsar_dtype dtype, size_t rows, size_t cols, size_t T, si
     double *x = tsar_alloc(T * ldx, sizeof(double), "x", NULL), *dense = tsar_alloc(T * cols, sizeof(double), "dense", NULL);
     double *naive = tsar_alloc(T * ldy, sizeof(double), "naive", NULL), *y = tsar_alloc(T * ldy, sizeof(double), "y", NULL);
     double *packed = tsar_alloc(T * rows, sizeof(double), "packed", NULL), *expected = tsar_alloc(T * rows, sizeof(double), "expected", NULL);
+    double *scratch = tsar_alloc(tsar_scratch(T, threads), sizeof(double), "scratch", NULL);
     tsar_matrix w;
-    if (!CHECK(values && wide && bias && x && dense && naive && y && packed && expected, "memory") ||
+    if (!CHECK(scratch && values && wide && bias && x && dense && naive && y && packed && expected, "memory") ||
         !CHECK(tsar_matrix_open(&w, rows, cols, dtype, "w", NULL) == TSAR_OK, "matrix"))
         return;
     for (size_t i = 0; i < rows * cols; i++) wide[i] = random_weight(dtype, values + i * size);
@@ -77,21 +78,21 @@ static void test_matrix(tsar_dtype dtype, size_t rows, size_t cols, size_t T, si
         }
     }
     const char *name = tsar_dtype_name(dtype);
-    tsar_matmul(packed, dense, &w, NULL, T, threads);
+    tsar_matmul(packed, dense, &w, NULL, T, threads, scratch);
     CHECK(same(packed, expected, T * rows), "matmul %s [%d][%d], %d vectors", name, (int)rows, (int)cols, (int)T);
     for (size_t k = 0, n; k < cols; k += n) {
         n = 1 + below(cols - k);
         for (size_t p = 0, m; p < panels; p += m) {
             m = 1 + below(panels - p);
-            tsar_accumulate(y, ldy, x + k, ldx, &w, k, n, T, p, p + m);
+            tsar_accumulate(y, ldy, x + k, ldx, &w, k, n, T, p, p + m, below(2) ? scratch : NULL);
         }
     }
     CHECK(same(y, naive, T * ldy), "pieces of %s [%d][%d], %d vectors", name, (int)rows, (int)cols, (int)T);
     for (size_t t = 0; t < T; t++) memcpy(expected + t * rows, naive + t * ldy, rows * sizeof(double));
-    tsar_matmul(packed, dense, &w, bias, T, threads);
+    tsar_matmul(packed, dense, &w, bias, T, threads, NULL);
     CHECK(same(packed, expected, T * rows), "matmul with bias %s [%d][%d], %d vectors", name, (int)rows, (int)cols, (int)T);
     tsar_matrix_close(&w);
-    void *all[] = { values, wide, bias, x, dense, naive, y, packed, expected };
+    void *all[] = { scratch, values, wide, bias, x, dense, naive, y, packed, expected };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) tsar_free(all[i]);
 }
 

@@ -90,7 +90,7 @@ static double *weights(const tsar_matrix *w)
     double *unit = keep(w->cols * sizeof *unit), *column = keep(w->rows * sizeof *column), *values = keep(w->rows * w->cols * sizeof *values);
     for (size_t k = 0; k < w->cols; ++k) {
         unit[k] = 1;
-        tsar_matmul(column, unit, w, NULL, 1, 1);
+        tsar_matmul(column, unit, w, NULL, 1, 1, NULL);
         unit[k] = 0;
         for (size_t r = 0; r < w->rows; ++r) values[r * w->cols + k] = column[r];
     }

@@ -29,13 +29,14 @@ double tsar_uniform(uint64_t seed, uint64_t image, uint64_t row, uint64_t column
 
 /* ------------------------------------------------------------------------------------------------ norm and softmax */
 
-/* RMSNorm (LlamaGen): y = x / sqrt(mean(x^2) + eps) * g. */
+/* RMSNorm (LlamaGen): y = x / sqrt(mean(x^2) + eps) * g; g NULL: without the gain. */
 void tsar_rmsnorm(double *y, const double *x, const double *g, size_t d, double eps)
 {
     double sum = 0;
     for (size_t i = 0; i < d; i++) sum += x[i] * x[i];
     const double root = sqrt(sum / (double)d + eps);
-    for (size_t i = 0; i < d; i++) y[i] = x[i] / root * g[i];
+    for (size_t i = 0; i < d && g == NULL; i++) y[i] = x[i] / root;
+    for (size_t i = 0; i < d && g != NULL; i++) y[i] = x[i] / root * g[i];
 }
 
 /* softmax(x)_i = e^(x_i - m) / sum_j e^(x_j - m), m = max x. e^(-infinity) is 0. */
@@ -51,7 +52,33 @@ void tsar_softmax(double *x, size_t n)
 
 /* ----------------------------------------------------------------------------------------------------- the matrix */
 
-/* Sizes of the kernel; tests/SPEED.md has the measurements. A panel is TSAR_PANEL rows: long enough that compilers turn a
+/* y = W x + b for T vectors x, to the bit what this computes:
+ *
+ *     for (t = 0; t < T; t++)
+ *         for (r = 0; r < rows; r++) {
+ *             y[t][r] = bias[r];
+ *             for (k = 0; k < cols; k++) y[t][r] += w[r][k] * x[t][k];
+ *         }
+ *
+ * Each y[t][r] is one such sum, from k = 0 on; only which sums run side by side is chosen for speed. Threads share the panels of rows, so
+ * that each weight is read once; where there are few panels and many vectors, the vectors. */
+void tsar_matmul(double *y, const double *x, const tsar_matrix *w, const double *bias, size_t T, size_t threads, double *scratch)
+{
+    const size_t rows = w->rows, cols = w->cols, panels = tsar_panels(rows), share = tsar_scratch(T, 1);
+    const size_t crew = (double)rows * (double)cols * (double)T < 1e5 || threads == 0 ? 1 : threads;
+    const int by_panel = panels >= 8 * crew || T < 8 * crew;
+    TSAR_PARALLEL_FOR(crew)
+    for (size_t i = 0; i < crew; i++) {
+        const size_t p0 = by_panel ? panels * i / crew : 0, p1 = by_panel ? panels * (i + 1) / crew : panels;
+        const size_t t0 = by_panel ? 0 : T * i / crew, t1 = by_panel ? T : T * (i + 1) / crew;
+        const size_t r1 = p1 * TSAR_PANEL < rows ? p1 * TSAR_PANEL : rows;
+        for (size_t t = t0; t < t1; t++)
+            for (size_t r = p0 * TSAR_PANEL; r < r1; r++) y[t * rows + r] = bias != NULL ? bias[r] : 0.0;
+        tsar_accumulate(y + t0 * rows, rows, x + t0 * cols, cols, w, 0, cols, t1 - t0, p0, p1, scratch ? scratch + i * share : NULL);
+    }
+}
+
+/* Sizes of the kernel below; tests/SPEED.md has the measurements. A panel is TSAR_PANEL rows: long enough that compilers turn a
  * loop over it into vectors instead of taking it apart. Up to TILE vectors share each pass over the weights; AHEAD
  * bytes in front of the multiplication, memory is asked for weights. More vectors share weights that are widened to double once,
  * CHUNK columns at a time, and are multiplied MANY at once, GROUP of them for each widening. MANY x TSAR_PANEL accumulators
@@ -148,7 +175,7 @@ TSAR_INLINE double weight(tsar_dtype dtype, const void *column, int odd, size_t 
 /* The inner kernel: y[b][r] += w[r][k] * x[b][k], k ascending, for the PANEL rows of one panel and B vectors; dtype and B
  * are constants wherever it is inlined. w is the panel's first column of kn (an even number for words of two columns).
  * All accumulators live in registers; each weight is widened once and used B times. */
-TSAR_INLINE void block(tsar_dtype dtype, size_t B, double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn)
+TSAR_INLINE void tile(tsar_dtype dtype, size_t B, double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn)
 {
     const size_t step = dtype == TSAR_F64 || dtype == TSAR_F32 ? 1 : 2, step_size = columns_size(dtype, step);
     double acc[TILE][PANEL];
@@ -171,7 +198,7 @@ typedef void (*kernel)(double *y, size_t ldy, const double *x, size_t ldx, const
 #define KERNEL(dtype, B)                                                                                                                             \
     static void kernel_##dtype##_##B(double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn)                                   \
     {                                                                                                                                                \
-        block(TSAR_##dtype, B, y, ldy, x, ldx, w, kn);                                                                                               \
+        tile(TSAR_##dtype, B, y, ldy, x, ldx, w, kn);                                                                                                \
     }
 #define KERNELS(dtype) KERNEL(dtype, 1) KERNEL(dtype, 2) KERNEL(dtype, 3) KERNEL(dtype, 4)
 KERNELS(F64)
@@ -184,8 +211,8 @@ KERNELS(BF16)
     }
 static const kernel kernels[4][TILE] = { NAMES(F64), NAMES(F32), NAMES(F16), NAMES(BF16) }; /* by tsar_dtype and B - 1 */
 
-/* block for T <= TILE vectors, and for the last panel's rows < PANEL, which are computed aside. */
-static void few(tsar_dtype dtype, double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn, size_t T, size_t rows)
+/* tile for T <= TILE vectors, and for the last panel's rows < PANEL, which are computed aside. */
+static void tile_few(tsar_dtype dtype, double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn, size_t T, size_t rows)
 {
     double whole[TILE][PANEL] = { { 0 } };
     if (rows == PANEL) {
@@ -225,7 +252,7 @@ static void widen(const tsar_matrix *w, double *wide, const void *panel, size_t 
  * [kn][MANY][LANES]. The order of the two outer loops changes no sum: gcc keeps the accumulators in registers with
  * one order, clang with the other. With every column, memory is asked for one line at `ahead` and one `gap` bytes behind it (the same
  * where gap is 0); not where LANES is 1, because gcc then makes no vectors. */
-static void block_many(double *restrict y, size_t ldy, const double *restrict spread, const double *restrict wide, size_t kn, const char *ahead,
+static void tile_many(double *restrict y, size_t ldy, const double *restrict spread, const double *restrict wide, size_t kn, const char *ahead,
                        size_t gap)
 {
 #if defined(__clang__)
@@ -263,28 +290,32 @@ static void spread_vectors(double *restrict spread, const double *restrict x, si
             for (size_t l = 0; l < LANES; l++) spread[l] = x[b * ldx + k];
 }
 
-/* block_many for the rows that there are: those of a panel that is not whole are computed aside. */
-static void tile_many(double *y, size_t ldy, const double *spread, const double *wide, size_t kn, const char *ahead, size_t gap, size_t rows)
+/* tile_many for the rows that there are: those of a panel that is not whole are computed aside. */
+static void tile_many_rows(double *y, size_t ldy, const double *spread, const double *wide, size_t kn, const char *ahead, size_t gap, size_t rows)
 {
     double whole[MANY][PANEL] = { { 0 } };
     if (rows == PANEL) {
-        block_many(y, ldy, spread, wide, kn, ahead, gap);
+        tile_many(y, ldy, spread, wide, kn, ahead, gap);
         return;
     }
     for (size_t b = 0; b < MANY; b++) memcpy(whole[b], y + b * ldy, rows * sizeof(double));
-    block_many(whole[0], PANEL, spread, wide, kn, ahead, gap);
+    tile_many(whole[0], PANEL, spread, wide, kn, ahead, gap);
     for (size_t b = 0; b < MANY; b++) memcpy(y + b * ldy, whole[b], rows * sizeof(double));
 }
 
 static size_t rows_of_panel(const tsar_matrix *w, size_t p) { return w->rows - p * PANEL < PANEL ? w->rows - p * PANEL : PANEL; }
 
+/* Doubles of scratch for T vectors: accumulate_many's, up to GROUP of them at a time; whole lines of the cache, with room to begin at one. */
+static size_t scratch_of(size_t T) { return ((T < GROUP ? T / MANY * MANY : GROUP) * LANES + PANEL) * CHUNK + 8; }
+
+size_t tsar_scratch(size_t T, size_t threads) { return T <= TILE ? 0 : tsar_product(scratch_of(T), threads); }
+
 /* Up to GROUP vectors: they are spread once for all panels, a chunk of a panel is widened once for all of them; fewer than MANY
  * that are left over go through the kernel for a few. The accumulators pass through y from chunk to chunk, which changes no bit. */
 static void accumulate_many(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, size_t k0, size_t kn, size_t T, size_t p0,
-                            size_t p1)
+                            size_t p1, double *scratch)
 {
-    double room[(GROUP * LANES + PANEL) * CHUNK + 8]; /* 283 kB with AVX-512, 98 kB without; its first cache line: */
-    double *spread = room + (64 - (uintptr_t)room % 64) % 64 / sizeof(double), *wide = spread + GROUP * LANES * CHUNK;
+    double *wide = scratch + (64 - (uintptr_t)scratch % 64) % 64 / sizeof(double), *spread = wide + PANEL * CHUNK; /* from a line's beginning */
     const size_t tiles = T / MANY, left = tiles * MANY;
     for (size_t k = 0, n; k < kn; k += n) {
         n = kn - k < CHUNK ? kn - k : CHUNK;
@@ -302,11 +333,11 @@ static void accumulate_many(double *y, size_t ldy, const double *x, size_t ldx, 
             for (size_t line = 0; LANES == 1 && line < ahead_size; line += 64) TSAR_PREFETCH(ahead + line);
             for (size_t i = 0; i < tiles; i++) {
                 const size_t from = 2 * 64 * n * i, gap = from + 64 * n < ahead_size ? 64 * n : 0;
-                tile_many(y + i * MANY * ldy + p * PANEL, ldy, spread + i * MANY * LANES * n, columns, n,
+                tile_many_rows(y + i * MANY * ldy + p * PANEL, ldy, spread + i * MANY * LANES * n, columns, n,
                           from < ahead_size ? ahead + from : (const char *)columns, gap, rows_of_panel(w, p));
             }
             if (left < T)
-                few(TSAR_F64, y + left * ldy + p * PANEL, ldy, x + left * ldx + k, ldx, (const char *)columns, n, T - left, rows_of_panel(w, p));
+                tile_few(TSAR_F64, y + left * ldy + p * PANEL, ldy, x + left * ldx + k, ldx, (const char *)columns, n, T - left, rows_of_panel(w, p));
         }
     }
 }
@@ -325,36 +356,21 @@ static void accumulate_few(double *y, size_t ldy, const double *x, size_t ldx, c
             const char *columns = lone ? (const char *)wide : panel + columns_size(w->dtype, k0 + k);
             n = lone ? 1 : words ? (kn - k) / 2 * 2 : kn - k;
             if (lone) widen(w, wide, panel, k0 + k, 1);
-            few(lone ? TSAR_F64 : w->dtype, y + p * PANEL, ldy, x + k, ldx, columns, n, T, rows_of_panel(w, p));
+            tile_few(lone ? TSAR_F64 : w->dtype, y + p * PANEL, ldy, x + k, ldx, columns, n, T, rows_of_panel(w, p));
         }
     }
 }
 
-void tsar_accumulate(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, size_t k0, size_t kn, size_t T, size_t p0, size_t p1)
+void tsar_accumulate(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, size_t k0, size_t kn, size_t T, size_t p0, size_t p1,
+                     double *scratch)
 {
-    for (size_t t = 0; t < T; t += GROUP) {
-        const size_t count = T - t < GROUP ? T - t : GROUP;
+    const size_t most = scratch != NULL ? GROUP : TILE;
+    for (size_t t = 0; t < T; t += most) {
+        const size_t count = T - t < most ? T - t : most;
         if (count <= TILE)
             accumulate_few(y + t * ldy, ldy, x + t * ldx, ldx, w, k0, kn, count, p0, p1);
         else
-            accumulate_many(y + t * ldy, ldy, x + t * ldx, ldx, w, k0, kn, count, p0, p1);
-    }
-}
-
-/* Threads share the panels, so that each weight is read once; where there are few panels and many vectors, the vectors. */
-void tsar_matmul(double *y, const double *x, const tsar_matrix *w, const double *bias, size_t T, size_t threads)
-{
-    const size_t rows = w->rows, cols = w->cols, panels = tsar_panels(rows);
-    const size_t crew = (double)rows * (double)cols * (double)T < 1e5 || threads == 0 ? 1 : threads;
-    const int by_panel = panels >= 8 * crew || T < 8 * crew;
-    TSAR_PARALLEL_FOR(crew)
-    for (size_t i = 0; i < crew; i++) {
-        const size_t p0 = by_panel ? panels * i / crew : 0, p1 = by_panel ? panels * (i + 1) / crew : panels;
-        const size_t t0 = by_panel ? 0 : T * i / crew, t1 = by_panel ? T : T * (i + 1) / crew;
-        const size_t r1 = p1 * PANEL < rows ? p1 * PANEL : rows;
-        for (size_t t = t0; t < t1; t++)
-            for (size_t r = p0 * PANEL; r < r1; r++) y[t * rows + r] = bias != NULL ? bias[r] : 0.0;
-        tsar_accumulate(y + t0 * rows, rows, x + t0 * cols, cols, w, 0, cols, t1 - t0, p0, p1);
+            accumulate_many(y + t * ldy, ldy, x + t * ldx, ldx, w, k0, kn, count, p0, p1, scratch);
     }
 }
 
@@ -385,6 +401,31 @@ TSAR_INLINE double double_of_bits(uint64_t bits)
 
 /* All ones where a > b, else 0, for a, b < 2^63: a mask, because compilers do not vectorise a choice of integers as well. */
 TSAR_INLINE uint64_t mask_above(uint64_t a, uint64_t b) { return (uint64_t)0 - ((b - a) >> 63); }
+
+/* x[0 ... n-1] to the nearest number of `precision`, ties to even, in one rounding: with `digits` bits and exponents from `least` on, the
+ * numbers around x = 1.f 2^e are the multiples of q = 2^(max(e, least) + 1 - digits), and x + 1.5 2^52 q, itself a multiple of q, rounds to
+ * them. Beyond the largest number: infinity, as IEEE 754 has it. */
+void tsar_round_to(const tsar_model *model, double *x, size_t n)
+{
+    static const struct {
+        int digits, least, most; /* of the significand; exponents of normal numbers */
+    } formats[] = { { 53, -1022, 1023 }, { 24, -126, 127 }, { 11, -14, 15 }, { 8, -126, 127 } }; /* F64, F32, F16, BF16 */
+    if (model->precision == TSAR_F64) return;
+    const int digits = formats[model->precision].digits, least = formats[model->precision].least, most = formats[model->precision].most;
+    for (size_t i = 0; i < n; i++) {
+        const uint64_t bits = bits_of_double(x[i]);
+        int e = (int)(bits >> 52 & 2047) - 1023;
+        if (e > most) { /* NaN stays */
+            if (e < 1024 || (bits & 0x000FFFFFFFFFFFFFu) == 0) x[i] = double_of_bits((bits & SIGN_BIT) | INFINITY_BITS);
+            continue;
+        }
+        e = e < least ? least : e;
+        const double rounder = double_of_bits(((uint64_t)(e + 1 - digits + 52 + 1023) << 52) | 0x0008000000000000u);
+        const double size = (double_of_bits(bits & ~SIGN_BIT) + rounder) - rounder;
+        const uint64_t over = size >= double_of_bits((uint64_t)(most + 1 + 1023) << 52) ? INFINITY_BITS : bits_of_double(size);
+        x[i] = double_of_bits(over | (bits & SIGN_BIT));
+    }
+}
 
 /* F[n] = 1/n!, nearest doubles: the Taylor coefficients of e^r, sin r and cos r. */
 static const double F[18] = {
