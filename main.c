@@ -1,10 +1,6 @@
 /* The command line (SPEC 9): the only file that prints or exits. Commands and flags stand in two tables, from which the
  * parser, the short and long help and the manual page (tsar --man) are made, so that no flag can be missing anywhere. They are
  * what makes this file long; what a command does beyond reading, calling and printing is in the library. */
-#if defined(__unix__) || defined(__APPLE__)
-#define _POSIX_C_SOURCE 200112L /* isatty and clock_gettime, for the progress bar */
-#define HAVE_POSIX
-#endif
 #include "tsar.h"
 
 #include <inttypes.h>
@@ -13,10 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#ifdef HAVE_POSIX
-#include <unistd.h>
-#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -28,6 +20,7 @@
 #endif
 #define SHIPPED_MODEL "tsar-s2.safetensors" /* what is used without -m */
 #define MAX_THREADS 1024
+enum { PATH_ROOM = 4096 }; /* bytes of a path that is made here */
 
 /* ------------------------------------------------------------------------------------------- 1. the table of flags */
 
@@ -36,7 +29,7 @@ enum { GENERATE = 1, ENCODE = 2, DECODE = 4, TRACE = 8, VERIFY = 16, IMPORT = 32
 /* clang-format off */
 enum { O_MODEL, O_OUTPUT, O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_IMAGES, O_SEED, O_CFG, O_SCHEDULE, O_INTERVAL, O_TEMPERATURE, O_TOP_K,
        O_TOP_P, O_GREEDY, O_DECODE, O_CODES, O_FRAMES, O_ORDER_MAP, O_SHOW, O_INPUTS, O_IMAGE, O_RTOL, O_JSON, O_LIKE, O_DTYPE, O_LABELS, O_THREADS,
-       O_QUIET, O_HELP, OPTIONS };
+       O_RESUME, O_FORCE, O_QUIET, O_HELP, OPTIONS };
 /* clang-format on */
 
 typedef enum { IS_SWITCH, IS_TEXT, IS_COUNT, IS_INTEGER, IS_REAL } option_kind;
@@ -95,6 +88,9 @@ static const option options[OPTIONS] = {
     { "dtype", 0, "TYPE", IS_TEXT, 0, 0, SYNTH, 0, "f32, bf16 or f16 (f32)" },
     { "labels", 'k', "K", IS_COUNT, 1, INT32_MAX, CLUSTER, CLUSTER, "number of coarse labels" },
     { "threads", 0, "N", IS_COUNT, 1, MAX_THREADS, COMPUTES, 0, "threads, which never change a result (all of the machine's, if built with OMP=1)" },
+    { "resume", 0, NULL, IS_SWITCH, 0, 0, GENERATE, 0,
+      "go on with images that were interrupted: those whose file is there, with the same command in its text, are left as they are (PNG or --codes)" },
+    { "force", 0, NULL, IS_SWITCH, 0, 0, IMPORT | CLUSTER, 0, "let the output replace a file that is read" },
     { "quiet", 'q', NULL, IS_SWITCH, 0, 0, EVERY, 0, "print no progress and no notes" },
     { "help", 'h', NULL, IS_SWITCH, 0, 0, EVERY, 0, "print help: tsar -h in short, tsar --help with all flags, tsar COMMAND --help for one command" },
 };
@@ -108,6 +104,7 @@ typedef struct {
 
 typedef struct {
     const char *program; /* argv[0] */
+    unsigned command;    /* its bit */
     option_value at[OPTIONS];
     char **operands;
     size_t n;
@@ -270,18 +267,71 @@ static int is_readable(const char *path)
 }
 
 /* -m, or the shipped model beside the program or in the data directory. */
-static tsar_status open_model(const arguments *a, tsar_model **model, tsar_error *err)
+static tsar_status find_model(const arguments *a, char *path, size_t size, tsar_error *err)
 {
-    char path[1024];
-    if (a->at[O_MODEL].text) return tsar_model_open(model, a->at[O_MODEL].text, TSAR_PART_ALL, thread_count(a), err);
-    const char *slash = strrchr(a->program, '/');
+    const char *slash = strrchr(a->program, '/'), *given = a->at[O_MODEL].text;
     const int folder = slash ? (int)(slash - a->program) + 1 : 0;
-    int length = slash ? snprintf(path, sizeof path, "%.*sweights/" SHIPPED_MODEL, folder, a->program) : 0;
-    if (length > 0 && (size_t)length < sizeof path && is_readable(path)) return tsar_model_open(model, path, TSAR_PART_ALL, thread_count(a), err);
+    int length = given ? snprintf(path, size, "%s", given) : slash ? snprintf(path, size, "%.*sweights/" SHIPPED_MODEL, folder, a->program) : 0;
+    if (given && (size_t)length >= size) return tsar_fail(err, TSAR_USAGE, "-m %s: the name is too long", given);
+    if (given || (length > 0 && (size_t)length < size && is_readable(path))) return TSAR_OK;
 #ifdef TSAR_DATADIR
-    if (is_readable(TSAR_DATADIR "/" SHIPPED_MODEL)) return tsar_model_open(model, TSAR_DATADIR "/" SHIPPED_MODEL, TSAR_PART_ALL, thread_count(a), err);
+    length = snprintf(path, size, "%s", TSAR_DATADIR "/" SHIPPED_MODEL);
+    if ((size_t)length < size && is_readable(path)) return TSAR_OK;
 #endif
     return tsar_fail(err, TSAR_INPUT, "the shipped model " SHIPPED_MODEL " was not found; name a model with -m MODEL");
+}
+
+static tsar_status open_model(const arguments *a, tsar_model **model, tsar_error *err)
+{
+    char path[PATH_ROOM];
+    const tsar_status status = find_model(a, path, sizeof path, err);
+    return status == TSAR_OK ? tsar_model_open(model, path, TSAR_PART_ALL, thread_count(a), err) : status;
+}
+
+/* What is read besides the operands: the model, the file that it takes its tokenizer from, and the files that flags name. */
+typedef struct {
+    char model[PATH_ROOM], lender[PATH_ROOM];
+    const char *paths[8];
+    size_t n;
+} input_list;
+
+static tsar_status list_inputs(input_list *list, const arguments *a, tsar_error *err)
+{
+    static const int flags[] = { O_CAPTION, O_INPUTS, O_IMAGE, O_LIKE };
+    tsar_file *file = NULL;
+    memset(list, 0, sizeof *list);
+    tsar_status status = a->at[O_LIKE].text ? TSAR_OK : find_model(a, list->model, sizeof list->model, err);
+    if (status == TSAR_OK) status = tsar_file_open(&file, a->at[O_LIKE].text ? a->at[O_LIKE].text : list->model, err);
+    if (status != TSAR_OK) return status;
+    if (!a->at[O_LIKE].text) list->paths[list->n++] = list->model;
+    if (tsar_file_lender(file)) {
+        (void)snprintf(list->lender, sizeof list->lender, "%s", tsar_file_lender(file));
+        list->paths[list->n++] = list->lender;
+    }
+    for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++)
+        if (a->at[flags[i]].text) list->paths[list->n++] = a->at[flags[i]].text;
+    tsar_file_close(file);
+    return TSAR_OK;
+}
+
+/* Refuses, before the work, a file that cannot be written, or that is read. */
+static tsar_status check_output(const arguments *a, const char *const *inputs, size_t n, tsar_error *err)
+{
+    const char *const output = a->at[O_OUTPUT].text;
+    tsar_error reason = { "" };
+    tsar_status status = a->at[O_FORCE].text ? TSAR_OK : tsar_output_names(&output, 1, inputs, n, &reason);
+    if (status != TSAR_OK && (options[O_FORCE].commands & a->command)) return tsar_fail(err, status, "%s, or replace it with --force", reason.text);
+    if (status != TSAR_OK) return tsar_fail(err, status, "%s", reason.text);
+    return tsar_output_check(output, err);
+}
+
+/* The same where a model is read, and an operand that is a file. */
+static tsar_status check_output_of_model(const arguments *a, tsar_error *err)
+{
+    input_list list;
+    tsar_status status = list_inputs(&list, a, err);
+    if (status == TSAR_OK && a->n) list.paths[list.n++] = a->operands[0];
+    return status == TSAR_OK ? check_output(a, list.paths, list.n, err) : status;
 }
 
 /* "out.png" as it is for one image, "out-3.png" for image 3 of several. */
@@ -320,24 +370,6 @@ static void show_picture(const uint8_t *rgb, size_t H, size_t W)
     }
 }
 
-static double seconds_now(void)
-{
-#ifdef HAVE_POSIX
-    struct timespec now;
-    if (clock_gettime(CLOCK_MONOTONIC, &now) == 0) return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-#endif
-    return (double)time(NULL);
-}
-
-static int stderr_is_terminal(void)
-{
-#ifdef HAVE_POSIX
-    return isatty(2);
-#else
-    return 0;
-#endif
-}
-
 /* ---------------------------------------------------------------------------------------------------------- 4. generation */
 
 /* One generation: what it is made from, how, and what came out. */
@@ -353,8 +385,10 @@ typedef struct {
     int64_t *frame;     /* [gh][gw], codes of an unfinished picture */
     char *command_line; /* that makes the same bytes again */
     size_t images, H, W;
-    double start; /* of the clock */
-    int bar;      /* progress is drawn on a terminal */
+    char *done;            /* [images]: it is there from an earlier run, which this one resumes */
+    size_t pending, made;  /* images that are not, at first; images made since */
+    double start, seconds; /* of the clock; spent on generation */
+    int bar;               /* progress is drawn on a terminal */
 } generation;
 
 static void close_generation(generation *g)
@@ -370,6 +404,7 @@ static void close_generation(generation *g)
     tsar_free(g->rgb);
     tsar_free(g->frame);
     tsar_free(g->command_line);
+    tsar_free(g->done);
     tsar_model_close(g->model);
 }
 
@@ -451,10 +486,11 @@ static tsar_status make_command_line(generation *g, tsar_error *err)
     return TSAR_OK;
 }
 
-static tsar_status open_result(generation *g, int with_logits, tsar_error *err)
+/* Room for as many images as are generated at a time. */
+static tsar_status open_result(generation *g, size_t I, int with_logits, tsar_error *err)
 {
     const tsar_config *c = &g->model->config;
-    const size_t I = g->images, N = c->grid_h * c->grid_w;
+    const size_t N = c->grid_h * c->grid_w;
     tsar_result *r = &g->result;
     if (!(r->codes = tsar_alloc(I, N * sizeof *r->codes, "codes", err))) return TSAR_ROOM;
     if (!(r->passes = tsar_alloc(I, sizeof *r->passes, "passes", err))) return TSAR_ROOM;
@@ -468,12 +504,20 @@ static tsar_status open_result(generation *g, int with_logits, tsar_error *err)
     return (g->frame = tsar_alloc(N, sizeof *g->frame, "a frame", err)) ? TSAR_OK : TSAR_ROOM;
 }
 
+static tsar_status name_frame(char path[PATH_ROOM], const generation *g, size_t image, size_t pass, tsar_error *err)
+{
+    char number[32] = "";
+    if (g->images > 1) (void)snprintf(number, sizeof number, "%zu-", image);
+    const int length = snprintf(path, PATH_ROOM, "%s/frame-%s%04zu" PICTURE_ENDING, g->a->at[O_FRAMES].text, number, pass);
+    return length > 0 && (size_t)length < PATH_ROOM ? TSAR_OK : tsar_fail(err, TSAR_USAGE, "--frames: the name is too long");
+}
+
 /* An unfinished picture: codes [gh][gw], -1 where nothing is decoded: these cells become grey. Labels of a coarse-to-fine
  * model are shown by the lowest code of their cluster. */
 static tsar_status write_frame(generation *g, const int64_t *codes, int are_labels, size_t image, size_t pass, tsar_error *err)
 {
     const tsar_config *c = &g->model->config;
-    char path[1024], number[32] = "";
+    char path[PATH_ROOM];
     for (size_t i = 0; i < c->grid_h * c->grid_w; i++) {
         g->frame[i] = codes[i] < 0 ? 0 : codes[i];
         for (size_t k = 0; are_labels && codes[i] >= 0 && k < c->codebook_size; k++)
@@ -486,18 +530,16 @@ static tsar_status write_frame(generation *g, const int64_t *codes, int are_labe
     for (size_t y = 0; status == TSAR_OK && y < g->H; y++)
         for (size_t x = 0; x < c->grid_w; x++)
             if (codes[y / c->vq_factor * c->grid_w + x] < 0) memset(g->rgb + (y * g->W + x * c->vq_factor) * 3, 128, 3 * c->vq_factor);
-    if (g->images > 1) (void)snprintf(number, sizeof number, "%zu-", image);
-    const int length = snprintf(path, sizeof path, "%s/frame-%s%04zu" PICTURE_ENDING, g->a->at[O_FRAMES].text, number, pass);
-    if (status == TSAR_OK && (length < 0 || (size_t)length >= sizeof path)) status = tsar_fail(err, TSAR_USAGE, "--frames: the name is too long");
+    if (status == TSAR_OK) status = name_frame(path, g, image, pass, err);
     return status == TSAR_OK ? tsar_image_write(path, g->rgb, g->H, g->W, NULL, NULL, 0, err) : status;
 }
 
 static void draw_bar(generation *g, const tsar_progress *p)
 {
     enum { WIDTH = 30 };
-    const double all = (double)g->images * (double)p->tokens;
-    const double done = (double)p->first_image * (double)p->tokens + (double)p->images * (double)p->decoded;
-    const double seconds = seconds_now() - g->start, rate = seconds > 0 ? done / seconds : 0;
+    const double all = (double)g->pending * (double)p->tokens;
+    const double done = (double)g->made * (double)p->tokens + (double)p->images * (double)p->decoded;
+    const double seconds = tsar_seconds() - g->start, rate = seconds > 0 ? done / seconds : 0;
     const int filled = (int)(done / all * WIDTH);
     fprintf(stderr, "\r[%.*s%*s] %.0f/%.0f tokens, %.1f tokens/s, %.0f s left \033[K", filled, "==============================", WIDTH - filled, "", done, all,
             rate, rate > 0 ? (all - done) / rate : 0.0);
@@ -518,18 +560,22 @@ static tsar_status on_pass(void *context, const tsar_progress *p, tsar_error *er
 static tsar_status open_generation(generation *g, const arguments *a, size_t images, tsar_error *err)
 {
     memset(g, 0, sizeof *g);
-    g->a = a, g->images = images;
-    g->bar = !a->at[O_QUIET].text && stderr_is_terminal();
+    g->a = a, g->images = g->pending = images;
+    g->bar = !a->at[O_QUIET].text && tsar_is_terminal(2);
     tsar_status status = open_model(a, &g->model, err);
     return status == TSAR_OK ? read_settings(g, err) : status;
 }
 
-static tsar_status run_generation(generation *g, int with_logits, tsar_error *err)
+/* Images first ... first+count-1. */
+static tsar_status run_generation(generation *g, size_t first, size_t count, tsar_error *err)
 {
-    tsar_status status = open_result(g, with_logits, err);
-    g->start = seconds_now();
-    if (status == TSAR_OK) status = tsar_generate(g->model, &g->prompt, &g->settings, g->images, &g->result, on_pass, g, err);
+    const double start = tsar_seconds();
+    if (g->made == 0) g->start = start;
+    g->settings.first_image = first;
+    const tsar_status status = tsar_generate(g->model, &g->prompt, &g->settings, count, &g->result, on_pass, g, err);
     if (g->bar) fputs("\r\033[K", stderr);
+    g->made += count;
+    g->seconds += tsar_seconds() - start;
     return status;
 }
 
@@ -569,46 +615,105 @@ static void describe_picture(picture_text *t, const generation *g, size_t image)
     add_text(t, "Command", g->command_line);
 }
 
-/* Everything that was asked for about one image. */
-static tsar_status save_image(generation *g, size_t image, tsar_error *err)
+/* What is asked for about each image: flags of files with a name of its own. The picture's is NULL where there is none. */
+enum { PICTURE, CODES, ORDER_MAP, FILES };
+typedef struct {
+    char room[FILES][PATH_ROOM];
+    const char *paths[FILES];
+} image_files;
+
+static tsar_status name_files(image_files *f, const generation *g, size_t image, tsar_error *err)
 {
-    const tsar_config *c = &g->model->config;
     const option_value *at = g->a->at;
-    const size_t N = c->grid_h * c->grid_w;
-    const tsar_result *r = &g->result;
-    const int64_t *codes = r->codes + image * N, *step_of = r->step_of + image * c->tokens;
-    const char *output = at[O_OUTPUT].text ? at[O_OUTPUT].text : at[O_CODES].text ? NULL : "out" PICTURE_ENDING; /* NULL: only codes are wanted */
-    char path[1024];
+    const char *given[FILES] = { at[O_OUTPUT].text, at[O_CODES].text, at[O_ORDER_MAP].text };
     tsar_status status = TSAR_OK;
-    if (c->has_vq && (output || at[O_SHOW].text)) status = tsar_vq_decode(g->model, codes, c->grid_h, c->grid_w, g->rgb, NULL, err);
-    if (c->has_vq && output) {
-        picture_text text;
-        describe_picture(&text, g, image);
-        if (status == TSAR_OK) status = numbered_path(path, sizeof path, output, image, g->images, err);
-        if (status == TSAR_OK) status = tsar_image_write(path, g->rgb, g->H, g->W, text.keys, text.values, text.n, err);
-        if (status == TSAR_OK && !at[O_QUIET].text) fprintf(stderr, "%s: %zu passes for %zu tokens\n", path, r->passes[image], c->tokens);
+    if (!given[PICTURE] && !given[CODES]) given[PICTURE] = "out" PICTURE_ENDING;
+    if (!g->model->config.has_vq) given[PICTURE] = NULL;
+    for (int i = 0; i < FILES && status == TSAR_OK; i++) {
+        if (given[i]) status = numbered_path(f->room[i], PATH_ROOM, given[i], image, g->images, err);
+        f->paths[i] = given[i] ? f->room[i] : NULL;
     }
-    if (status == TSAR_OK && at[O_CODES].text) {
-        status = numbered_path(path, sizeof path, at[O_CODES].text, image, g->images, err);
-        if (status == TSAR_OK) status = tsar_record_write(path, g->model, &g->prompt, &g->settings, r, image, g->command_line, err);
-    }
-    if (status == TSAR_OK && at[O_ORDER_MAP].text) {
-        status = numbered_path(path, sizeof path, at[O_ORDER_MAP].text, image, g->images, err);
-        if (status == TSAR_OK) status = tsar_order_map_write(path, step_of, c->rows, c->columns, err);
-    }
-    if (status == TSAR_OK && at[O_SHOW].text) show_picture(g->rgb, g->H, g->W);
     return status;
 }
 
-/* Refuses what could only fail after the work is done. */
+/* Image `image`, the i-th of those that were generated last. */
+static tsar_status save_image(generation *g, size_t image, size_t i, tsar_error *err)
+{
+    const tsar_config *c = &g->model->config;
+    const size_t N = c->grid_h * c->grid_w;
+    const tsar_result *r = &g->result;
+    const int64_t *codes = r->codes + i * N, *step_of = r->step_of + i * c->tokens;
+    image_files f;
+    tsar_status status = name_files(&f, g, image, err);
+    if (status == TSAR_OK && c->has_vq && (f.paths[PICTURE] || g->a->at[O_SHOW].text))
+        status = tsar_vq_decode(g->model, codes, c->grid_h, c->grid_w, g->rgb, NULL, err);
+    if (status == TSAR_OK && f.paths[PICTURE]) {
+        picture_text text;
+        describe_picture(&text, g, image);
+        status = tsar_image_write(f.paths[PICTURE], g->rgb, g->H, g->W, text.keys, text.values, text.n, err);
+        if (status == TSAR_OK && !g->a->at[O_QUIET].text) fprintf(stderr, "%s: %zu passes for %zu tokens\n", f.paths[PICTURE], r->passes[i], c->tokens);
+    }
+    if (status == TSAR_OK && f.paths[CODES])
+        status = tsar_record_write(f.paths[CODES], g->model, &g->prompt, &g->settings, r, i, g->command_line, err);
+    if (status == TSAR_OK && f.paths[ORDER_MAP]) status = tsar_order_map_write(f.paths[ORDER_MAP], step_of, c->rows, c->columns, err);
+    if (status == TSAR_OK && g->a->at[O_SHOW].text) show_picture(g->rgb, g->H, g->W);
+    return status;
+}
+
+/* Whether a file of codes carries this command line. */
+static int has_command(const char *path, const char *command_line)
+{
+    tsar_file *file = NULL;
+    const char *theirs = tsar_file_open(&file, path, NULL) == TSAR_OK ? tsar_file_meta(file, "command") : NULL;
+    const int same = theirs && strcmp(theirs, command_line) == 0;
+    tsar_file_close(file);
+    return same;
+}
+
+/* Whether all files of an image are there from a run of the same command; a picture without text counts if its codes tell. */
+static int is_done(const generation *g, const image_files *f)
+{
+    const int known = f->paths[PICTURE] && tsar_image_has_text(f->paths[PICTURE], "Command", g->command_line);
+    if (f->paths[PICTURE] && !known && (!f->paths[CODES] || !is_readable(f->paths[PICTURE]))) return 0;
+    if (f->paths[CODES] && !has_command(f->paths[CODES], g->command_line)) return 0;
+    return (known || f->paths[CODES]) && (!f->paths[ORDER_MAP] || is_readable(f->paths[ORDER_MAP]));
+}
+
+/* Refuses files that could only fail when the work is done, and looks for those that are there already. */
+static tsar_status check_files(generation *g, tsar_error *err)
+{
+    image_files f;
+    input_list inputs;
+    tsar_status status = list_inputs(&inputs, g->a, err);
+    if (status == TSAR_OK && !(g->done = tsar_alloc(g->images, 1, "the list of images", err))) status = TSAR_ROOM;
+    for (size_t i = 0; status == TSAR_OK && i < g->images; i++) {
+        status = name_files(&f, g, i, err);
+        if (status == TSAR_OK) status = tsar_output_names(f.paths, FILES, inputs.paths, inputs.n, err);
+        for (int k = 0; k < FILES && status == TSAR_OK && (i == 0 || i + 1 == g->images); k++)
+            if (f.paths[k]) status = tsar_output_check(f.paths[k], err);
+        if (status == TSAR_OK && g->a->at[O_RESUME].text && is_done(g, &f)) g->done[i] = 1, g->pending--;
+    }
+    if (status == TSAR_OK && g->a->at[O_FRAMES].text) {
+        char frame[PATH_ROOM];
+        status = name_frame(frame, g, g->images - 1, 0, err);
+        if (status == TSAR_OK) status = tsar_output_check(frame, err);
+    }
+    return status;
+}
+
+/* Refuses what the model cannot give. */
 static tsar_status check_outputs(const generation *g, tsar_error *err)
 {
     static const int pictures[] = { O_OUTPUT, O_ORDER_MAP };
     const option_value *at = g->a->at;
+    const char *output = at[O_OUTPUT].text ? at[O_OUTPUT].text : "out" PICTURE_ENDING;
+    const size_t length = strlen(output);
     for (int i = 0; i < 2; i++) {
         const tsar_status status = at[pictures[i]].text ? tsar_image_name_check(at[pictures[i]].text, err) : TSAR_OK;
         if (status != TSAR_OK) return status;
     }
+    if (at[O_RESUME].text && !at[O_CODES].text && (length < 4 || strcmp(output + length - 4, ".png") != 0))
+        return tsar_fail(err, TSAR_USAGE, "--resume: %s has no text to know the image by; write a .png, or --codes FILE as well", output);
     if (g->model->config.has_vq) return TSAR_OK;
     if (at[O_OUTPUT].text || at[O_FRAMES].text || at[O_SHOW].text || (!at[O_CODES].text && !at[O_ORDER_MAP].text))
         return tsar_fail(err, TSAR_INPUT,
@@ -636,6 +741,21 @@ static void note_new_words(const generation *g)
             at != SIZE_MAX ? " and others" : "");
 }
 
+/* The images that are not done, as many at a time as are decoded side by side; each is written when these are. */
+static tsar_status generate_pending(generation *g, tsar_error *err)
+{
+    const size_t batch = tsar_batch(g->model, &g->prompt, &g->settings, g->pending);
+    tsar_status status = g->pending ? open_result(g, batch, g->a->at[O_CODES].text != NULL, err) : TSAR_OK;
+    for (size_t first = 0, count; status == TSAR_OK && first < g->images; first += count) {
+        for (count = 0; count < batch && first + count < g->images && !g->done[first + count]; count++) {
+        }
+        if (count > 0) status = run_generation(g, first, count, err);
+        for (size_t i = 0; status == TSAR_OK && i < count; i++) status = save_image(g, first + i, i, err);
+        count += count == 0; /* an image that is done */
+    }
+    return status;
+}
+
 static tsar_status run_generate(const arguments *a, tsar_error *err)
 {
     generation g;
@@ -646,12 +766,13 @@ static tsar_status run_generate(const arguments *a, tsar_error *err)
     if (status == TSAR_OK && a->at[O_CODES].text && !tsar_is_utf8(g.command_line))
         status = tsar_fail(err, TSAR_USAGE, "--codes %s: the file keeps the command line, whose prompt or path is not UTF-8", a->at[O_CODES].text);
     if (status == TSAR_OK) note_new_words(&g);
-    if (status == TSAR_OK) status = run_generation(&g, a->at[O_CODES].text != NULL, err);
-    const double seconds = seconds_now() - g.start;
-    for (size_t i = 0; status == TSAR_OK && i < g.images; i++) status = save_image(&g, i, err);
-    if (status == TSAR_OK && !a->at[O_QUIET].text && seconds > 0)
-        fprintf(stderr, "%zu tokens in %.2f s, %.1f tokens/s\n", g.images * g.model->config.tokens, seconds,
-                (double)(g.images * g.model->config.tokens) / seconds);
+    if (status == TSAR_OK) status = check_files(&g, err);
+    if (status == TSAR_OK) status = generate_pending(&g, err);
+    if (status == TSAR_OK && !a->at[O_QUIET].text && g.pending < g.images)
+        fprintf(stderr, "%zu of %zu images were there already\n", g.images - g.pending, g.images);
+    if (status == TSAR_OK && !a->at[O_QUIET].text && g.seconds > 0)
+        fprintf(stderr, "%zu tokens in %.2f s, %.1f tokens/s\n", g.pending * g.model->config.tokens, g.seconds,
+                (double)(g.pending * g.model->config.tokens) / g.seconds);
     close_generation(&g);
     return status;
 }
@@ -676,7 +797,8 @@ static tsar_status run_encode(const arguments *a, tsar_error *err)
     uint8_t *rgb = NULL;
     int64_t *codes = NULL;
     size_t H = 0, W = 0;
-    tsar_status status = open_model(a, &model, err);
+    tsar_status status = check_output_of_model(a, err);
+    if (status == TSAR_OK) status = open_model(a, &model, err);
     if (status == TSAR_OK) status = read_picture(model, a->operands[0], &rgb, &H, &W, err);
     if (status == TSAR_OK && !(codes = tsar_alloc(H / model->config.vq_factor, W / model->config.vq_factor * sizeof *codes, "codes", err))) status = TSAR_ROOM;
     if (status == TSAR_OK) status = tsar_vq_encode(model, rgb, H, W, codes, NULL, err);
@@ -725,6 +847,7 @@ static tsar_status run_decode(const arguments *a, tsar_error *err)
     size_t h = 0, w = 0, factor = 1;
     const char *const keys[] = { "Software" }, *const values[] = { "tsar " TSAR_VERSION };
     tsar_status status = tsar_image_name_check(a->at[O_OUTPUT].text, err);
+    if (status == TSAR_OK) status = check_output_of_model(a, err);
     if (status == TSAR_OK) status = open_model(a, &model, err);
     if (status == TSAR_OK && !model->config.has_vq) status = tsar_fail(err, TSAR_INPUT, "the model has no image tokenizer (vq.*): it cannot decode");
     if (status == TSAR_OK) status = read_codes(model, a->operands[0], &codes, &h, &w, err);
@@ -791,7 +914,9 @@ static tsar_status complete_tokens(generation *g, tsar_inputs *inputs, tsar_erro
     if (!conditioned || (c->n_coarse && inputs->coarse)) return TSAR_OK;
     if (!inputs->codes) {
         if (!covers)
-            status = run_generation(g, 0, err);
+            status = open_result(g, 1, 0, err);
+        if (!covers && status == TSAR_OK)
+            status = run_generation(g, 0, 1, err);
         else if (!(g->result.codes = tsar_alloc(N, sizeof *inputs->codes, "codes", err)))
             status = TSAR_ROOM;
         else
@@ -814,6 +939,7 @@ static tsar_status run_trace(const arguments *a, tsar_error *err)
     generation g;
     tsar_inputs inputs = { 0 };
     tsar_status status = open_generation(&g, a, 1, err);
+    if (status == TSAR_OK) status = check_output_of_model(a, err);
     if (status == TSAR_OK) status = read_trace_inputs(&g, &inputs, err);
     if (status == TSAR_OK) status = complete_tokens(&g, &inputs, err);
     if (status == TSAR_OK) status = tsar_trace_write(g.model, &inputs, a->at[O_OUTPUT].text, err);
@@ -848,6 +974,7 @@ static tsar_status run_score(const arguments *a, tsar_error *err)
     size_t h = 0, w = 0;
     double *nats = NULL, sum = 0;
     tsar_status status = open_generation(&g, a, 1, err);
+    if (status == TSAR_OK && a->at[O_OUTPUT].text) status = check_output_of_model(a, err);
     if (status == TSAR_OK) status = read_score_inputs(&g, &inputs, err);
     if (status == TSAR_OK) status = read_codes(g.model, a->operands[0], &codes, &h, &w, err);
     if (status == TSAR_OK && (h != g.model->config.grid_h || w != g.model->config.grid_w))
@@ -1013,7 +1140,8 @@ static tsar_status run_synth(const arguments *a, tsar_error *err)
     if (a->n == 0 && !like) return tsar_fail(err, TSAR_USAGE, "tsar synth needs key=value arguments or --like FILE");
     for (size_t i = 0; i < a->n; i++)
         if (!is_setting(a->operands[i])) return tsar_fail(err, TSAR_USAGE, "%s: give the configuration as key=value, for example dim=64", a->operands[i]);
-    tsar_status status = like ? tsar_file_open(&file, like, err) : TSAR_OK;
+    tsar_status status = check_output(a, &like, 1, err);
+    if (status == TSAR_OK && like) status = tsar_file_open(&file, like, err);
     if (status == TSAR_OK) status = open_keys(&list, a, file, err);
     if (status == TSAR_OK) status = tsar_synth(a->at[O_OUTPUT].text, list.keys, list.values, list.n, types[type].dtype, err);
     tsar_free(list.keys);
@@ -1030,6 +1158,7 @@ static tsar_status run_import(const arguments *a, tsar_error *err)
     for (size_t i = 0; i < a->n; i++)
         if (!is_setting(a->operands[i])) paths[n++] = a->operands[i];
     tsar_status status = n ? TSAR_OK : tsar_fail(err, TSAR_USAGE, "tsar import needs at least one checkpoint file");
+    if (status == TSAR_OK) status = check_output(a, paths, n, err);
     if (status == TSAR_OK) status = open_keys(&list, a, NULL, err);
     if (status == TSAR_OK) status = tsar_import(paths, n, a->at[O_OUTPUT].text, list.keys, list.values, list.n, print_note, (void *)a, err);
     tsar_free(list.keys);
@@ -1039,6 +1168,8 @@ static tsar_status run_import(const arguments *a, tsar_error *err)
 
 static tsar_status run_cluster(const arguments *a, tsar_error *err)
 {
+    const tsar_status status = check_output_of_model(a, err);
+    if (status != TSAR_OK) return status;
     return tsar_cluster_write(a->at[O_MODEL].text, a->at[O_OUTPUT].text, (size_t)a->at[O_LABELS].count, a->at[O_SEED].count, thread_count(a), print_note,
                               (void *)a, err);
 }
@@ -1267,7 +1398,7 @@ static tsar_status run(int argc, char **argv, tsar_error *err)
     int i = 0;
     while (i < COMMANDS && strcmp(argv[1], commands[i].name) != 0) i++;
     if (i == COMMANDS) return tsar_fail(err, TSAR_USAGE, "%s: tsar has no such command; tsar -h lists those it has", argv[1]);
-    a.program = argv[0];
+    a.program = argv[0], a.command = commands[i].bit;
     tsar_status status = parse_arguments(&a, &commands[i], argc - 2, argv + 2, err);
     if (status != TSAR_OK) return status;
     if (a.at[O_HELP].text) {
@@ -1278,12 +1409,39 @@ static tsar_status run(int argc, char **argv, tsar_error *err)
     return status == TSAR_OK ? commands[i].run(&a, err) : status;
 }
 
+/* A signal that ends the program leaves no half-written file, and still ends it. */
+static void on_signal(int number)
+{
+    tsar_output_clean();
+    (void)signal(number, SIG_DFL);
+    (void)raise(number);
+}
+
+static void catch_signals(void)
+{
+    static const int signals[] = { SIGINT, SIGTERM,
+#ifdef SIGHUP
+                                   SIGHUP,
+#endif
+#ifdef SIGPIPE
+                                   SIGPIPE,
+#endif
+#ifdef SIGXCPU
+                                   SIGXCPU,
+#endif
+    };
+    for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++)
+        if (signal(signals[i], on_signal) == SIG_IGN) (void)signal(signals[i], SIG_IGN); /* as under nohup */
+#ifdef SIGXFSZ
+    (void)signal(SIGXFSZ, SIG_IGN); /* a file that grows beyond its limit is an error of writing */
+#endif
+}
+
 int main(int argc, char **argv)
 {
     tsar_error err = { "" };
-#ifdef SIGXFSZ
-    signal(SIGXFSZ, SIG_IGN); /* a file that grows beyond its limit is an error of writing */
-#endif
+    tsar_system_start();
+    catch_signals();
     tsar_status status = run(argc, argv, &err);
     if ((fflush(stdout) != 0 || ferror(stdout)) && status <= TSAR_DIFFERENT)
         status = tsar_fail(&err, TSAR_ROOM, "standard output cannot be written; is the disk full");

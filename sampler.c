@@ -544,12 +544,12 @@ static double *logits_of(const generation *g, size_t branch, size_t b, size_t k)
     return g->logits + ((branch * g->batch + b) * g->width + k) * g->slots * g->V;
 }
 
-/* What is known of a decision before its logits: fused token t of image `image` (its counter), the code at `slot` of its window. */
+/* What is known of a decision before its logits: fused token t of image `image` of this call, the code at `slot` of its window. */
 static tsar_decision decision_at(const generation *g, size_t image, size_t t, size_t slot, size_t pass)
 {
     tsar_decision d;
     memset(&d, 0, sizeof d);
-    d.image = image;
+    d.image = (size_t)g->settings->first_image + image;
     d.token = t;
     d.row = t / g->columns;
     d.column = t % g->columns;
@@ -666,9 +666,11 @@ static tsar_status evaluate_candidate(generation *g, size_t b, const tsar_decisi
     for (size_t slot = 0; status == TSAR_OK && slot < g->slots; slot++) {
         double *before = g->before + (b * g->slots + slot) * V;
         const int64_t candidate = codes[slot];
-        tsar_decision test = decision_at(g, first->image, first->token, slot, first->pass);
+        tsar_decision test = *first;
+        test.slot = slot;
+        test.y += slot / g->side;
+        test.x += slot % g->side;
         test.logits = logits + slot * V;
-        test.settles = first->settles;
         if (evaluation > 0) {
             test.purpose = TSAR_ACCEPT;
             test.attempt = evaluation - 1;
@@ -696,7 +698,7 @@ static int are_finite(const double *logits, size_t n, const tsar_settings *setti
     return finite && largest / temperature < INFINITY;
 }
 
-/* Decides the codes of the k-th token that this pass predicted of image b, whose counter is `image`. */
+/* Decides the codes of the k-th token that this pass predicted of image b of the batch, `image` of this call. */
 static tsar_status decide_token(generation *g, size_t b, size_t image, size_t k, size_t pass, const tsar_result *result, tsar_error *err)
 {
     const size_t t = g->next[b * g->width + k], count = g->slots * g->V;
@@ -734,7 +736,7 @@ static tsar_status report(const generation *g, size_t first, size_t images, size
 {
     tsar_progress now;
     if (progress == NULL) return TSAR_OK;
-    now.first_image = first;
+    now.first_image = (size_t)g->settings->first_image + first;
     now.images = images;
     now.pass = pass;
     now.tokens = now.decoded = g->n;
@@ -826,6 +828,13 @@ static tsar_status generate_batch(generation *g, size_t first, size_t images, ts
     }
     if (status == TSAR_OK) deliver(g, first, images, 0, result);
     return status;
+}
+
+size_t tsar_batch(const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, size_t images)
+{
+    generation g;
+    measure(&g, model, prompt, settings, images);
+    return g.batch;
 }
 
 tsar_status tsar_generate(const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, size_t images, tsar_result *result,

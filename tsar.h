@@ -1,8 +1,9 @@
 /* tsar - Token-Shuffle AutoRegressive image generation: the reference in portable C99.
  *
  * This header is the whole interface: the command line (main.c) uses nothing else. It follows SPEC (tests/SPEC.md), the
- * specification, whose section numbers it cites. No function prints, exits, or keeps state between calls; every function
- * that can fail returns a tsar_status and, in `err`, one sentence that names the file, the value and the remedy.
+ * specification, whose section numbers it cites. No function prints, exits, or keeps state between calls (but for the
+ * names of files that are being written, see tsar_output_clean); every function that can fail returns a tsar_status and, in `err`, one
+ * sentence that names the file, the value and the remedy.
  *
  * Letters used throughout (shapes are written [rows][columns], the last index runs fastest):
  *
@@ -196,6 +197,7 @@ typedef struct tsar_file tsar_file;
 tsar_status tsar_file_open(tsar_file **file, const char *path, tsar_error *err);
 void tsar_file_close(tsar_file *file);
 const char *tsar_file_path(const tsar_file *file);
+const char *tsar_file_lender(const tsar_file *file);                            /* path of the file that vq_file names; NULL: none */
 size_t tsar_file_count(const tsar_file *file);
 const tsar_tensor *tsar_file_at(const tsar_file *file, size_t index);           /* in the order of the data */
 const tsar_tensor *tsar_file_find(const tsar_file *file, const char *name);     /* NULL if absent; logarithmic */
@@ -210,14 +212,32 @@ tsar_status tsar_file_read(tsar_file *file, const tsar_tensor *tensor, uint64_t 
 tsar_status tsar_file_read_f64(tsar_file *file, const tsar_tensor *tensor, uint64_t first, uint64_t count, double *out, tsar_error *err);
 tsar_status tsar_file_read_i64(tsar_file *file, const tsar_tensor *tensor, uint64_t first, uint64_t count, int64_t *out, tsar_error *err);
 
-/* Any output file: written beside its name and renamed over it by tsar_output_commit, so that a failure leaves the old
- * file as it was. Names below /dev/ are written directly. tsar_output_abandon removes what was written; after a
- * failed write the output is still to be abandoned. */
+/* Any output file: written beside its name, flushed to the disk and renamed over it by tsar_output_commit, so that a failure leaves the old
+ * file as it was. The mode of an old file is kept, symbolic links are followed; what is a device, a FIFO, a socket or standard output is
+ * written to directly. tsar_output_abandon removes what was written; after a failed write the output is still to be abandoned. */
 typedef struct tsar_output tsar_output;
 tsar_status tsar_output_open(tsar_output **output, const char *path, tsar_error *err);
+/* TSAR_ROOM if the disk has no room for `bytes` bytes, as far as the system tells. */
+tsar_status tsar_output_reserve(const tsar_output *output, uint64_t bytes, tsar_error *err);
 tsar_status tsar_output_write(tsar_output *output, const void *bytes, size_t count, tsar_error *err);
 tsar_status tsar_output_commit(tsar_output *output, tsar_error *err); /* releases it also when it fails */
 void tsar_output_abandon(tsar_output *output);                        /* releases it; accepts NULL */
+
+/* Before work whose result would be lost: whether a file of this name can be written now; and TSAR_USAGE if two of n outputs are one file,
+ * or one of them is one of the inputs (NULL: left out). */
+tsar_status tsar_output_check(const char *path, tsar_error *err);
+tsar_status tsar_output_names(const char *const *outputs, size_t n, const char *const *inputs, size_t n_inputs, tsar_error *err);
+int tsar_path_same(const char *a, const char *b); /* whether two names stand for one file, which need not exist yet */
+
+/* For the caller's signal handlers (the library installs none): removes the temporary files of all outputs that are open, up to 16. Safe in a
+ * handler, at any moment; what is left to do then is to end the process. */
+void tsar_output_clean(void);
+
+/* What else a program needs from the system (weights/files/system.c): seconds of a clock that is never set; whether a descriptor is a
+ * terminal; and, once at its start, descriptors 0 to 2 that exist (a closed one reads and writes with an error). */
+double tsar_seconds(void);
+int tsar_is_terminal(int descriptor);
+void tsar_system_start(void);
 
 /* A safetensors writer: declare everything, then give the data in declared order, any number of elements at a time.
  * Deterministic: the metadata is sorted by key; tensors are laid out by descending element size, else as declared. */
@@ -663,6 +683,7 @@ typedef tsar_status (*tsar_decide_fn)(void *context, const tsar_decision *decisi
 
 typedef struct {
     uint64_t seed;
+    uint64_t first_image;   /* the counter of the first image of a call, with which its codes are drawn: 0, or where another call ended */
     double cfg;             /* target scale a; guidance runs only if a > 1 */
     tsar_schedule schedule;
     int64_t cfg_interval;   /* -1: always; else guidance covers tokens 0 ... cfg_interval + 1 (QUIRKS, GPT 7) */
@@ -721,7 +742,7 @@ typedef struct {
     size_t *passes;    /* [I] */
 } tsar_result;
 
-/* Called after every pass: images first_image ... first_image+images-1 are under way; codes [images][gh][gw] holds -1
+/* Called after every pass: images first_image ... first_image+images-1 (their counters) are under way; codes [images][gh][gw] holds -1
  * where nothing is decoded (labels while a CTF model is in stage one). Returning anything but TSAR_OK stops the generation with that status. */
 typedef struct {
     size_t first_image, images, pass, decoded, tokens; /* decoded of tokens (fused, per image, the slowest) */
@@ -730,8 +751,11 @@ typedef struct {
 } tsar_progress;
 typedef tsar_status (*tsar_progress_fn)(void *context, const tsar_progress *progress, tsar_error *err);
 
+/* How many of `images` images tsar_generate decodes side by side: whoever asks for as many at a time loses no speed. */
+size_t tsar_batch(const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, size_t images);
+
 /* Generates `images` images of one prompt, in batches of at most 4 whose keys and values fit into 1 GB (the batch never changes
- * a bit). Image i draws with image counter i. */
+ * a bit). Image i draws with image counter settings->first_image + i. */
 tsar_status tsar_generate(const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, size_t images,
                           tsar_result *result, tsar_progress_fn progress, void *context, tsar_error *err);
 
@@ -742,7 +766,7 @@ tsar_status tsar_score(const tsar_model *model, const tsar_prompt *prompt, const
 
 /* What a generation leaves behind (weights/record.c, SPEC 10 Decoding). The file of image `image` holds its condition (input.*), codes, coarse, step_of,
  * logits (those that result has), and as metadata `command` (NULL: none) and all that decides a code, by the names of the flags:
- * generate.image, .seed, .cfg, .cfg-schedule, .cfg-interval, .temperature, .top-k, .top-p, .greedy (0 or 1), .decode. */
+ * generate.image (settings->first_image + image), .seed, .cfg, .cfg-schedule, .cfg-interval, .temperature, .top-k, .top-p, .greedy (0 or 1), .decode. */
 tsar_status tsar_record_write(const char *path, const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, const tsar_result *result,
                               size_t image, const char *command, tsar_error *err);
 /* Reads that metadata back: each key that the file has replaces a setting or *image, the others stay as they are. TSAR_INPUT names the key that is wrong. */
@@ -818,6 +842,8 @@ tsar_status tsar_caption_read(const tsar_model *model, const char *path, double 
 
 /* Binary PPM (P6, maxval 255), "-" is stdin. *rgb [H][W][3] is the caller's to tsar_free. */
 tsar_status tsar_image_read(const char *path, uint8_t **rgb, size_t *H, size_t *W, tsar_error *err);
+/* Whether path is a whole PNG with this text under this key, as tsar_image_write writes it: then the picture need not be made again. */
+int tsar_image_has_text(const char *path, const char *key, const char *value);
 /* TSAR_USAGE if tsar_image_write would refuse this name: for a check before the work. */
 tsar_status tsar_image_name_check(const char *path, tsar_error *err);
 /* PNG or PPM by the ending of path (.png, .ppm in any case; PPM below /dev/); keys/values, n of them, become the PNG's text. A PPM

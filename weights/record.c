@@ -55,7 +55,7 @@ tsar_status tsar_record_write(const char *path, const tsar_model *model, const t
     tsar_writer *writer = NULL;
     tsar_status status = tsar_writer_open(&writer, path, err);
     if (status == TSAR_OK && command != NULL) status = tsar_writer_meta(writer, "command", command, err);
-    if (status == TSAR_OK) status = put_settings(writer, settings, image, err);
+    if (status == TSAR_OK) status = put_settings(writer, settings, (size_t)settings->first_image + image, err);
     if (status == TSAR_OK) return tsar_values_write(writer, tensors, sizeof tensors / sizeof *tensors, err);
     tsar_writer_abandon(writer);
     return status;

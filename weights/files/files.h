@@ -1,10 +1,11 @@
 /* What is read and written (weights/files): the ground that its files and those above share. No part of the library's interface: programs
  * see tsar.h only.
  *
- *     base.c          errors, memory, number formats, UTF-8        zip.c      archives, read in place
- *     output.c        files that are written whole or not at all   pickle.c   PyTorch checkpoints
- *     json.c          the one JSON reader                          npy.c      NumPy arrays
- *     safetensors.c   the container for everything                 picture.c  PPM, PNG, the typeface, order maps */
+ *     base.c          errors, memory, number formats, UTF-8        safetensors.c   the container for everything
+ *     system.c        all that is not C99                          zip.c           archives, read in place
+ *     output.c        files that are written whole or not at all   pickle.c        PyTorch checkpoints
+ *     json.c          the one JSON reader                          npy.c           NumPy arrays
+ *                                                                  picture.c       PPM, PNG, the typeface, order maps */
 #ifndef TSAR_FILES_H
 #define TSAR_FILES_H
 
@@ -19,6 +20,34 @@ size_t tsar_utf8_length(const void *text, size_t bytes);
 
 /* A copy to be given back by tsar_free; NULL when memory is out. */
 char *tsar_copy_string(const char *string, tsar_error *err);
+
+/* ------------------------------------------------------------------------------------------------ the system (system.c) */
+
+enum { TSAR_PATH_ROOM = 4096, TSAR_NAME_LIMIT = 255 }; /* bytes of a path, its final 0 included; of a name in a folder */
+
+typedef enum {
+    TSAR_PATH_NOTHING, TSAR_PATH_FILE, TSAR_PATH_FOLDER, TSAR_PATH_DEVICE, TSAR_PATH_SOCKET,
+    TSAR_PATH_UNKNOWN /* it cannot be looked at: errno tells why */
+} tsar_path_type;
+
+tsar_path_type tsar_path_kind(const char *path);  /* symbolic links are followed, here and below */
+size_t tsar_path_folder(const char *path);        /* bytes of the folder's part of it, the last '/' included */
+int tsar_path_target(char target[TSAR_PATH_ROOM], const char *path); /* where the name's own links lead; 0: too long or too many, errno */
+int tsar_path_is_stream(const char *path);        /* written to, never replaced: a device, FIFO, socket or standard output */
+int tsar_path_room(const char *path, uint64_t *bytes); /* what the disk of a file has room for; 0: unknown */
+
+tsar_status tsar_system_status(int error); /* of an errno: TSAR_ROOM if memory, disk or descriptors are used up, else TSAR_INPUT */
+/* Opens a file for reading, or says why not: TSAR_ROOM where memory or descriptors are used up, else TSAR_INPUT. */
+tsar_status tsar_system_open_read(FILE **stream, const char *path, tsar_error *err);
+FILE *tsar_system_create(const char *path, const char *old); /* a new file, with the mode of `old` if that exists; NULL and errno */
+FILE *tsar_system_open_device(const char *path);             /* what tsar_path_is_stream tells, for writing; NULL and errno */
+int tsar_system_flush(FILE *stream);                         /* down to the disk; 0 and errno */
+int tsar_system_replace(const char *from, const char *to);   /* `from` takes the place of `to`, which need not exist; 0 and errno */
+uint64_t tsar_system_seed(void);
+
+/* A file that tsar_output_clean removes if a signal comes; -1 if there are too many of them. */
+int tsar_temporary_add(const char *path);
+void tsar_temporary_drop(int slot);
 
 /* ----------------------------------------------------------------------------------------------------- JSON (json.c) */
 

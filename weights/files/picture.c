@@ -1,6 +1,6 @@
 /* Pictures: binary PPM in, PNG and PPM out. A PNG is made by stb_image_write in memory; the text chunks are put in
  * behind its header, and the whole goes through tsar_output_*, so that a failure leaves an old file as it was. */
-#include "../../tsar.h"
+#include "files.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -90,9 +90,10 @@ static tsar_status read_ppm(FILE *stream, const char *name, uint8_t **rgb, size_
 tsar_status tsar_image_read(const char *path, uint8_t **rgb, size_t *H, size_t *W, tsar_error *err)
 {
     int is_stdin = strcmp(path, "-") == 0;
-    FILE *stream = is_stdin ? stdin : fopen(path, "rb");
-    if (!stream) return tsar_fail(err, TSAR_INPUT, "%s: cannot be opened", path);
-    tsar_status status = read_ppm(stream, is_stdin ? "standard input" : path, rgb, H, W, err);
+    FILE *stream = stdin;
+    tsar_status status = is_stdin ? TSAR_OK : tsar_system_open_read(&stream, path, err);
+    if (status != TSAR_OK) return status;
+    status = read_ppm(stream, is_stdin ? "standard input" : path, rgb, H, W, err);
     if (!is_stdin) fclose(stream);
     return status;
 }
@@ -108,20 +109,46 @@ static tsar_status put_ppm(tsar_output *output, const uint8_t *rgb, size_t H, si
     return status == TSAR_OK ? tsar_output_write(output, rgb, H * W * 3, err) : status;
 }
 
+/* Whether path ends in `ending` (lower case) in any case. */
+static int ends_in(const char *path, const char *ending)
+{
+    const size_t n = strlen(path), m = strlen(ending);
+    size_t i = 0;
+    while (n >= m && i < m && (path[n - m + i] >= 'A' && path[n - m + i] <= 'Z' ? path[n - m + i] - 'A' + 'a' : path[n - m + i]) == ending[i]) i++;
+    return i == m;
+}
+
 #ifdef TSAR_NO_PNG
+#define is_png(path) 0
+
+int tsar_image_has_text(const char *path, const char *key, const char *value)
+{
+    (void)path, (void)key, (void)value;
+    return 0;
+}
+
 #define ENDINGS ".ppm (this tsar was built with NO_PNG=1; .png needs stb_image_write.h)"
 #else
 #define ENDINGS ".png or .ppm"
 
+static int is_png(const char *path) { return ends_in(path, ".png"); }
+
 /* stb_image_write does not survive an allocation that fails while its buffers grow. So all of its memory comes from one
  * arena, allocated before it starts and large enough for its worst case (arena_size): then it cannot run out. Its
- * allocator takes no context, so the arena is the one static variable of tsar: pictures are written by the command
- * line, one at a time; a program that writes PNG files from several threads has to take turns. */
+ * allocator takes no context, so each thread has an arena of its own; where the compiler has no variables of a thread, threads that write
+ * PNG files have to take turns. */
+#if defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L && !defined(__STDC_NO_THREADS__)
+#define OF_A_THREAD _Thread_local
+#elif defined(__GNUC__) && (defined(__unix__) || defined(__APPLE__) || defined(_WIN32))
+#define OF_A_THREAD __thread
+#else
+#define OF_A_THREAD
+#endif
 typedef struct {
     uint8_t *bytes;
     size_t used, size;
 } arena;
-static arena png_arena;
+static OF_A_THREAD arena png_arena;
 
 static void *arena_take(size_t bytes)
 {
@@ -181,6 +208,56 @@ static int needs_utf8(const char *text)
     return *p && tsar_is_utf8(p);
 }
 
+/* What text `key` of a PNG has in front of its value, as put_text writes it: the type of its chunk, the keyword, and `gap` zeros. */
+typedef struct {
+    const char *type;
+    size_t key, gap, value; /* bytes */
+} text_layout;
+
+static text_layout lay_text_out(const char *key, const char *value)
+{
+    const int utf8 = needs_utf8(value);
+    const text_layout layout = { utf8 ? "iTXt" : "tEXt", strlen(key), utf8 ? 5 : 1, strlen(value) };
+    return layout;
+}
+
+/* Whether the next n bytes of a file are these. */
+static int next_bytes_are(FILE *stream, const void *bytes, size_t n)
+{
+    const uint8_t *p = bytes;
+    while (n > 0 && fgetc(stream) == *p) n--, p++;
+    return n == 0;
+}
+
+/* Whether the file goes on with a chunk of `size` bytes that is text `key` = `value`; reads some of it. */
+static int next_text_is(FILE *stream, size_t size, const char *type, const char *key, const char *value)
+{
+    static const uint8_t zeros[5] = { 0 };
+    const text_layout layout = lay_text_out(key, value);
+    return memcmp(type, layout.type, 4) == 0 && size == layout.key + layout.gap + layout.value && next_bytes_are(stream, key, layout.key) &&
+           next_bytes_are(stream, zeros, layout.gap) && next_bytes_are(stream, value, layout.value);
+}
+
+int tsar_image_has_text(const char *path, const char *key, const char *value)
+{
+    enum { SIGNATURE = 8, FRAME = 12 }; /* a chunk's length, type and checksum */
+    int found = 0;
+    FILE *stream = is_png(path) ? fopen(path, "rb") : NULL;
+    if (stream == NULL) return 0;
+    uint8_t head[8], last[4] = { 0 };
+    long at = SIGNATURE;
+    while (fseek(stream, at, SEEK_SET) == 0 && fread(head, 1, 8, stream) == 8) {
+        const uint32_t size = (uint32_t)head[0] << 24 | (uint32_t)head[1] << 16 | (uint32_t)head[2] << 8 | head[3];
+        if (size > 0x7FFFFFFF - FRAME - (uint32_t)at) break;
+        found |= next_text_is(stream, size, (const char *)head + 4, key, value);
+        memcpy(last, head + 4, 4);
+        at += FRAME + (long)size;
+    }
+    const int whole = memcmp(last, "IEND", 4) == 0 && fseek(stream, 0, SEEK_END) == 0 && ftell(stream) == at;
+    (void)fclose(stream);
+    return found && whole;
+}
+
 static void big_endian(uint8_t out[4], uint32_t value)
 {
     for (int i = 0; i < 4; i++) out[i] = (uint8_t)(value >> (24 - 8 * i));
@@ -190,13 +267,13 @@ static void big_endian(uint8_t out[4], uint32_t value)
 static tsar_status put_text(tsar_output *output, const char *key, const char *value, tsar_error *err)
 {
     static const uint8_t zeros[5] = { 0 };
-    int utf8 = needs_utf8(value);
-    size_t key_size = strlen(key), value_size = strlen(value), gap = utf8 ? 5 : 1;
+    const text_layout layout = lay_text_out(key, value);
+    const size_t key_size = layout.key, value_size = layout.value, gap = layout.gap;
     if (key_size == 0 || key_size > 79 || value_size > 0x7FFFFFFF - 128)
         return tsar_fail(err, TSAR_USAGE, "the text `%.40s` does not fit a PNG; shorten it", key);
     uint8_t head[8], tail[4];
     big_endian(head, (uint32_t)(key_size + gap + value_size));
-    memcpy(head + 4, utf8 ? "iTXt" : "tEXt", 4);
+    memcpy(head + 4, layout.type, 4);
     uint32_t crc = crc32_of(0, head + 4, 4);
     crc = crc32_of(crc, key, key_size);
     crc = crc32_of(crc, zeros, gap);
@@ -234,28 +311,9 @@ static tsar_status put_png(tsar_output *output, const char *path, const uint8_t 
 
 #endif
 
-/* Whether path ends in `ending` (lower case) in any case. */
-static int ends_in(const char *path, const char *ending)
-{
-    const size_t n = strlen(path), m = strlen(ending);
-    size_t i = 0;
-    while (n >= m && i < m && (path[n - m + i] >= 'A' && path[n - m + i] <= 'Z' ? path[n - m + i] - 'A' + 'a' : path[n - m + i]) == ending[i]) i++;
-    return i == m;
-}
-
-static int is_png(const char *path)
-{
-#ifdef TSAR_NO_PNG
-    (void)path;
-    return 0;
-#else
-    return ends_in(path, ".png");
-#endif
-}
-
 tsar_status tsar_image_name_check(const char *path, tsar_error *err)
 {
-    if (is_png(path) || ends_in(path, ".ppm") || strncmp(path, "/dev/", 5) == 0) return TSAR_OK; /* a device takes PPM: -o /dev/stdout */
+    if (is_png(path) || ends_in(path, ".ppm") || tsar_path_is_stream(path)) return TSAR_OK; /* a device takes PPM: -o /dev/stdout */
     return tsar_fail(err, TSAR_USAGE, "%s: the name of a picture must end in " ENDINGS, path);
 }
 

@@ -153,8 +153,9 @@ static tsar_status read_dtype(tsar_json *json, tsar_tensor *tensor)
     if (status != TSAR_OK) return status;
     for (tensor->dtype = TSAR_F64; tensor->dtype < TSAR_DTYPES; tensor->dtype = (tsar_dtype)(tensor->dtype + 1))
         if (strcmp(name, tsar_dtype_name(tensor->dtype)) == 0) return TSAR_OK;
-    return tsar_fail(json->err, TSAR_INPUT, "%s: tensor %.100s has the unknown dtype \"%.60s\" (tsar knows F64, F32, F16, BF16, BOOL and the integers I64 ... U8)",
-                     json->path, tensor->name, name);
+    return tsar_fail(json->err, TSAR_INPUT,
+                     "%s: tensor %.100s has the unknown dtype \"%.60s\" (tsar knows F64, F32, F16, BF16, BOOL and the integers I64 ... U8)", json->path,
+                     tensor->name, name);
 }
 
 /* What the header claims of one tensor. */
@@ -350,12 +351,9 @@ static tsar_status open_alone(tsar_file **file, const char *path, tsar_error *er
     tsar_status status = TSAR_ROOM;
     opened->position = UINT64_MAX;
     opened->path = tsar_copy_string(path, err);
-    if (opened->path) {
-        errno = 0;
-        opened->stream = fopen(path, "rb");
-        status = opened->stream ? read_header(opened, err) : tsar_fail(err, TSAR_INPUT, "cannot open %s: %s (check the path)", path, strerror(errno));
-    }
-    if (status)
+    if (opened->path) status = tsar_system_open_read(&opened->stream, path, err);
+    if (status == TSAR_OK) status = read_header(opened, err);
+    if (status != TSAR_OK)
         tsar_file_close(opened);
     else
         *file = opened;
@@ -365,8 +363,7 @@ static tsar_status open_alone(tsar_file **file, const char *path, tsar_error *er
 /* The path of file `name` in the directory of `path`. */
 static char *neighbour(const char *path, const char *name, tsar_error *err)
 {
-    size_t directory = strlen(path);
-    while (directory > 0 && path[directory - 1] != '/') directory--;
+    const size_t directory = tsar_path_folder(path);
     char *joined = tsar_alloc(directory + strlen(name) + 1, 1, "a path", err);
     if (!joined) return NULL;
     memcpy(joined, path, directory);
@@ -443,6 +440,8 @@ void tsar_file_close(tsar_file *file)
 }
 
 const char *tsar_file_path(const tsar_file *file) { return file->path; }
+
+const char *tsar_file_lender(const tsar_file *file) { return file->lender ? file->lender->path : NULL; }
 
 size_t tsar_file_count(const tsar_file *file) { return file->n_tensors; }
 
@@ -659,8 +658,8 @@ static void emit_header(emitter *e, const tsar_writer *writer)
     emit_text(e, "}");
 }
 
-/* Orders the tensors by descending element size, so that each is aligned to its own, and gives them their offsets. */
-static tsar_status lay_out(tsar_writer *writer, tsar_error *err)
+/* Orders the tensors by descending element size, so that each is aligned to its own, and gives them their offsets; *data is their bytes. */
+static tsar_status lay_out(tsar_writer *writer, uint64_t *data, tsar_error *err)
 {
     tsar_tensor *ordered = tsar_alloc(writer->n_tensors, sizeof *ordered, "the list of tensors", err);
     const tsar_tensor **sorted = tsar_alloc(writer->n_tensors, sizeof *sorted, "the list of tensors", err);
@@ -686,6 +685,7 @@ static tsar_status lay_out(tsar_writer *writer, tsar_error *err)
         writer->tensors = ordered;
         ordered = NULL;
     }
+    *data = end;
     tsar_free(ordered);
     tsar_free(sorted);
     return status;
@@ -696,13 +696,16 @@ static tsar_status begin(tsar_writer *writer, tsar_error *err)
 {
     writer->begun = 1;
     if (writer->n_meta) qsort(writer->meta, writer->n_meta, sizeof *writer->meta, compare_meta);
-    const tsar_status status = lay_out(writer, err);
-    if (status) return status;
+    uint64_t end = 0;
+    tsar_status status = lay_out(writer, &end, err);
+    if (status != TSAR_OK) return status;
     emitter count = { NULL, 0, TSAR_OK, err }, text = { writer->output, 0, TSAR_OK, err };
     emit_header(&count, writer);
     const uint64_t length = (count.bytes + 7) / 8 * 8;
     if (length > MAX_HEADER)
         return tsar_fail(err, TSAR_INPUT, "%s: names and metadata would take %" PRIu64 " bytes, more than safetensors allows (100 MB)", writer->path, length);
+    status = tsar_output_reserve(writer->output, 8 + length + end, err); /* lay_out has left room for the header */
+    if (status != TSAR_OK) return status;
     for (int i = 0; i < 8; i++) {
         const char byte = (char)(length >> (8 * i) & 0xFF);
         emit(&text, &byte, 1);

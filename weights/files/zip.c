@@ -19,8 +19,8 @@ tsar_status tsar_source_open(tsar_source *source, const char *path, tsar_error *
 {
     memset(source, 0, sizeof *source);
     source->path = path;
-    source->file = fopen(path, "rb");
-    if (!source->file) return tsar_fail(err, TSAR_INPUT, "%s: cannot be opened; check the path and its permissions", path);
+    const tsar_status status = tsar_system_open_read(&source->file, path, err);
+    if (status != TSAR_OK) return status;
     setvbuf(source->file, NULL, _IONBF, 0); /* callers read in blocks of their own */
     long size = -1;
     if (fseek(source->file, 0, SEEK_END) == 0) size = ftell(source->file);
