@@ -772,6 +772,26 @@ tsar_status tsar_record_write(const char *path, const tsar_model *model, const t
 /* Reads that metadata back: each key that the file has replaces a setting or *image, the others stay as they are. TSAR_INPUT names the key that is wrong. */
 tsar_status tsar_record_settings(tsar_settings *settings, uint64_t *image, const tsar_file *file, tsar_error *err);
 
+/* A list of prompts (weights/prompts.c): one on each line, or one JSON object on each line with "prompt" and, where wanted, "seed" and "n" (other members
+ * are left alone); blank lines hold none. Each prompt is a command of its own, so that a list gives the bytes of as many single commands on as many machines. */
+typedef struct {
+    const char *text;
+    size_t number;   /* of its line, from 0 */
+    uint64_t seed;   /* its own, else seed + number */
+    size_t images;   /* its own, else images */
+} tsar_prompt_line;
+typedef struct tsar_prompts tsar_prompts;
+
+/* Reads path ("-": standard input) and keeps the lines whose number is shard modulo shards (0, 1: all); every line is checked. TSAR_INPUT names the line. */
+tsar_status tsar_prompts_open(tsar_prompts **list, const char *path, uint64_t seed, size_t images, size_t shard, size_t shards, tsar_error *err);
+void tsar_prompts_close(tsar_prompts *list); /* accepts NULL */
+size_t tsar_prompts_count(const tsar_prompts *list);
+const tsar_prompt_line *tsar_prompts_at(const tsar_prompts *list, size_t index);
+/* "I/N", I from 0 to N; N means 0, so that numbers from 1 do as well. */
+tsar_status tsar_shard_parse(size_t *shard, size_t *shards, const char *text, tsar_error *err);
+/* The output of one prompt: OUTPUT/00007.png with an ending (".png"), else OUTPUT with -00007 in front of its own ending. */
+tsar_status tsar_prompts_name(char *name, size_t size, const char *output, const char *ending, size_t number, tsar_error *err);
+
 /* --------------------------------------------------------------------------------------- 10. trace and verify (tests/trace.c, tests/verify.c) */
 
 /* The inputs of a trace: what is NULL or 0 is absent. */
