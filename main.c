@@ -70,7 +70,7 @@ static const option options[OPTIONS] = {
     { "top-p", 0, "P", IS_REAL, 0, 0, SAMPLES, 0, "draw from the most probable codes of total mass P; 0: keep one; 1: from all (the model's default)" },
     { "greedy", 0, NULL, IS_SWITCH, 0, 0, SAMPLES, 0, "take the most probable code instead of drawing" },
     { "decode", 0, "ORDER", IS_TEXT, 0, 0, CONDITIONED, 0,
-      "raster: one fused token in each pass; zipar:W[,first-row]: several rows at once with window W; zipar-adaptive:W (raster)" },
+      "raster: one fused token in each pass; zipar:W[,first-row|,authors]: several rows at once with window W; zipar-adaptive:W (raster)" },
     { "codes", 0, "FILE", IS_TEXT, 0, 0, GENERATE, 0,
       "write codes, logits (after guidance), step_of and, with coarse-to-fine, coarse, the inputs and every setting to a safetensors file; with -n above 1, FILE-I" },
     { "frames", 0, "DIR", IS_TEXT, 0, 0, GENERATE, 0,

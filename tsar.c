@@ -753,6 +753,12 @@ tsar_status tsar_prefill(tsar_state *state, size_t sequence, const tsar_prompt *
     return status;
 }
 
+void tsar_show_unfed(tsar_state *state, size_t sequence)
+{
+    kv_cache *cache = &state->cache[sequence];
+    memset(cache->fed + cache->prefix, 1, cache->positions - cache->prefix);
+}
+
 static tsar_status check_codes(const tsar_config *c, const int64_t *codes, size_t count, tsar_error *err)
 {
     for (size_t i = 0; i < count; i++)

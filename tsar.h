@@ -607,6 +607,10 @@ typedef struct tsar_state tsar_state;
 tsar_status tsar_state_open(tsar_state **state, const tsar_model *model, size_t sequences, tsar_error *err);
 void tsar_state_close(tsar_state *state);
 
+/* From now on, until its next prefill, every image place of the sequence counts in attention: one that was not fed yet with zero keys and
+ * values, as in the cache of ZipAR's authors (QUIRKS-zipar-authors 4). */
+void tsar_show_unfed(tsar_state *state, size_t sequence);
+
 /* Starts sequence `sequence` anew with a prompt; logits [s*s][V] (NULL if not wanted) predict fused token 0. */
 tsar_status tsar_prefill(tsar_state *state, size_t sequence, const tsar_prompt *prompt, double *logits, tsar_error *err);
 
@@ -694,6 +698,7 @@ typedef struct {
     tsar_order order;
     size_t window;          /* of ZipAR; wider than the row is the row */
     int first_row;          /* ZipAR: row 1 waits for the whole of row 0 */
+    int authors;            /* ZipAR as its authors' code for LlamaGen does it: first_row's schedule, and QUIRKS-zipar-authors 2, 3, 4, 9 */
     tsar_decide_fn decide;  /* NULL: the rule's codes stand */
     void *decide_context;
 } tsar_settings;
@@ -701,12 +706,14 @@ typedef struct {
 /* The defaults of the model (SPEC 9), raster order, seed 0. */
 tsar_settings tsar_settings_default(const tsar_model *model);
 extern const char *const tsar_schedule_names[TSAR_SCHEDULES]; /* "constant", "linear", "half-linear", "cosine" */
-/* A schedule by its name; "raster", "zipar:W[,first-row]", "zipar-adaptive:W". TSAR_USAGE for anything else. */
+/* A schedule by its name; "raster", "zipar:W[,first-row|,authors]", "zipar-adaptive:W". TSAR_USAGE for anything else. */
 tsar_status tsar_order_parse(tsar_settings *settings, const char *text, tsar_error *err);
 tsar_status tsar_schedule_parse(tsar_schedule *schedule, const char *text, tsar_error *err);
 /* The decode order of the settings as tsar_order_parse reads it; text [64] is room for it. */
 const char *tsar_order_text(char *text, const tsar_settings *settings);
+/* What is wrong whatever the model, and which decode orders a model cannot have: TSAR_USAGE. */
 tsar_status tsar_settings_check(const tsar_settings *settings, tsar_error *err);
+tsar_status tsar_order_check(const tsar_settings *settings, const tsar_model *model, tsar_error *err);
 
 /* SPEC 5, pure functions: logits [V] and a random number in, an index out. */
 
