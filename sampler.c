@@ -466,11 +466,11 @@ static tsar_status index_clusters(generation *g, tsar_error *err)
 static tsar_status check_fine(const tsar_model *model, tsar_error *err)
 {
     const tsar_config *config = &model->config;
-    if (config->n_coarse == 0 || (config->has_fine && model->cluster_of != NULL)) return TSAR_OK;
+    if (config->n_coarse == 0 || ((model->parts & TSAR_PART_FINE) && model->cluster_of != NULL)) return TSAR_OK;
     return tsar_fail(err, TSAR_INPUT,
                      "the model predicts %zu coarse labels but has no %s, which turns them into codes; "
                      "add the fine stage to the model file",
-                     config->n_coarse, config->has_fine ? "ctf.cluster_of" : "fine.* part");
+                     config->n_coarse, model->parts & TSAR_PART_FINE ? "ctf.cluster_of" : "fine.* part");
 }
 
 /* The sizes that everything else follows from. */
@@ -892,7 +892,7 @@ tsar_status tsar_generate(const tsar_model *model, const tsar_prompt *prompt, co
 {
     generation g;
     tsar_status status = TSAR_OK;
-    if (!model->config.has_gpt)
+    if (!(model->parts & TSAR_PART_GPT))
         status = tsar_fail(err, TSAR_INPUT, "the model has no gpt.* part, so it cannot generate; use a model file with a transformer");
     if (status == TSAR_OK) status = tsar_settings_check(settings, err);
     if (status == TSAR_OK) status = tsar_order_check(settings, model, err);

@@ -262,7 +262,7 @@ tsar_status tsar_values_write(tsar_writer *writer, const tsar_values *values, si
 /* The parts of a model file, as bits; a tensor belongs to a part by the beginning of its name. */
 enum {
     TSAR_PART_GPT = 1,   /* gpt.*: the autoregressive transformer; key arch */
-    TSAR_PART_FINE = 2,  /* fine.*, ctf.*: CTF stage two and the labels of codes; key fine_dim */
+    TSAR_PART_FINE = 2,  /* fine.*: CTF stage two; key fine_dim (ctf.cluster_of, the labels of codes, is small and belongs to all) */
     TSAR_PART_VQ = 4,    /* vq.*: the image tokenizer; key vq_ch */
     TSAR_PART_T5 = 8,    /* t5.*: the text encoder; key t5_dim */
     TSAR_PART_TEXT = 16, /* tokenizer.*, known_words: from a sentence to ids and back */
@@ -517,7 +517,7 @@ void tsar_round_to(const tsar_model *model, double *x, size_t n);
 typedef enum { TSAR_AS_MATRIX, TSAR_AS_TABLE, TSAR_AS_VECTOR, TSAR_AS_INTEGERS } tsar_use;
 typedef struct {
     char name[128];
-    unsigned part;          /* TSAR_PART_* */
+    unsigned part;          /* TSAR_PART_*; ctf.cluster_of: all */
     tsar_use use;
     size_t rank, shape[5];
     size_t first_row, rows; /* of shape[0]: the part that is kept in memory */
@@ -539,6 +539,9 @@ tsar_status tsar_model_allocate(tsar_model *model, tsar_error *err);
  * (TSAR_PART_*; TSAR_PART_ALL) that the file has the values are read, which must be finite; the others take neither time nor memory. */
 tsar_status tsar_model_open(tsar_model **model, const char *path, unsigned parts, size_t threads, tsar_error *err);
 void tsar_model_close(tsar_model *model);
+
+/* The parts that the tensors of an inputs or trace file (SPEC 8) feed, as bits: all that a trace of it or its comparison needs in memory. */
+tsar_status tsar_parts_fed_by(unsigned *parts, const char *path, tsar_error *err);
 
 /* TSAR_OK if the model has this part in memory; else TSAR_INPUT, and what the model therefore cannot do, in words such as "decode images". */
 tsar_status tsar_model_needs(const tsar_model *model, unsigned part, const char *what, tsar_error *err);

@@ -209,6 +209,7 @@ static void visit_t5(walk *w, const tsar_config *c, tsar_model *m)
 static void visit_fine(walk *w, const tsar_config *c, tsar_model *m)
 {
     const tsar_stack sizes = fine_sizes(c);
+    w->part = TSAR_PART_FINE;
     enter(w, "fine.");
     table(w, "coarse_embeddings.weight", SLOT(m, coarse_embeddings), c->n_coarse, c->fine_dim);
     visit_stack(w, "fine.", &sizes, SLOT(m, fine));
@@ -406,6 +407,7 @@ static void visit_vq(walk *w, const tsar_config *c, tsar_model *m)
 
 static void visit_clusters(walk *w, const tsar_config *c, tsar_model *m)
 {
+    w->part = TSAR_PART_ALL;
     enter(w, "ctf.");
     const tsar_weight labels = described(w, "cluster_of", TSAR_AS_INTEGERS, SLOT(m, cluster_of), 1, &c->codebook_size);
     visit(w, &labels);
@@ -415,7 +417,6 @@ tsar_status tsar_weights(const tsar_config *config, tsar_model *model, tsar_weig
 {
     walk w = { visitor, context, TSAR_OK, err, 0, "" };
     if (config->has_gpt) visit_gpt(&w, config, model);
-    w.part = TSAR_PART_FINE;
     if (config->has_fine) visit_fine(&w, config, model);
     if (config->n_coarse) visit_clusters(&w, config, model);
     if (config->has_vq) visit_vq(&w, config, model);
@@ -641,7 +642,7 @@ tsar_status tsar_model_allocate(tsar_model *m, tsar_error *err)
     if (c->has_gpt) m->gpt = gpt_sizes(c);
     if (c->has_fine) m->fine = fine_sizes(c);
     if (c->has_t5) m->t5 = t5_sizes(c);
-    m->parts = (c->has_gpt ? TSAR_PART_GPT | TSAR_PART_TEXT : 0u) | (c->has_fine || c->n_coarse ? TSAR_PART_FINE : 0u) |
+    m->parts = (c->has_gpt ? TSAR_PART_GPT | TSAR_PART_TEXT : 0u) | (c->has_fine ? TSAR_PART_FINE : 0u) |
                (c->has_vq ? TSAR_PART_VQ : 0u) | (c->has_t5 ? TSAR_PART_T5 : 0u);
     status = allocate(&m->gpt.layers, m->gpt.n_layer, sizeof *m->gpt.layers, err);
     if (status == TSAR_OK) status = allocate(&m->shuffle_mlp, mlps, sizeof *m->shuffle_mlp, err);
@@ -812,6 +813,25 @@ tsar_status tsar_model_needs(const tsar_model *model, unsigned part, const char 
     while (i < 4 && !(part >> i & 1u)) i++;
     if (model->parts & part) return TSAR_OK;
     return tsar_fail(err, TSAR_INPUT, "the model has no %s: it cannot %s", names[i], what);
+}
+
+/* A prompt alone is generated from: its codes then feed the tokenizer. */
+tsar_status tsar_parts_fed_by(unsigned *parts, const char *path, tsar_error *err)
+{
+    enum { STACKS = TSAR_PART_GPT | TSAR_PART_FINE };
+    static const struct {
+        const char *name;
+        unsigned parts;
+    } inputs[] = { { "input.coarse", TSAR_PART_FINE }, { "coarse", TSAR_PART_FINE },  { "input.image", TSAR_PART_VQ },
+                   { "input.codes", TSAR_PART_VQ },    { "vq.codes", TSAR_PART_VQ },  { "input.t5_ids", TSAR_PART_T5 },
+                   { "input.text", STACKS },           { "input.class", STACKS },     { "input.caption", STACKS } };
+    tsar_file *file = NULL;
+    const tsar_status status = tsar_file_open(&file, path, err);
+    *parts = 0;
+    for (size_t i = 0; status == TSAR_OK && i < sizeof inputs / sizeof *inputs; i++)
+        if (tsar_file_find(file, inputs[i].name)) *parts |= inputs[i].parts | (*parts == 0 && inputs[i].parts == STACKS ? TSAR_PART_VQ : 0u);
+    tsar_file_close(file);
+    return status;
 }
 
 static void free_coder(tsar_coder *coder, size_t n_levels)
