@@ -962,7 +962,7 @@ static tsar_status run_trace(const arguments *a, tsar_error *err)
 static tsar_status read_score_inputs(generation *g, tsar_inputs *inputs, tsar_error *err)
 {
     const option_value *at = g->a->at;
-    const int conditioned = at[O_PROMPT].text || at[O_PROMPT_IDS].text || at[O_CLASS].text || at[O_CAPTION].text;
+    const int conditioned = is_conditioned(g->a);
     tsar_file *file = NULL;
     tsar_status status = TSAR_OK;
     if (!at[O_CFG].text) g->settings.cfg = 1;
@@ -983,7 +983,7 @@ static tsar_status run_score(const arguments *a, tsar_error *err)
     int64_t *codes = NULL;
     size_t h = 0, w = 0;
     double *nats = NULL, sum = 0;
-    tsar_status status = open_generation(&g, a, 1, err);
+    tsar_status status = open_generation(&g, a, TSAR_PART_ALL & ~(unsigned)TSAR_PART_VQ, 1, err);
     if (status == TSAR_OK && a->at[O_OUTPUT].text) status = check_output_of_model(a, err);
     if (status == TSAR_OK) status = read_score_inputs(&g, &inputs, err);
     if (status == TSAR_OK) status = read_codes(g.model, a->operands[0], &codes, &h, &w, err);
