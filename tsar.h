@@ -473,7 +473,24 @@ typedef struct {
 } tsar_vq;
 
 /* Pieces of text that are found as a whole (SPEC 11): piece i is bytes at[i] ... at[i+1]-1 and has the id ids[i]. */
-typedef struct { size_t n; uint8_t *bytes; int64_t *at, *ids; } tsar_pieces; /* at [n + 1], ids [n] */
+typedef struct { size_t n; uint8_t *bytes; int64_t *at, *ids; size_t n_bytes; } tsar_pieces; /* at [n + 1], ids [n], bytes [n_bytes] */
+typedef struct { uint32_t *at; size_t mask; } tsar_slots; /* an index with open addressing */
+
+/* A byte-pair tokenizer (SPEC 11): what a model file or a published file says, and the index that tsar_bpe_open makes of it. */
+typedef struct {
+    tsar_split split;
+    int nfc;                          /* text_normal=nfc */
+    int64_t *merges;                  /* [n_merges][2], owned like the following */
+    size_t n_merges;
+    int64_t *merge_ids, *merge_ranks; /* [n_merges] each; NULL: merge r makes id 3 + 256 + r and has rank r */
+    int64_t *byte_ids;                /* [256], -1 for none; NULL: byte b is id 3 + b */
+    tsar_pieces whole, special;       /* pieces that are found as a whole; added tokens */
+    uint8_t *special_pass;            /* [special.n]: 0 before the normaliser, 1 after it */
+    tsar_slots pairs, whole_slots, special_slots;
+    unsigned char *lengths;           /* [longest + 1]: 1 for a length that added tokens have */
+    size_t longest;
+    unsigned char begins[256];        /* 1 for a byte that added tokens begin with */
+} tsar_bpe;
 
 /* A model: configuration and read-only weights. Any number of threads may use one at the same time. */
 typedef struct {
@@ -499,12 +516,7 @@ typedef struct {
     tsar_table t5_embeddings;           /* [t5_vocab][t5_dim] */
     uint8_t *t5_spiece;                 /* [n_t5_spiece]: the file spiece.model as it is; NULL without it */
     size_t n_t5_spiece;
-    int64_t *merges;                    /* [n_merges][2]: byte-level BPE, in rank order (SPEC 3, Text); NULL without */
-    size_t n_merges;
-    int64_t *merge_ids, *merge_ranks;   /* [n_merges] each; NULL: merge r makes id 3 + 256 + r and has rank r */
-    int64_t *byte_ids;                  /* [256], -1 for none; NULL: byte b is id 3 + b */
-    tsar_pieces whole, special;         /* pieces of the vocabulary that no merges make; added tokens */
-    uint8_t *special_pass;              /* [special.n]: 0 before the normaliser, 1 after it */
+    tsar_bpe bpe;                       /* text to ids: tokenizer.*; tsar's own takes it without merges, too */
     char *known_words;                  /* the key known_words: all words of its training captions, blanks between them; NULL without it */
 } tsar_model;
 
@@ -552,10 +564,34 @@ uint64_t tsar_synth_word(uint64_t key, uint64_t index); /* z of flat index i */
 /* Writes the synthetic model that keys[i]=values[i] describe, n of them; dtype F32, BF16 or F16. */
 tsar_status tsar_synth(const char *path, const char *const *keys, const char *const *values, size_t n, tsar_dtype dtype, tsar_error *err);
 
-/* --------------------------------------------------------------------------------------------------- 5. text (weights/text.c) */
+/* ------------------------------------------------ 5. text (weights/text.c; weights/bpe.c, weights/tokenizer.c) */
 
-/* Byte-level BPE. A prompt becomes <bos>, its ids, <soi>: *ids is owned by the caller (tsar_free), *n its length. Merges
- * are applied in rank order, leftmost first. TSAR_INPUT if the model takes no text or text_vocab is too small for the prompt. */
+/* Checks what stands in bpe (ids below n_ids, 0: below 2^24; `name` is named in errors) and indexes it. tsar_bpe_close releases everything. */
+tsar_status tsar_bpe_open(tsar_bpe *bpe, size_t n_ids, const char *name, tsar_error *err);
+void tsar_bpe_close(tsar_bpe *bpe);
+/* From a published file: tokenizer.json, or tiktoken's ranks with emu3_vision_tokens.txt beside them. */
+tsar_status tsar_bpe_read(tsar_bpe *bpe, const char *path, tsar_error *err);
+/* The ids of a text alone: *ids [*n] is the caller's to tsar_free. Invalid UTF-8 is refused, but by tsar's own tokenizer. */
+tsar_status tsar_bpe_encode(const tsar_bpe *bpe, const char *text, size_t bytes, int64_t **ids, size_t *n, tsar_error *err);
+/* The bytes of ids, 0-terminated: *text [*bytes] is the caller's. tsar's own specials say nothing, added tokens their own text. */
+tsar_status tsar_bpe_decode(const tsar_bpe *bpe, const int64_t *ids, size_t n, char **text, size_t *bytes, tsar_error *err);
+/* The id of an added token; -1 if there is none. */
+int64_t tsar_bpe_special(const tsar_bpe *bpe, const char *text);
+
+/* A sentence for a model, and what its template needs besides. */
+typedef struct {
+    const char *text;
+    size_t bytes;
+    int negative; /* emu3: the negative prompt, which takes no suffix */
+    int raw;      /* emu3: no suffix either way */
+    size_t h, w;  /* rows and columns of codes; 0: the model's grid */
+} tsar_sentence;
+extern const char tsar_negative_prompt[]; /* emu3's published one */
+
+/* The prefix of a sentence by the model's template (SPEC 11): *ids [*n] is the caller's to tsar_free. TSAR_INPUT if the model takes no text,
+ * has no tokenizer or lacks an id of its template, if its tokenizer cannot take the text, or the size is none of its sizes. */
+tsar_status tsar_text_prefix(const tsar_model *model, const tsar_sentence *sentence, int64_t **ids, size_t *n, tsar_error *err);
+/* The same of a 0-terminated prompt for the model's grid. */
 tsar_status tsar_text_encode(const tsar_model *model, const char *prompt, int64_t **ids, size_t *n, tsar_error *err);
 /* The next word of the prompt, from byte `from` on, that is none of the model's known_words and stands nowhere before in the prompt:
  * its place, and in *length its bytes. Words are what blanks divide; a capital letter or a comma makes another word. SIZE_MAX if
