@@ -4,23 +4,36 @@
  *     decode    codes -> codewords -> post_quant_conv -> decoder -> bytes
  *
  * Letters: C, H, W channels, rows, columns of a tensor; P = H*W its pixels; h, w rows, columns of the latent picture;
- * K codewords; E = vq_embed_dim; T outputs that are computed together; G groups of a GroupNorm.
+ * K codewords; E = vq_embed_dim; T positions that are computed together; G groups of a GroupNorm.
  *
- * Every tensor is kept as SPEC 8 traces it, [C][H][W]. One convolution serves all sizes, strides and the upsampling; its
- * products, like those of attention, of the quantizer and of k-means, are tsar_accumulate's. */
+ * Every tensor is kept as SPEC 8 traces it, [C][H][W], and there are two of them: the stream and a branch. One convolution serves all
+ * sizes, strides and the upsampling; the products of attention, of the quantizer and of k-means are tsar_accumulate's. */
 #include "tsar.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
+/* Sizes of the convolution's kernel (tests/SPEED.md): it computes OUTPUTS channels of PIXELS pixels at a time, in VECTORS x OUTPUTS
+ * registers of LANES numbers. */
+#if defined(__AVX512F__)
+enum { LANES = 8, VECTORS = 4 };
+#elif defined(__AVX__)
+enum { LANES = 4, VECTORS = 2 };
+#else
+enum { LANES = 2, VECTORS = 2 };
+#endif
 enum {
-    RUN = 192,          /* T of a convolution and of attention: pixels that share one pass over the weights */
-    COLUMNS = 128,      /* terms of a sum that are gathered at a time: 14 channels of a 3x3 convolution */
-    LINE = 2 * RUN + 8, /* room for the columns of a framed row that RUN pixels see, with stride 2 */
-    CHAINS = 8,         /* groups whose sums run side by side */
-    STRETCH = 2048,     /* elements that are normalised and activated while they are in the first-level cache */
-    POINTS = 16         /* T of a search for the nearest codeword */
+    OUTPUTS = 5,
+    PIXELS = VECTORS * LANES,
+    TERMS = 72,                       /* of a sum that are taken at a time: 8 channels of a 3x3 convolution */
+    SPREAD = TERMS * OUTPUTS * LANES, /* weights of these terms */
+    BAND = 2048,                      /* pixels that share a pass over the weights, about, */
+    STRIP = 256,                      /* of at most so many columns */
+    QUERIES = 192,                    /* T of attention */
+    COLUMNS = 128,                    /* terms of a product that are taken at a time */
+    CHAINS = 8,                       /* groups whose sums run side by side */
+    POINTS = 16                       /* T of a search for the nearest codeword */
 };
 
 static const double NORM_EPS = 1e-6;    /* GroupNorm (QUIRKS, VQ 2) */
@@ -31,16 +44,15 @@ typedef struct {
     const tsar_model *model;
     const tsar_sink *sink;
     tsar_error *err;
-    const char *part;      /* "encoder" or "decoder", in trace names */
-    size_t C, H, W;        /* of the activation */
-    double *x;             /* [C][H][W], the activation */
-    double *a, *b;         /* two more tensors of the same capacity */
-    size_t capacity;       /* elements of x, of a and of b: the largest tensor of the pass */
-    size_t widest;         /* the most channels that a convolution of the pass reads or writes */
-    double *columns;       /* [threads][RUN][COLUMNS] */
-    double *lines;         /* [threads][COLUMNS][LINE] */
-    double *tile;          /* [threads][RUN][widest + CHAINS] */
-    double *scratch;       /* [threads] of tsar_scratch(RUN, 1) */
+    const char *part; /* "encoder" or "decoder", in trace names */
+    size_t C, H, W;   /* of the activation */
+    double *x, *a;    /* [C][H][W], the activation; another tensor of the same capacity */
+    size_t capacity;  /* elements of x and of a: the largest tensor of the pass */
+    double *band;     /* [band_size]: what an area of a convolution sees */
+    size_t band_size;
+    double *sums; /* [threads][sums_size]: of the outputs of an area */
+    size_t sums_size;
+    double *weights;       /* [threads][SPREAD] */
     double *mean, *spread; /* [G]: of a GroupNorm */
 } network;
 
@@ -58,132 +70,9 @@ static void swap(double **p, double **q)
     *q = kept;
 }
 
-/* -------------------------------------------------------------------------------------------------------- convolution */
-
 typedef enum { PLAIN, DOWNSAMPLE, UPSAMPLE } resampling;
 typedef enum { REPLACE, ADD } result_mode; /* what becomes of what stands in the output */
 typedef enum { NORM_ONLY, NORM_SWISH } norm_mode;
-
-/* Which pixels a convolution reads: the input [in][H][W], upsampled by 1 << up, framed by zeros, seen through a kernel of
- * size x size that moves by stride. */
-typedef struct {
-    size_t H, W, up;           /* of the input in memory */
-    size_t size, stride, lead; /* lead: rows of zeros above, and columns on the left */
-    size_t out_H, out_W;
-} framing;
-
-/* SPEC 4, QUIRKS VQ 1. 3x3: one pixel of padding on every side; downsampling: on the right and at the bottom only, then
- * stride 2; upsampling: nearest, each pixel twice in both directions, then as 3x3. 1x1: no padding. */
-static framing framing_of(const tsar_conv *conv, resampling mode, size_t H, size_t W)
-{
-    framing v = { H, W, 0, conv->size, 1, conv->size == 3 ? 1 : 0, H, W };
-    if (mode == DOWNSAMPLE) {
-        v.stride = 2;
-        v.lead = 0;
-        v.out_H = H / 2;
-        v.out_W = W / 2;
-    } else if (mode == UPSAMPLE) {
-        v.up = 1;
-        v.out_H = 2 * H;
-        v.out_W = 2 * W;
-    }
-    return v;
-}
-
-/* line[n] = the framed input of one channel at row `row`, columns `column` ... column+n-1, counted from the frame's corner.
- * plane [H][W] */
-static void fetch_line(double *line, const double *plane, const framing *v, size_t row, size_t column, size_t n)
-{
-    const int inside = row >= v->lead && row - v->lead < v->H << v->up;
-    const size_t begin = column < v->lead ? v->lead - column : 0;      /* line[begin] is the first pixel, */
-    const size_t end = smaller(n, (v->W << v->up) + v->lead - column); /* line[end] the first zero behind */
-    if (!inside) {
-        for (size_t k = 0; k < n; ++k) line[k] = 0.0;
-        return;
-    }
-    const double *source = plane + ((row - v->lead) >> v->up) * v->W;
-    const size_t first = column + begin - v->lead;
-    for (size_t k = 0; k < begin; ++k) line[k] = 0.0;
-    if (v->up)
-        for (size_t k = begin; k < end; ++k) line[k] = source[(first + k - begin) >> 1];
-    else
-        memcpy(line + begin, source + first, (end - begin) * sizeof *line);
-    for (size_t k = end; k < n; ++k) line[k] = 0.0;
-}
-
-/* What T output pixels from number `first` on multiply with the weights of channels c0 ... c0+channels-1, in the order of
- * SPEC 1.2: columns[t][(c*size + i)*size + j] = framed input at channel c0+c, row y*stride + i, column x*stride + j. The
- * framed rows are laid out first, then read pixel by pixel, so that columns is written from front to back.
- * columns [T][COLUMNS]; in [C][H][W]; lines [COLUMNS][LINE] is scratch */
-static void gather(double *columns, const double *in, const framing *v, size_t c0, size_t channels, size_t first, size_t T, double *lines)
-{
-    const size_t n_lines = channels * v->size;
-    size_t n;
-    for (size_t t = 0; t < T; t += n) { /* n pixels of one row */
-        const size_t y = (first + t) / v->out_W, x = (first + t) % v->out_W;
-        n = smaller(T - t, v->out_W - x);
-        for (size_t l = 0; l < n_lines; ++l)
-            fetch_line(lines + l * LINE, in + (c0 + l / v->size) * v->H * v->W, v, y * v->stride + l % v->size, x * v->stride, (n - 1) * v->stride + v->size);
-        for (size_t k = 0; k < n; ++k) {
-            const double *line = lines + k * v->stride;
-            double *column = columns + (t + k) * COLUMNS;
-            if (v->size == 3)
-                for (size_t l = 0; l < n_lines; ++l) memcpy(column + 3 * l, line + l * LINE, 3 * sizeof *line);
-            else
-                for (size_t l = 0; l < n_lines; ++l) column[l] = line[l * LINE];
-        }
-    }
-}
-
-/* The convolution of T pixels, see convolve. Scratch: columns [RUN][COLUMNS], lines [COLUMNS][LINE], tile [RUN] rows ld apart. */
-static void convolve_run(double *out, const double *in, const tsar_conv *conv, const framing *v, result_mode result, size_t first, size_t T, double *columns,
-                         double *lines, double *tile, size_t ld, double *scratch)
-{
-    const size_t terms = v->size * v->size, pixels = v->out_H * v->out_W, panels = (conv->out + TSAR_PANEL - 1) / TSAR_PANEL;
-    const size_t most = COLUMNS / terms, chunks = (conv->in + most - 1) / most;
-
-    for (size_t t = 0; t < T; ++t) memcpy(tile + t * ld, conv->bias, conv->out * sizeof *tile);
-    for (size_t chunk = 0; chunk < chunks; ++chunk) {
-        const size_t c = share(conv->in, chunk, chunks), channels = share(conv->in, chunk + 1, chunks) - c;
-        gather(columns, in, v, c, channels, first, T, lines);
-        tsar_accumulate(tile, ld, columns, COLUMNS, &conv->weight, c * terms, channels * terms, T, 0, panels, scratch);
-    }
-    for (size_t r = 0; r < conv->out; ++r) {
-        double *out_r = out + r * pixels + first;
-        if (result == ADD)
-            for (size_t t = 0; t < T; ++t) out_r[t] = out_r[t] + tile[t * ld + r];
-        else
-            for (size_t t = 0; t < T; ++t) out_r[t] = tile[t * ld + r];
-    }
-}
-
-/* y[r][y][x] = bias[r] + sum over c, i, j, in this order, of weight[r][c][i][j] * framed input[c][y*stride + i][x*stride + j];
- * out = y, or out + y for ADD.   out [conv.out][out_H][out_W], in [conv.in][H][W] */
-static void convolve(const network *s, double *out, const double *in, const tsar_conv *conv, resampling mode, size_t H, size_t W, result_mode result)
-{
-    const framing v = framing_of(conv, mode, H, W);
-    const size_t pixels = v.out_H * v.out_W, runs = (pixels + RUN - 1) / RUN, ld = s->widest + CHAINS;
-    const size_t workers = smaller(s->model->threads, runs);
-
-    TSAR_PARALLEL_FOR(workers)
-    for (size_t worker = 0; worker < workers; ++worker) {
-        double *columns = s->columns + worker * RUN * COLUMNS, *lines = s->lines + worker * COLUMNS * LINE, *tile = s->tile + worker * RUN * ld;
-        for (size_t run = share(runs, worker, workers); run < share(runs, worker + 1, workers); ++run)
-            convolve_run(out, in, conv, &v, result, run * RUN, smaller(RUN, pixels - run * RUN), columns, lines, tile, ld,
-                         s->scratch + worker * tsar_scratch(RUN, 1));
-    }
-}
-
-/* x = convolution of x. */
-static void conv_layer(network *s, const tsar_conv *conv, resampling mode)
-{
-    const framing v = framing_of(conv, mode, s->H, s->W);
-    convolve(s, s->a, s->x, conv, mode, s->H, s->W, REPLACE);
-    swap(&s->x, &s->a);
-    s->C = conv->out;
-    s->H = v.out_H;
-    s->W = v.out_W;
-}
 
 /* ---------------------------------------------------------------------------------------------------------- GroupNorm */
 
@@ -215,11 +104,21 @@ static void group_moments(double *mean, double *spread, const double *x, size_t 
     }
 }
 
-/* y = (x - mean_g) / spread_g * gain_c + bias_c, where channel c belongs to group g of C/G channels; then, where swish is
- * set, y = y / (1 + exp(-y)). The sums of a group take channels, rows, columns in this order.   out, in [C][H][W]; out may be in */
-static void group_norm(const network *s, double *out, const double *in, const tsar_norm *norm, norm_mode mode)
+/* What becomes of pixels on their way into a convolution: y = (x - mean_g) / spread_g * gain_c + bias_c, where channel c belongs to
+ * group g of `members` channels; then, for NORM_SWISH, y = y / (1 + exp(-y)). */
+typedef struct {
+    const tsar_model *model;
+    const double *gain, *bias;   /* [C] */
+    const double *mean, *spread; /* [G] */
+    size_t members;
+    norm_mode mode;
+} norming;
+
+/* The GroupNorm of in [C][H][W], ready to be applied: its moments are taken. The sums of a group take channels, rows, columns in this
+ * order. It is good until the next call. */
+static norming group_norm(network *s, const double *in, const tsar_norm *norm, norm_mode mode)
 {
-    const size_t C = norm->channels, P = s->H * s->W, G = s->model->config.vq_groups, members = C / G;
+    const size_t P = s->H * s->W, G = s->model->config.vq_groups, members = norm->channels / G;
     const size_t batches = (G + CHAINS - 1) / CHAINS, threads = s->model->threads;
 
     TSAR_PARALLEL_FOR(threads)
@@ -227,17 +126,223 @@ static void group_norm(const network *s, double *out, const double *in, const ts
         size_t g = batch * CHAINS;
         group_moments(s->mean + g, s->spread + g, in + g * members * P, members * P, smaller(CHAINS, G - g));
     }
-    TSAR_PARALLEL_FOR(threads)
-    for (size_t c = 0; c < C; ++c) {
-        const double mean = s->mean[c / members], spread = s->spread[c / members], gain = norm->gain[c], bias = norm->bias[c];
-        for (size_t p = 0; p < P; p += STRETCH) {
-            const size_t n = smaller(STRETCH, P - p);
-            const double *x = in + c * P + p;
-            double *y = out + c * P + p;
-            for (size_t i = 0; i < n; ++i) y[i] = (x[i] - mean) / spread * gain + bias;
-            if (mode == NORM_SWISH) tsar_silu_n(y, n);
-        }
+    return (norming){ s->model, norm->gain, norm->bias, s->mean, s->spread, members, mode };
+}
+
+/* For verify (SPEC 10): the value before its weight and the one after it are rounded; BF16 and F16 as in torch's CPU code, x a + b with
+ * a = gain / spread and b = bias - mean a. */
+static void normalise_rounded(const tsar_model *model, double *x, size_t n, double mean, double spread, double gain, double bias)
+{
+    const int halves = model->precision == TSAR_BF16 || model->precision == TSAR_F16;
+    double m = mean, one_over = 1.0 / spread, a, b;
+    tsar_round_to(model, &m, 1);
+    tsar_round_to(model, &one_over, 1);
+    a = one_over * gain;
+    tsar_round_to(model, &a, 1);
+    b = m * a;
+    tsar_round_to(model, &b, 1);
+    b = bias - b;
+    tsar_round_to(model, &b, 1);
+    for (size_t i = 0; i < n; ++i) x[i] = halves ? x[i] * a : (x[i] - mean) / spread;
+    tsar_round_to(model, x, n);
+    for (size_t i = 0; i < n; ++i) x[i] = halves ? x[i] + b : x[i] * gain + bias;
+    tsar_round_to(model, x, n);
+}
+
+/* n pixels of channel c, in place. */
+static void normalise(const norming *v, double *x, size_t n, size_t c)
+{
+    const double mean = v->mean[c / v->members], spread = v->spread[c / v->members], gain = v->gain[c], bias = v->bias[c];
+    if (v->model->precision == TSAR_F64)
+        for (size_t i = 0; i < n; ++i) x[i] = (x[i] - mean) / spread * gain + bias;
+    else
+        normalise_rounded(v->model, x, n, mean, spread, gain, bias);
+    if (v->mode == NORM_SWISH) tsar_silu_n(x, n);
+    if (v->mode == NORM_SWISH) tsar_round_to(v->model, x, n);
+}
+
+/* -------------------------------------------------------------------------------------------------------- convolution */
+
+/* Which pixels a convolution reads: the input [in][H][W], upsampled by 1 << up, framed by zeros, seen through a kernel of
+ * size x size that moves by stride; and how a band of it is kept: band_H x band_W outputs see, in each channel, stride x stride
+ * planes, plane (i, j) holding rows i, i + stride, ... and columns j, j + stride, ... of the framed input, rows `pitch` apart. So
+ * what output q = y * pitch + x multiplies with term k of the kernel stands at q + at[k]: a term sees one shifted run of pixels,
+ * whatever the size, the stride and the row. (The pitch - band_W outputs between two rows are computed and left.) */
+typedef struct {
+    size_t H, W, up;           /* of the input in memory */
+    size_t size, stride, lead; /* lead: rows of zeros above, and columns on the left */
+    size_t out_H, out_W;
+    size_t band_H, band_W, pitch, plane;
+    size_t outputs;   /* of a band, q = 0 ... outputs-1, filled up to whole tiles */
+    size_t channels;  /* whose terms are summed at a time */
+    size_t at[TERMS]; /* of the terms of these channels */
+} framing;
+
+/* SPEC 4, QUIRKS VQ 1. 3x3: one pixel of padding on every side; downsampling: on the right and at the bottom only, then
+ * stride 2; upsampling: nearest, each pixel twice in both directions, then as 3x3. 1x1: no padding. */
+static framing framing_of(const tsar_conv *conv, resampling mode, size_t H, size_t W)
+{
+    framing v = { .H = H, .W = W, .size = conv->size, .stride = 1, .lead = conv->size == 3 ? 1 : 0, .out_H = H, .out_W = W };
+    if (mode == DOWNSAMPLE) {
+        v.stride = 2;
+        v.lead = 0;
+        v.out_H = H / 2;
+        v.out_W = W / 2;
+    } else if (mode == UPSAMPLE) {
+        v.up = 1;
+        v.out_H = tsar_product(2, H);
+        v.out_W = tsar_product(2, W);
     }
+    const size_t margin = (v.size - 1) / v.stride;
+    v.band_W = smaller(v.out_W, STRIP);
+    v.band_H = smaller(v.out_H, larger(1, BAND / larger(1, v.band_W)));
+    v.pitch = v.band_W + margin;
+    v.plane = (v.band_H + margin) * v.pitch;
+    v.outputs = (v.band_H * v.pitch + PIXELS - 1) / PIXELS * PIXELS;
+    v.channels = TERMS / (v.size * v.size);
+    for (size_t k = 0; k < v.channels * v.size * v.size; ++k) {
+        const size_t c = k / (v.size * v.size), i = k / v.size % v.size, j = k % v.size, s = v.stride;
+        v.at[k] = (c * s * s + i % s * s + j % s) * v.plane + i / s * v.pitch + j / s;
+    }
+    return v;
+}
+
+/* Elements of a band of `channels` channels, and of what the last tile reads behind it. */
+static size_t band_size(const framing *v, size_t channels) { return tsar_product(channels, v->stride * v->stride * v->plane) + PIXELS; }
+
+/* line[n] = the framed input of channel c at row `row`, columns `column` ... column+n-1, counted from the frame's corner; normalised
+ * unless norm is NULL. The frame stays zero.   plane [H][W] */
+static void fetch_line(double *line, const double *plane, const framing *v, size_t row, size_t column, size_t n, const norming *norm, size_t c)
+{
+    const int inside = row >= v->lead && row - v->lead < v->H << v->up;
+    const size_t begin = column < v->lead ? v->lead - column : 0;      /* line[begin] is the first pixel, */
+    const size_t end = smaller(n, (v->W << v->up) + v->lead - column); /* line[end] the first zero behind */
+    if (!inside) {
+        for (size_t k = 0; k < n; ++k) line[k] = 0.0;
+        return;
+    }
+    const double *source = plane + ((row - v->lead) >> v->up) * v->W;
+    const size_t first = column + begin - v->lead;
+    for (size_t k = 0; k < begin; ++k) line[k] = 0.0;
+    if (v->up)
+        for (size_t k = begin; k < end; ++k) line[k] = source[(first + k - begin) >> 1];
+    else
+        memcpy(line + begin, source + first, (end - begin) * sizeof *line);
+    if (norm != NULL) normalise(norm, line + begin, end - begin, c);
+    for (size_t k = end; k < n; ++k) line[k] = 0.0;
+}
+
+/* A place in the picture: outputs of rows y ... y+H-1 and columns x ... x+W-1. */
+typedef struct {
+    size_t y, x, H, W;
+} area;
+
+/* The planes of channel c that the outputs of an area see.   band [stride][stride][plane]; in [in][H][W] */
+static void fill_band(double *band, const double *in, const framing *v, area a, const norming *norm, size_t c)
+{
+    const size_t s = v->stride, rows = (a.H - 1) * s + v->size, n = (a.W - 1) * s + v->size;
+    double line[2 * STRIP + 3];
+    for (size_t row = 0; row < rows; ++row) {
+        double *into = band + row % s * s * v->plane + row / s * v->pitch, *whole = s == 1 ? into : line;
+        fetch_line(whole, in + c * v->H * v->W, v, a.y * s + row, a.x * s, n, norm, c);
+        for (size_t j = 0; s > 1 && j < s; ++j)
+            for (size_t k = 0; k * s + j < n; ++k) into[j * v->plane + k] = line[k * s + j];
+    }
+}
+
+/* The kernel: sum[r][p] += w[k][r] * x[at[k] + p], k ascending, for OUTPUTS outputs r and PIXELS pixels p, each in an accumulator of
+ * its own, all of them in registers; w is kept LANES times over, because loading a whole register is cheaper than filling it with one
+ * number. The order of the two outer loops changes no sum: gcc keeps the accumulators in registers with one order, clang with
+ * the other.   sum [OUTPUTS] rows ld apart; w [terms][OUTPUTS][LANES] */
+static void tile(double *restrict sum, size_t ld, const double *restrict x, const size_t *restrict at, const double *restrict w, size_t terms)
+{
+#if defined(__clang__)
+    enum { OUTER = OUTPUTS, INNER = VECTORS };
+#define OUTPUT outer
+#define VECTOR inner
+#else
+    enum { OUTER = VECTORS, INNER = OUTPUTS };
+#define OUTPUT inner
+#define VECTOR outer
+#endif
+    double acc[OUTER][INNER][LANES];
+    for (size_t outer = 0; outer < OUTER; ++outer)
+        for (size_t inner = 0; inner < INNER; ++inner)
+            for (size_t l = 0; l < LANES; ++l) acc[outer][inner][l] = sum[OUTPUT * ld + VECTOR * LANES + l];
+    for (size_t k = 0; k < terms; ++k, w += OUTPUTS * LANES) {
+        const double *x_k = x + at[k];
+        for (size_t outer = 0; outer < OUTER; ++outer)
+            for (size_t inner = 0; inner < INNER; ++inner)
+                for (size_t l = 0; l < LANES; ++l) acc[outer][inner][l] += w[OUTPUT * LANES + l] * x_k[VECTOR * LANES + l];
+    }
+    for (size_t outer = 0; outer < OUTER; ++outer)
+        for (size_t inner = 0; inner < INNER; ++inner)
+            for (size_t l = 0; l < LANES; ++l) sum[OUTPUT * ld + VECTOR * LANES + l] = acc[outer][inner][l];
+#undef OUTPUT
+#undef VECTOR
+}
+
+/* w [terms][OUTPUTS][LANES] = columns k ... k+terms-1 of rows r ... of the weights; 0 where there is no such row. */
+static void spread_weights(double *w, const tsar_matrix *weight, size_t r, size_t k, size_t terms)
+{
+    double columns[TERMS * OUTPUTS] = { 0 };
+    const size_t rows = smaller(OUTPUTS, weight->rows - r);
+    tsar_matrix_part(columns, OUTPUTS, weight, r, rows, k, terms);
+    for (size_t i = 0; i < terms * OUTPUTS; ++i)
+        for (size_t l = 0; l < LANES; ++l) w[i * LANES + l] = columns[i];
+}
+
+/* Outputs r ... r+OUTPUTS-1 of a convolution in an area, see convolve. The weights of a few channels are spread once for the whole
+ * area.   band [in][stride][stride][plane]; sum [OUTPUTS][outputs] and w [TERMS][OUTPUTS][LANES] are scratch */
+static void convolve_area(const tsar_model *model, double *out, const double *band, const tsar_conv *conv, const framing *v, area a, size_t r,
+                          result_mode result, double *sum, double *w)
+{
+    const size_t terms = v->size * v->size, rows = smaller(OUTPUTS, conv->out - r), n = (a.H - 1) * v->pitch + a.W;
+    for (size_t i = 0; i < OUTPUTS; ++i)
+        for (size_t q = 0; q < v->outputs; ++q) sum[i * v->outputs + q] = i < rows ? conv->bias[r + i] : 0.0;
+    for (size_t c = 0; c < conv->in; c += v->channels) {
+        const size_t channels = smaller(v->channels, conv->in - c);
+        spread_weights(w, &conv->weight, r, c * terms, channels * terms);
+        for (size_t q = 0; q < n; q += PIXELS) tile(sum + q, v->outputs, band + c * v->stride * v->stride * v->plane + q, v->at, w, channels * terms);
+    }
+    for (size_t i = 0; i < rows; ++i)
+        for (size_t y = 0; y < a.H; ++y) {
+            double *sum_y = sum + i * v->outputs + y * v->pitch, *out_y = out + ((r + i) * v->out_H + a.y + y) * v->out_W + a.x;
+            tsar_round_to(model, sum_y, a.W);
+            for (size_t x = 0; x < a.W; ++x) out_y[x] = result == ADD ? out_y[x] + sum_y[x] : sum_y[x];
+            if (result == ADD) tsar_round_to(model, out_y, a.W);
+        }
+}
+
+/* y[r][y][x] = bias[r] + sum over c, i, j, in this order, of weight[r][c][i][j] * framed input[c][y*stride + i][x*stride + j];
+ * out = y, or out + y for ADD. The input is normalised unless norm is NULL. A convolution of size 1 may write what it reads.
+ * Area by area, the threads first share the channels that enter the band, then the outputs.
+ * out [conv.out][out_H][out_W], in [conv.in][H][W] */
+static void convolve(network *s, double *out, const double *in, const tsar_conv *conv, resampling mode, const norming *norm, result_mode result)
+{
+    const framing v = framing_of(conv, mode, s->H, s->W);
+    const size_t sets = (conv->out + OUTPUTS - 1) / OUTPUTS, workers = s->model->threads, channel = v.stride * v.stride * v.plane;
+    for (size_t y = 0; y < v.out_H; y += v.band_H)
+        for (size_t x = 0; x < v.out_W; x += v.band_W) {
+            const area a = { y, x, smaller(v.band_H, v.out_H - y), smaller(v.band_W, v.out_W - x) };
+            TSAR_PARALLEL_FOR(workers)
+            for (size_t c = 0; c < conv->in; ++c) fill_band(s->band + c * channel, in, &v, a, norm, c);
+            TSAR_PARALLEL_FOR(workers)
+            for (size_t worker = 0; worker < workers; ++worker)
+                for (size_t set = share(sets, worker, workers); set < share(sets, worker + 1, workers); ++set)
+                    convolve_area(s->model, out, s->band, conv, &v, a, set * OUTPUTS, result, s->sums + worker * s->sums_size, s->weights + worker * SPREAD);
+        }
+}
+
+/* x = convolution of x. */
+static void conv_layer(network *s, const tsar_conv *conv, resampling mode, const norming *norm)
+{
+    const framing v = framing_of(conv, mode, s->H, s->W);
+    convolve(s, s->a, s->x, conv, mode, norm, REPLACE);
+    swap(&s->x, &s->a);
+    s->C = conv->out;
+    s->H = v.out_H;
+    s->W = v.out_W;
 }
 
 /* ------------------------------------------------------------------------------------------------------------- blocks */
@@ -246,14 +351,11 @@ static void group_norm(const network *s, double *out, const double *in, const ts
  * else the identity (QUIRKS, VQ 3). */
 static void resnet_block(network *s, const tsar_resblock *block)
 {
-    group_norm(s, s->a, s->x, &block->norm1, NORM_SWISH);
-    convolve(s, s->b, s->a, &block->conv1, PLAIN, s->H, s->W, REPLACE);
-    group_norm(s, s->b, s->b, &block->norm2, NORM_SWISH);
-    if (block->nin_shortcut.out != 0) {
-        convolve(s, s->a, s->x, &block->nin_shortcut, PLAIN, s->H, s->W, REPLACE);
-        swap(&s->x, &s->a);
-    }
-    convolve(s, s->x, s->b, &block->conv2, PLAIN, s->H, s->W, ADD);
+    const norming norm1 = group_norm(s, s->x, &block->norm1, NORM_SWISH);
+    convolve(s, s->a, s->x, &block->conv1, PLAIN, &norm1, REPLACE);
+    const norming norm2 = group_norm(s, s->a, &block->norm2, NORM_SWISH);
+    if (block->nin_shortcut.out != 0) convolve(s, s->x, s->x, &block->nin_shortcut, PLAIN, NULL, REPLACE);
+    convolve(s, s->x, s->a, &block->conv2, PLAIN, &norm2, ADD);
     s->C = block->conv2.out;
 }
 
@@ -272,58 +374,61 @@ static void products(double *y, size_t ldy, const double *x, const tsar_matrix *
         tsar_accumulate(y, ldy, x + k, w->cols, w, k, smaller(COLUMNS, w->cols - k), T, 0, tsar_panels(w->rows), scratch);
 }
 
-/* attended[c][p] = sum over positions j of softmax_j(sum over c' of q[c'][p] k[c'][j] * (1 / sqrt(C))) v[c][j], for T positions p.
- * key [P][C], value [C][P]; attended, q [C][P]; scratch: query [RUN][C], score [RUN][P], tile [RUN][C] */
-static void attend(double *attended, const double *q, const tsar_matrix *key, const tsar_matrix *value, size_t first, size_t T, double *query, double *score,
-                   double *tile, double *scratch)
+/* x[c][p] = sum over positions j of softmax_j(sum over c' of x[c'][p] key[j][c'] * (1 / sqrt(C))) value[c][j], for T positions p of the
+ * queries x.   x [C][P], key [P][C], value [C][P]; scratch: rows [QUERIES][C], score [QUERIES][P], and tsar_scratch(QUERIES, 1) */
+static void attend(const tsar_model *model, double *x, const tsar_matrix *key, const tsar_matrix *value, size_t first, size_t T, double *rows, double *score,
+                   double *scratch)
 {
     const size_t C = value->rows, P = value->cols;
     const double scale = 1.0 / sqrt((double)C);
 
-    positions(query, q, C, P, first, T);
-    products(score, P, query, key, T, scratch);
-    for (size_t t = 0; t < T; ++t) {
-        double *score_t = score + t * P;
-        for (size_t j = 0; j < P; ++j) score_t[j] *= scale;
-        tsar_softmax(score_t, P);
-    }
-    products(tile, C, score, value, T, scratch);
+    positions(rows, x, C, P, first, T);
+    products(score, P, rows, key, T, scratch);
+    tsar_round_to(model, score, T * P);
+    for (size_t i = 0; i < T * P; ++i) score[i] *= scale;
+    tsar_round_to(model, score, T * P);
+    for (size_t t = 0; t < T; ++t) tsar_softmax(score + t * P, P);
+    tsar_round_to(model, score, T * P);
+    products(rows, C, score, value, T, scratch);
+    tsar_round_to(model, rows, T * C);
     for (size_t c = 0; c < C; ++c)
-        for (size_t t = 0; t < T; ++t) attended[c * P + first + t] = tile[t * C + c];
+        for (size_t t = 0; t < T; ++t) x[c * P + first + t] = rows[t * C + c];
 }
 
 /* x = x + proj_out(attention(q, k, v)), each of q, k, v a 1x1 convolution of norm(x): one head over all positions
  * (QUIRKS, VQ 4). Queries go in runs, so memory grows with h*w and not with its square. */
 static tsar_status attn_block(network *s, const tsar_attnblock *block)
 {
-    const size_t C = s->C, P = s->H * s->W, runs = (P + RUN - 1) / RUN, workers = smaller(s->model->threads, runs);
+    const size_t C = s->C, P = s->H * s->W, runs = (P + QUERIES - 1) / QUERIES, workers = smaller(s->model->threads, runs);
     tsar_matrix key = { 0, 0, TSAR_F64, NULL }, value = { 0, 0, TSAR_F64, NULL };
-    double *query = tsar_alloc(tsar_product(workers * RUN, C), sizeof *query, "the queries of an attention block", s->err);
-    double *score = tsar_alloc(tsar_product(workers * RUN, P), sizeof *score, "the scores of an attention block", s->err);
-    tsar_status status = query && score ? TSAR_OK : TSAR_ROOM;
+    double *rows = tsar_alloc(tsar_product(workers * QUERIES, C), sizeof *rows, "the queries of an attention block", s->err);
+    double *score = tsar_alloc(tsar_product(workers * QUERIES, P), sizeof *score, "the scores of an attention block", s->err);
+    double *scratch = tsar_alloc(tsar_scratch(QUERIES, workers), sizeof *scratch, "the products of an attention block", s->err);
+    tsar_status status = rows && score && scratch ? TSAR_OK : TSAR_ROOM;
     if (status == TSAR_OK) status = tsar_matrix_open(&key, P, C, TSAR_F64, "the keys of an attention block", s->err);
     if (status == TSAR_OK) status = tsar_matrix_open(&value, C, P, TSAR_F64, "the values of an attention block", s->err);
     if (status == TSAR_OK) {
-        group_norm(s, s->a, s->x, &block->norm, NORM_ONLY);
-        convolve(s, s->b, s->a, &block->k, PLAIN, s->H, s->W, REPLACE);
-        for (size_t p = 0; p < P; p += RUN) {
-            positions(query, s->b, C, P, p, smaller(RUN, P - p));
-            tsar_matrix_set_rows(&key, p, smaller(RUN, P - p), query);
+        const norming norm = group_norm(s, s->x, &block->norm, NORM_ONLY);
+        convolve(s, s->a, s->x, &block->k, PLAIN, &norm, REPLACE);
+        for (size_t p = 0; p < P; p += QUERIES) {
+            positions(rows, s->a, C, P, p, smaller(QUERIES, P - p));
+            tsar_matrix_set_rows(&key, p, smaller(QUERIES, P - p), rows);
         }
-        convolve(s, s->b, s->a, &block->v, PLAIN, s->H, s->W, REPLACE);
-        tsar_matrix_set_rows(&value, 0, C, s->b);
-        convolve(s, s->b, s->a, &block->q, PLAIN, s->H, s->W, REPLACE);
+        convolve(s, s->a, s->x, &block->v, PLAIN, &norm, REPLACE);
+        tsar_matrix_set_rows(&value, 0, C, s->a);
+        convolve(s, s->a, s->x, &block->q, PLAIN, &norm, REPLACE);
         TSAR_PARALLEL_FOR(workers)
         for (size_t worker = 0; worker < workers; ++worker)
             for (size_t run = share(runs, worker, workers); run < share(runs, worker + 1, workers); ++run)
-                attend(s->a, s->b, &key, &value, run * RUN, smaller(RUN, P - run * RUN), query + worker * RUN * C, score + worker * RUN * P,
-                       s->tile + worker * RUN * (s->widest + CHAINS), s->scratch + worker * tsar_scratch(RUN, 1));
-        convolve(s, s->x, s->a, &block->proj_out, PLAIN, s->H, s->W, ADD);
+                attend(s->model, s->a, &key, &value, run * QUERIES, smaller(QUERIES, P - run * QUERIES), rows + worker * QUERIES * C,
+                       score + worker * QUERIES * P, scratch + worker * tsar_scratch(QUERIES, 1));
+        convolve(s, s->x, s->a, &block->proj_out, PLAIN, NULL, ADD);
     }
     tsar_matrix_close(&key);
     tsar_matrix_close(&value);
-    tsar_free(query);
+    tsar_free(rows);
     tsar_free(score);
+    tsar_free(scratch);
     return status;
 }
 
@@ -338,14 +443,14 @@ static tsar_status trace(const network *s, const char *name)
 /* x = norm_out, swish, conv_out: how both coders end. */
 static tsar_status coder_end(network *s, const tsar_coder *coder)
 {
-    group_norm(s, s->x, s->x, &coder->norm_out, NORM_SWISH);
-    conv_layer(s, &coder->conv_out, PLAIN);
+    const norming norm = group_norm(s, s->x, &coder->norm_out, NORM_SWISH);
+    conv_layer(s, &coder->conv_out, PLAIN, &norm);
     return trace(s, "conv_out");
 }
 
 static tsar_status coder_start(network *s, const tsar_coder *coder)
 {
-    conv_layer(s, &coder->conv_in, PLAIN);
+    conv_layer(s, &coder->conv_in, PLAIN, NULL);
     return trace(s, "conv_in");
 }
 
@@ -375,7 +480,7 @@ static tsar_status coder_levels(network *s, const tsar_coder *coder, resampling 
             if (j < level->n_attn) status = attn_block(s, &level->attn[j]);
         }
         if (status != TSAR_OK) break;
-        if (level->resample.out != 0) conv_layer(s, &level->resample, mode);
+        if (level->resample.out != 0) conv_layer(s, &level->resample, mode, NULL);
         snprintf(name, sizeof name, "block.%u", (unsigned)i);
         status = trace(s, name);
     }
@@ -400,37 +505,47 @@ static tsar_status decoder(network *s, const tsar_coder *coder)
     return status == TSAR_OK ? coder_end(s, coder) : status;
 }
 
-/* Makes room for what a convolution reads and writes at H x W outputs or inputs, whichever are more. */
-static void measure_conv(network *s, const tsar_conv *conv, size_t H, size_t W)
+/* Makes room for what a convolution of an input of H x W pixels reads and writes. */
+static void measure_conv(network *s, const tsar_conv *conv, resampling mode, size_t H, size_t W)
 {
-    s->capacity = larger(s->capacity, tsar_product(tsar_product(H, W), larger(conv->in, conv->out)));
-    s->widest = larger(s->widest, larger(conv->in, conv->out));
+    const framing v = framing_of(conv, mode, H, W);
+    s->capacity = larger(s->capacity, tsar_product(tsar_product(H, W), conv->in));
+    s->capacity = larger(s->capacity, tsar_product(tsar_product(v.out_H, v.out_W), conv->out));
+    s->band_size = larger(s->band_size, band_size(&v, conv->in));
+    s->sums_size = larger(s->sums_size, OUTPUTS * v.outputs);
+}
+
+/* The same for a residual block, or for what is measured like one: no convolution of an attention block is larger than those of the
+ * residual block before it. */
+static void measure_block(network *s, const tsar_resblock *block, size_t H, size_t W)
+{
+    measure_conv(s, &block->conv1, PLAIN, H, W);
+    measure_conv(s, &block->conv2, PLAIN, H, W);
+    if (block->nin_shortcut.out != 0) measure_conv(s, &block->nin_shortcut, PLAIN, H, W);
 }
 
 /* The same for everything that a coder computes from H x W pixels on. The middle is as wide as the level beside it. */
 static void measure(network *s, const tsar_coder *coder, resampling mode, size_t H, size_t W)
 {
-    measure_conv(s, &coder->conv_in, H, W);
+    measure_conv(s, &coder->conv_in, PLAIN, H, W);
     for (size_t i = 0; i < s->model->config.vq_levels; ++i) {
         const tsar_level *level = &coder->levels[i];
-        for (size_t j = 0; j < level->n_res; ++j) measure_conv(s, &level->res[j].conv1, H, W);
+        for (size_t j = 0; j < level->n_res; ++j) measure_block(s, &level->res[j], H, W);
         if (level->resample.out == 0) continue;
+        measure_conv(s, &level->resample, mode, H, W);
         if (mode == UPSAMPLE) H = tsar_product(H, 2), W = tsar_product(W, 2);
-        measure_conv(s, &level->resample, H, W);
         if (mode == DOWNSAMPLE) H /= 2, W /= 2;
     }
-    measure_conv(s, &coder->conv_out, H, W);
+    measure_conv(s, &coder->conv_out, PLAIN, H, W);
 }
 
 static void network_close(network *s)
 {
     tsar_free(s->x);
     tsar_free(s->a);
-    tsar_free(s->b);
-    tsar_free(s->columns);
-    tsar_free(s->scratch);
-    tsar_free(s->lines);
-    tsar_free(s->tile);
+    tsar_free(s->band);
+    tsar_free(s->sums);
+    tsar_free(s->weights);
     tsar_free(s->mean);
     tsar_free(s->spread);
 }
@@ -444,15 +559,13 @@ static tsar_status network_open(network *s, const tsar_model *model, const tsar_
     const size_t groups = (model->config.vq_groups + CHAINS - 1) / CHAINS * CHAINS;
     *s = (network){ .model = model, .sink = sink, .err = err, .part = part };
     measure(s, coder, coder == &model->vq.encoder ? DOWNSAMPLE : UPSAMPLE, H, W);
-    measure_conv(s, outside, h, w);
+    measure_conv(s, outside, PLAIN, h, w);
     s->x = tsar_alloc(s->capacity, sizeof *s->x, what, err);
     if (s->x) s->a = tsar_alloc(s->capacity, sizeof *s->a, what, err);
-    if (s->a) s->b = tsar_alloc(s->capacity, sizeof *s->b, what, err);
-    if (s->b) s->columns = tsar_alloc(tsar_product(model->threads, RUN * COLUMNS), sizeof *s->columns, what, err);
-    if (s->columns) s->scratch = tsar_alloc(tsar_scratch(RUN, model->threads), sizeof *s->scratch, what, err);
-    if (s->scratch) s->lines = tsar_alloc(tsar_product(model->threads, COLUMNS * LINE), sizeof *s->lines, what, err);
-    if (s->lines) s->tile = tsar_alloc(tsar_product(model->threads, RUN * (s->widest + CHAINS)), sizeof *s->tile, what, err);
-    if (s->tile) s->mean = tsar_alloc(groups, sizeof *s->mean, what, err);
+    if (s->a) s->band = tsar_alloc(s->band_size, sizeof *s->band, what, err);
+    if (s->band) s->sums = tsar_alloc(tsar_product(model->threads, s->sums_size), sizeof *s->sums, what, err);
+    if (s->sums) s->weights = tsar_alloc(tsar_product(model->threads, SPREAD), sizeof *s->weights, what, err);
+    if (s->weights) s->mean = tsar_alloc(groups, sizeof *s->mean, what, err);
     if (s->mean) s->spread = tsar_alloc(groups, sizeof *s->spread, what, err);
     return s->spread ? TSAR_OK : TSAR_ROOM;
 }
@@ -563,7 +676,7 @@ static tsar_status quantize(const tsar_model *model, const double *latent, size_
 
 static tsar_status check_tokenizer(const tsar_model *model, tsar_error *err)
 {
-    if (model->parts & TSAR_PART_VQ) return TSAR_OK;
+    if (model->config.has_vq) return TSAR_OK;
     return tsar_fail(err, TSAR_INPUT, "this model has no image tokenizer (keys vq_ch and following); use a model file that holds vq.* tensors");
 }
 
@@ -606,7 +719,7 @@ static tsar_status encode(network *s, const uint8_t *rgb, size_t H, size_t W, in
         for (size_t p = 0; p < P; ++p) s->x[c * P + p] = rgb[3 * p + c] / 127.5 - 1.0;
     tsar_status status = encoder(s, &vq->encoder);
     if (status != TSAR_OK) return status;
-    conv_layer(s, &vq->quant_conv, PLAIN);
+    conv_layer(s, &vq->quant_conv, PLAIN, NULL);
     const size_t latent_shape[3] = { s->C, s->H, s->W }, *codes_shape = latent_shape + 1;
     status = tsar_emit(s->sink, s->err, TSAR_F64, s->x, 3, latent_shape, "vq.latent");
     if (status == TSAR_OK) status = quantize(s->model, s->x, s->H * s->W, codes, s->err);
@@ -643,14 +756,14 @@ static tsar_status decode(network *s, const int64_t *codes, size_t h, size_t w, 
 
     s->C = E, s->H = h, s->W = w;
     for (size_t p = 0; p < h * w; ++p) {
-        double *word = s->tile; /* [E] */
+        double *word = s->a; /* [E] */
         tsar_vq_codeword(s->model, (size_t)codes[p], word);
         for (size_t e = 0; e < E; ++e) s->x[e * h * w + p] = word[e];
     }
     const size_t shape[3] = { E, h, w };
     tsar_status status = tsar_emit(s->sink, s->err, TSAR_F64, s->x, 3, shape, "vq.quantized");
     if (status != TSAR_OK) return status;
-    conv_layer(s, &vq->post_quant_conv, PLAIN);
+    conv_layer(s, &vq->post_quant_conv, PLAIN, NULL);
     status = trace(s, "post_quant");
     if (status == TSAR_OK) status = decoder(s, &vq->decoder);
     if (status != TSAR_OK || rgb == NULL) return status;

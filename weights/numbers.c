@@ -172,6 +172,20 @@ TSAR_INLINE double weight(tsar_dtype dtype, const void *column, int odd, size_t 
     return float_of_bits(odd ? (word & 0x80000000u) | (word & 0x7fff0000u) >> 3 : (word & 0x8000u) << 16 | (word & 0x7fffu) << 13) * 0x1p112f;
 }
 
+void tsar_matrix_part(double *out, size_t ld, const tsar_matrix *w, size_t r0, size_t rows, size_t k0, size_t kn)
+{
+    const size_t panel_size = columns_size(w->dtype, w->cols), whole = w->dtype == TSAR_F64 || w->dtype == TSAR_F32;
+    for (size_t r = r0, n; r < r0 + rows; r += n) { /* n rows of one panel */
+        const char *panel = (const char *)w->panels + r / PANEL * panel_size;
+        n = r0 + rows - r < PANEL - r % PANEL ? r0 + rows - r : PANEL - r % PANEL;
+        for (size_t k = k0; k < k0 + kn; k++) {
+            const char *column = panel + columns_size(w->dtype, whole ? k : k / 2 * 2);
+            double *out_k = out + (k - k0) * ld + (r - r0);
+            for (size_t i = 0; i < n; i++) out_k[i] = weight(w->dtype, column, k % 2 == 1, r % PANEL + i);
+        }
+    }
+}
+
 /* The inner kernel: y[b][r] += w[r][k] * x[b][k], k ascending, for the PANEL rows of one panel and B vectors; dtype and B
  * are constants wherever it is inlined. w is the panel's first column of kn (an even number for words of two columns).
  * All accumulators live in registers; each weight is widened once and used B times. */
