@@ -152,8 +152,14 @@ $(BUILD)/tests/%: tests/%.c tests/test.h $(BUILD)/libtsar.a
 test: all $(TESTS) $(BUILD)/tests/bits $(BUILD)/trainer $(BUILD)/demo
 	BUILD=$(BUILD) sh tests/run.sh
 
+# Other compilers and CPUs, under emulation; what is not installed is skipped. CPUS="s390x wasm32" runs these; without root:
+# apt-get install --no-install-recommends $(sh tests/cpus.sh --packages) first.
 test-cpus:
-	sh tests/cpus.sh
+	BUILD=$(BUILD) CC='$(CC)' sh tests/cpus.sh $(CPUS)
+
+# The library's sources, for tests/cpus.sh.
+sources:
+	@echo $(LIBRARY)
 
 digests: $(BUILD)/tests/bits
 	$(BUILD)/tests/bits >tests/digests.txt
@@ -168,4 +174,4 @@ clean:
 	rm -rf $(BUILD) tsar libtsar.a tsar.1 tsar.pc
 
 FORCE:
-.PHONY: all deps demo trainer weights study install test test-cpus digests bench fuzz clean png-header FORCE
+.PHONY: all deps demo trainer weights study install test test-cpus sources digests bench fuzz clean png-header FORCE

@@ -121,7 +121,7 @@ static tsar_status say(bench *b, double value, const char *unit, double limit, c
     (void)vsnprintf(name, sizeof name, format, arguments);
     va_end(arguments);
     if (b->threads > 1)
-        snprintf(m.name, sizeof m.name, "%.50s, %u threads", name, (unsigned)b->threads);
+        snprintf(m.name, sizeof m.name, "%.40s, %u threads", name, (unsigned)b->threads);
     else
         snprintf(m.name, sizeof m.name, "%s", name);
     snprintf(m.unit, sizeof m.unit, "%s", unit);
