@@ -540,7 +540,7 @@ static void draw_bar(generation *g, const tsar_progress *p)
     const double all = (double)g->pending * (double)p->tokens;
     const double done = (double)g->made * (double)p->tokens + (double)p->images * (double)p->decoded;
     const double seconds = tsar_seconds() - g->start, rate = seconds > 0 ? done / seconds : 0;
-    const int filled = (int)(done / all * WIDTH);
+    const int filled = (int)(done / all * (double)WIDTH);
     fprintf(stderr, "\r[%.*s%*s] %.0f/%.0f tokens, %.1f tokens/s, %.0f s left \033[K", filled, "==============================", WIDTH - filled, "", done, all,
             rate, rate > 0 ? (all - done) / rate : 0.0);
     fflush(stderr);

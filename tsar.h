@@ -35,13 +35,18 @@ extern "C" {
 #error "tsar: built with -ffast-math, which changes results; remove it (also -Ofast and -funsafe-math-optimizations)"
 #endif
 
-#if defined(__GNUC__)
+#if defined(__MINGW32__) && !defined(__clang__) /* its "printf" is that of an old library, which does not know %zu; it is not what runs */
+#define TSAR_FORMAT(string, first) __attribute__((format(gnu_printf, string, first)))
+#elif defined(__GNUC__)
 #define TSAR_FORMAT(string, first) __attribute__((format(printf, string, first)))
+#else
+#define TSAR_FORMAT(string, first)
+#endif
+#if defined(__GNUC__)
 #define TSAR_PREFETCH(address) __builtin_prefetch(address)
 #define TSAR_PREFETCH_L2(address) __builtin_prefetch(address, 0, 2)
 #define TSAR_INLINE static inline __attribute__((always_inline))
 #else
-#define TSAR_FORMAT(string, first)
 #define TSAR_PREFETCH(address) ((void)(address))
 #define TSAR_PREFETCH_L2(address) ((void)(address))
 #define TSAR_INLINE static inline

@@ -6,6 +6,7 @@
  * measured in processor time, so that the turns of other programs do not count; several are measured by the clock. */
 #if defined(__unix__) || defined(__APPLE__)
 #define _POSIX_C_SOURCE 199309L
+#define HAVE_POSIX
 #endif
 #include "../tsar.h"
 
@@ -20,7 +21,7 @@
 
 static double seconds(size_t threads)
 {
-#if defined(CLOCK_MONOTONIC) && defined(CLOCK_PROCESS_CPUTIME_ID)
+#if defined(HAVE_POSIX) && defined(CLOCK_MONOTONIC) && defined(CLOCK_PROCESS_CPUTIME_ID)
     struct timespec t;
     if (clock_gettime(threads > 1 ? CLOCK_MONOTONIC : CLOCK_PROCESS_CPUTIME_ID, &t) == 0) return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 #else
@@ -237,7 +238,7 @@ static tsar_status measure_matrix(bench *b, tsar_dtype dtype)
     if (status == TSAR_OK) status = say(b, bytes / best[1] * 1e-9, "GB/s", b->read * 1e-9, "%s matrix of 1 GB times one vector", name);
     for (size_t T = 2; T <= 4 && status == TSAR_OK; T++) status = say(b, best[T] / best[1], "x", 0, "%s, %u vectors: time of one", name, (unsigned)T);
     if (status == TSAR_OK)
-        status = say(b, (double)MANY_ROWS * COLS * MANY / many * 1e-9, "GMAC/s", b->macs * 1e-9, "%s matrix times %d vectors", name, MANY);
+        status = say(b, (double)MANY_ROWS * (double)COLS * (double)MANY / many * 1e-9, "GMAC/s", b->macs * 1e-9, "%s matrix times %d vectors", name, MANY);
     tsar_matrix_close(&w);
     tsar_free(x);
     tsar_free(y);

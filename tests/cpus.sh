@@ -63,7 +63,7 @@ hppa|hppa-linux-gnu-gcc -O2 -static|qemu-hppa|c|gcc-hppa-linux-gnu libc6-dev-hpp
 alpha|alpha-linux-gnu-gcc -O2 -mieee|qemu-alpha -L /usr/alpha-linux-gnu|c|gcc-alpha-linux-gnu libc6.1-dev-alpha-cross
 m68k|m68k-linux-gnu-gcc -O2 -static|qemu-m68k|c|gcc-m68k-linux-gnu libc6-dev-m68k-cross
 cortex-m3|arm-none-eabi-gcc -O2 -mcpu=cortex-m3 -mthumb --specs=picolibc.specs|board|d|gcc-arm-none-eabi picolibc-arm-none-eabi qemu-system-arm
-wasm32|clang-14 --target=wasm32-wasi -O2|browser|c|clang-14 wasi-libc libclang-rt-14-dev-wasm32 lld nodejs
+wasm32|clang-14 --target=wasm32-wasi -O2 -D_WASI_EMULATED_SIGNAL -D_WASI_EMULATED_PROCESS_CLOCKS|browser|c|clang-14 wasi-libc libclang-rt-14-dev-wasm32 lld nodejs
 windows|x86_64-w64-mingw32-gcc-win32 -O2 -static|windows|c|gcc-mingw-w64-x86-64-win32 wine64
 END
 }
@@ -72,9 +72,10 @@ END
 
 # PROGRAM ARGUMENT...: on an mps2-an385 board (Cortex-M3, no floating-point unit, 4 MB for code, 16 MB of memory); files by semihosting.
 board() {
-    arguments=
+    program=$1 arguments=
+    shift # the board's libc names the program itself
     for argument in "$@"; do arguments=$arguments,arg=$argument; done
-    qemu-system-arm -M mps2-an385 -display none -monitor none -serial none -semihosting-config "enable=on,target=native$arguments" -kernel "$1"
+    qemu-system-arm -M mps2-an385 -display none -monitor none -serial none -semihosting-config "enable=on,target=native$arguments" -kernel "$program"
 }
 
 # What that board's libc lacks: rename, a call of the semihosting interface (SYS_RENAME, 0x0F).
@@ -130,7 +131,7 @@ build() {
     [ "$runs" = c ] && sources="main.c $sources"
     case $runner in
     board) board_support >"$scratch/board.c" && sources="$sources $scratch/board.c" libraries="$board_memory -lm" ;;
-    browser) libraries='-lm -Wl,-z,stack-size=1048576' ;;
+    browser) libraries='-lm -lwasi-emulated-signal -lwasi-emulated-process-clocks -Wl,-z,stack-size=1048576' ;;
     esac
     case $compiler in
     tcc) warnings=-Wall ;;

@@ -319,9 +319,9 @@ static void set_absent(tsar_config *c)
         if (keys[i].absent && is_known(c, &keys[i])) (void)parse_value(c, &keys[i], keys[i].absent);
     }
     c->shuffle = 1;
-    c->text_template = family->text_template;
+    c->text_template = (int)family->text_template;
     c->defaults.cfg = family->cfg;
-    c->defaults.cfg_schedule = family->cfg_schedule;
+    c->defaults.cfg_schedule = (int)family->cfg_schedule;
     c->defaults.temperature = 1;
     c->defaults.top_k = family->top_k;
     c->defaults.top_p = 1;
