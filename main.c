@@ -334,15 +334,6 @@ static tsar_status check_output_of_model(const arguments *a, tsar_error *err)
     return status == TSAR_OK ? check_output(a, list.paths, list.n, err) : status;
 }
 
-/* "out.png" as it is for one image, "out-3.png" for image 3 of several. */
-static tsar_status numbered_path(char *out, size_t size, const char *path, size_t image, size_t images, tsar_error *err)
-{
-    const char *slash = strrchr(path, '/'), *dot = strrchr(path, '.');
-    const int stem = dot && (!slash || dot > slash) ? (int)(dot - path) : (int)strlen(path);
-    const int length = images == 1 ? snprintf(out, size, "%s", path) : snprintf(out, size, "%.*s-%zu%s", stem, path, image, path + stem);
-    return length > 0 && (size_t)length < size ? TSAR_OK : tsar_fail(err, TSAR_USAGE, "%.80s...: the name is too long", path);
-}
-
 /* A safetensors file of one tensor. */
 static tsar_status write_tensor(const char *path, const tsar_values *tensor, tsar_error *err)
 {
@@ -383,7 +374,7 @@ typedef struct {
     tsar_result result;
     uint8_t *rgb;       /* [H][W][3]; NULL without a tokenizer */
     int64_t *frame;     /* [gh][gw], codes of an unfinished picture */
-    char *command_line; /* that makes the same bytes again */
+    tsar_job job;       /* its files */
     size_t images, H, W;
     char *done;            /* [images]: it is there from an earlier run, which this one resumes */
     size_t pending, made;  /* images that are not, at first; images made since */
@@ -403,7 +394,7 @@ static void close_generation(generation *g)
     tsar_free(g->result.passes);
     tsar_free(g->rgb);
     tsar_free(g->frame);
-    tsar_free(g->command_line);
+    tsar_job_close(&g->job);
     tsar_free(g->done);
     tsar_model_close(g->model);
 }
@@ -447,43 +438,24 @@ static tsar_status read_condition(generation *g, tsar_error *err)
     return status == TSAR_OK ? tsar_prompt_check(g->model, &g->prompt, err) : status;
 }
 
-/* text for a shell, in single quotes where it needs them, appended to out; returns the new end. */
-static char *put_quoted(char *out, const char *text)
-{
-    static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-+./,:=@%";
-    if (*text && strspn(text, plain) == strlen(text)) return out + sprintf(out, "%s", text);
-    *out++ = '\'';
-    for (; *text; text++) {
-        if (*text == '\'') memcpy(out, "'\\'", 3), out += 3;
-        *out++ = *text;
-    }
-    *out++ = '\'';
-    *out = 0;
-    return out;
-}
-
-/* The command that generates the same again in the same folder: the model, unless it is the shipped one, and every setting. */
-static tsar_status make_command_line(generation *g, tsar_error *err)
+/* The job that the flags describe. */
+static tsar_status describe_job(generation *g, tsar_error *err)
 {
     static const int sources[] = { O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION };
-    const tsar_settings *s = &g->settings;
     const option_value *at = g->a->at;
-    char cfg[32], temperature[32], top_p[32], order[64];
     int source = 0;
     while (source < 3 && !at[sources[source]].text) source++;
-    const char *condition = at[sources[source]].text, *model = at[O_MODEL].text;
-    const size_t size = 4 * (strlen(condition) + (model ? strlen(model) : 0)) + 512;
-    g->command_line = tsar_alloc(size, 1, "the command line", err);
-    if (!g->command_line) return TSAR_ROOM;
-    char *end = g->command_line + sprintf(g->command_line, "tsar generate%s", model ? " -m " : "");
-    if (model) end = put_quoted(end, model);
-    end += sprintf(end, " --%s ", options[sources[source]].name);
-    end = put_quoted(end, condition);
-    (void)snprintf(end, size - (size_t)(end - g->command_line),
-                   " -n %zu --seed %" PRIu64 " --cfg %s --cfg-schedule %s --cfg-interval %" PRId64 " --temperature %s --top-k %zu --top-p %s%s --decode %s",
-                   g->images, s->seed, tsar_real_text(cfg, s->cfg), tsar_schedule_names[s->schedule], s->cfg_interval,
-                   tsar_real_text(temperature, s->temperature), s->top_k, tsar_real_text(top_p, s->top_p), s->greedy ? " --greedy" : "", tsar_order_text(order, s));
-    return TSAR_OK;
+    const char *const picture = at[O_OUTPUT].text ? at[O_OUTPUT].text : at[O_CODES].text ? NULL : "out" PICTURE_ENDING; /* NULL: only codes are wanted */
+    const tsar_job job = { g->model,
+                           &g->settings,
+                           at[O_MODEL].text,
+                           options[sources[source]].name,
+                           at[sources[source]].text,
+                           g->images,
+                           { g->model->config.has_vq ? picture : NULL, at[O_CODES].text, at[O_ORDER_MAP].text },
+                           NULL };
+    g->job = job;
+    return tsar_job_open(&g->job, err);
 }
 
 /* Room for as many images as are generated at a time. */
@@ -579,126 +551,34 @@ static tsar_status run_generation(generation *g, size_t first, size_t count, tsa
     return status;
 }
 
-/* The text of a PNG: the prompt, every setting, and the command that makes the same bytes again. */
-typedef struct {
-    const char *keys[16], *values[16];
-    char buffers[16][64];
-    size_t n;
-} picture_text;
-
-static void add_text(picture_text *t, const char *key, const char *value) { t->keys[t->n] = key, t->values[t->n++] = value; }
-
-static void describe_picture(picture_text *t, const generation *g, size_t image)
-{
-    const option_value *at = g->a->at;
-    const tsar_settings *s = &g->settings;
-    t->n = 0;
-    add_text(t, "Software", "tsar " TSAR_VERSION);
-    if (at[O_PROMPT].text) add_text(t, "Prompt", at[O_PROMPT].text);
-    if (at[O_PROMPT_IDS].text) add_text(t, "Prompt-Ids", at[O_PROMPT_IDS].text);
-    if (at[O_CLASS].text) add_text(t, "Class", at[O_CLASS].text);
-    if (at[O_CAPTION].text) add_text(t, "Caption", at[O_CAPTION].text);
-    (void)snprintf(t->buffers[0], 64, "%" PRIu64, s->seed);
-    (void)snprintf(t->buffers[1], 64, "%" PRId64, s->cfg_interval);
-    (void)snprintf(t->buffers[2], 64, "%zu", s->top_k);
-    (void)snprintf(t->buffers[3], 64, "%zu of %zu, from 0", image, g->images);
-    add_text(t, "Seed", t->buffers[0]);
-    add_text(t, "Cfg", tsar_real_text(t->buffers[4], s->cfg));
-    add_text(t, "Cfg-Schedule", tsar_schedule_names[s->schedule]);
-    add_text(t, "Cfg-Interval", t->buffers[1]);
-    add_text(t, "Temperature", tsar_real_text(t->buffers[5], s->temperature));
-    add_text(t, "Top-K", t->buffers[2]);
-    add_text(t, "Top-P", tsar_real_text(t->buffers[6], s->top_p));
-    add_text(t, "Greedy", s->greedy ? "yes" : "no");
-    add_text(t, "Decode", tsar_order_text(t->buffers[7], s));
-    add_text(t, "Image", t->buffers[3]);
-    add_text(t, "Command", g->command_line);
-}
-
-/* What is asked for about each image: flags of files with a name of its own. The picture's is NULL where there is none. */
-enum { PICTURE, CODES, ORDER_MAP, FILES };
-typedef struct {
-    char room[FILES][PATH_ROOM];
-    const char *paths[FILES];
-} image_files;
-
-static tsar_status name_files(image_files *f, const generation *g, size_t image, tsar_error *err)
-{
-    const option_value *at = g->a->at;
-    const char *given[FILES] = { at[O_OUTPUT].text, at[O_CODES].text, at[O_ORDER_MAP].text };
-    tsar_status status = TSAR_OK;
-    if (!given[PICTURE] && !given[CODES]) given[PICTURE] = "out" PICTURE_ENDING;
-    if (!g->model->config.has_vq) given[PICTURE] = NULL;
-    for (int i = 0; i < FILES && status == TSAR_OK; i++) {
-        if (given[i]) status = numbered_path(f->room[i], PATH_ROOM, given[i], image, g->images, err);
-        f->paths[i] = given[i] ? f->room[i] : NULL;
-    }
-    return status;
-}
-
-/* Image `image`, the i-th of those that were generated last. */
-static tsar_status save_image(generation *g, size_t image, size_t i, tsar_error *err)
+/* Image i of those that were generated last. */
+static tsar_status save_image(generation *g, size_t i, tsar_error *err)
 {
     const tsar_config *c = &g->model->config;
-    const size_t N = c->grid_h * c->grid_w;
-    const tsar_result *r = &g->result;
-    const int64_t *codes = r->codes + i * N, *step_of = r->step_of + i * c->tokens;
-    image_files f;
-    tsar_status status = name_files(&f, g, image, err);
-    if (status == TSAR_OK && c->has_vq && (f.paths[PICTURE] || g->a->at[O_SHOW].text))
-        status = tsar_vq_decode(g->model, codes, c->grid_h, c->grid_w, g->rgb, NULL, err);
-    if (status == TSAR_OK && f.paths[PICTURE]) {
-        picture_text text;
-        describe_picture(&text, g, image);
-        status = tsar_image_write(f.paths[PICTURE], g->rgb, g->H, g->W, text.keys, text.values, text.n, err);
-        if (status == TSAR_OK && !g->a->at[O_QUIET].text) fprintf(stderr, "%s: %zu passes for %zu tokens\n", f.paths[PICTURE], r->passes[i], c->tokens);
-    }
-    if (status == TSAR_OK && f.paths[CODES])
-        status = tsar_record_write(f.paths[CODES], g->model, &g->prompt, &g->settings, r, i, g->command_line, err);
-    if (status == TSAR_OK && f.paths[ORDER_MAP]) status = tsar_order_map_write(f.paths[ORDER_MAP], step_of, c->rows, c->columns, err);
-    if (status == TSAR_OK && g->a->at[O_SHOW].text) show_picture(g->rgb, g->H, g->W);
+    const int show = g->a->at[O_SHOW].text != NULL;
+    tsar_job_files files;
+    tsar_status status = tsar_job_names(&files, &g->job, (size_t)g->settings.first_image + i, err);
+    const char *picture = status == TSAR_OK ? files.paths[TSAR_JOB_PICTURE] : NULL;
+    if (status == TSAR_OK && c->has_vq && (picture || show))
+        status = tsar_vq_decode(g->model, g->result.codes + i * c->grid_h * c->grid_w, c->grid_h, c->grid_w, g->rgb, NULL, err);
+    if (status == TSAR_OK) status = tsar_job_save(&g->job, &g->prompt, &g->result, i, g->rgb, err);
+    if (status == TSAR_OK && picture && !g->a->at[O_QUIET].text) fprintf(stderr, "%s: %zu passes for %zu tokens\n", picture, g->result.passes[i], c->tokens);
+    if (status == TSAR_OK && show) show_picture(g->rgb, g->H, g->W);
     return status;
-}
-
-/* Whether a file of codes carries this command line. */
-static int has_command(const char *path, const char *command_line)
-{
-    tsar_file *file = NULL;
-    const char *theirs = tsar_file_open(&file, path, NULL) == TSAR_OK ? tsar_file_meta(file, "command") : NULL;
-    const int same = theirs && strcmp(theirs, command_line) == 0;
-    tsar_file_close(file);
-    return same;
-}
-
-/* Whether all files of an image are there from a run of the same command; a picture without text counts if its codes tell. */
-static int is_done(const generation *g, const image_files *f)
-{
-    const int known = f->paths[PICTURE] && tsar_image_has_text(f->paths[PICTURE], "Command", g->command_line);
-    if (f->paths[PICTURE] && !known && (!f->paths[CODES] || !is_readable(f->paths[PICTURE]))) return 0;
-    if (f->paths[CODES] && !has_command(f->paths[CODES], g->command_line)) return 0;
-    return (known || f->paths[CODES]) && (!f->paths[ORDER_MAP] || is_readable(f->paths[ORDER_MAP]));
 }
 
 /* Refuses files that could only fail when the work is done, and looks for those that are there already. */
 static tsar_status check_files(generation *g, tsar_error *err)
 {
-    image_files f;
     input_list inputs;
+    char frame[PATH_ROOM];
     tsar_status status = list_inputs(&inputs, g->a, err);
     if (status == TSAR_OK && !(g->done = tsar_alloc(g->images, 1, "the list of images", err))) status = TSAR_ROOM;
-    for (size_t i = 0; status == TSAR_OK && i < g->images; i++) {
-        status = name_files(&f, g, i, err);
-        if (status == TSAR_OK) status = tsar_output_names(f.paths, FILES, inputs.paths, inputs.n, err);
-        for (int k = 0; k < FILES && status == TSAR_OK && (i == 0 || i + 1 == g->images); k++)
-            if (f.paths[k]) status = tsar_output_check(f.paths[k], err);
-        if (status == TSAR_OK && g->a->at[O_RESUME].text && is_done(g, &f)) g->done[i] = 1, g->pending--;
-    }
-    if (status == TSAR_OK && g->a->at[O_FRAMES].text) {
-        char frame[PATH_ROOM];
-        status = name_frame(frame, g, g->images - 1, 0, err);
-        if (status == TSAR_OK) status = tsar_output_check(frame, err);
-    }
-    return status;
+    if (status == TSAR_OK) status = tsar_job_check(&g->job, inputs.paths, inputs.n, g->a->at[O_RESUME].text ? g->done : NULL, err);
+    for (size_t i = 0; status == TSAR_OK && i < g->images; i++) g->pending -= g->done[i] != 0;
+    if (status != TSAR_OK || !g->a->at[O_FRAMES].text) return status;
+    status = name_frame(frame, g, g->images - 1, 0, err);
+    return status == TSAR_OK ? tsar_output_check(frame, err) : status;
 }
 
 /* Refuses what the model cannot give. */
@@ -750,7 +630,7 @@ static tsar_status generate_pending(generation *g, tsar_error *err)
         for (count = 0; count < batch && first + count < g->images && !g->done[first + count]; count++) {
         }
         if (count > 0) status = run_generation(g, first, count, err);
-        for (size_t i = 0; status == TSAR_OK && i < count; i++) status = save_image(g, first + i, i, err);
+        for (size_t i = 0; status == TSAR_OK && i < count; i++) status = save_image(g, i, err);
         count += count == 0; /* an image that is done */
     }
     return status;
@@ -762,8 +642,8 @@ static tsar_status run_generate(const arguments *a, tsar_error *err)
     tsar_status status = open_generation(&g, a, a->at[O_IMAGES].text ? (size_t)a->at[O_IMAGES].count : 1, err);
     if (status == TSAR_OK) status = read_condition(&g, err);
     if (status == TSAR_OK) status = check_outputs(&g, err);
-    if (status == TSAR_OK) status = make_command_line(&g, err);
-    if (status == TSAR_OK && a->at[O_CODES].text && !tsar_is_utf8(g.command_line))
+    if (status == TSAR_OK) status = describe_job(&g, err);
+    if (status == TSAR_OK && a->at[O_CODES].text && !tsar_is_utf8(g.job.command))
         status = tsar_fail(err, TSAR_USAGE, "--codes %s: the file keeps the command line, whose prompt or path is not UTF-8", a->at[O_CODES].text);
     if (status == TSAR_OK) note_new_words(&g);
     if (status == TSAR_OK) status = check_files(&g, err);

@@ -779,6 +779,32 @@ tsar_status tsar_record_write(const char *path, const tsar_model *model, const t
 /* Reads that metadata back: each key that the file has replaces a setting or *image, the others stay as they are. TSAR_INPUT names the key that is wrong. */
 tsar_status tsar_record_settings(tsar_settings *settings, uint64_t *image, const tsar_file *file, tsar_error *err);
 
+/* The images of one prompt and their files (weights/job.c). Who prints, and whatever is shown on the way, is the caller's business:
+ *     tsar_job_open, tsar_job_check; for each part of the images tsar_generate and, image by image, tsar_job_save; tsar_job_close. */
+enum { TSAR_JOB_PICTURE, TSAR_JOB_CODES, TSAR_JOB_ORDER_MAP, TSAR_JOB_KINDS, TSAR_JOB_PATH = 4096 };
+typedef struct {
+    const tsar_model *model;
+    const tsar_settings *settings;      /* first_image: of the part that is under way */
+    const char *model_path;             /* as the user named it; NULL: the shipped model */
+    const char *flag, *condition;       /* "prompt" and the prompt; or "prompt-ids", "class", "caption" */
+    size_t images;
+    const char *files[TSAR_JOB_KINDS];  /* names to write, or of which FILE-I is made for image I of several; NULL: not wanted */
+    char *command;                      /* owned: what makes the same bytes again, in the text of pictures and codes */
+} tsar_job;
+typedef struct {
+    char room[TSAR_JOB_KINDS][TSAR_JOB_PATH];
+    const char *paths[TSAR_JOB_KINDS];
+} tsar_job_files;
+tsar_status tsar_job_open(tsar_job *job, tsar_error *err); /* makes its command */
+void tsar_job_close(tsar_job *job);
+/* The names of the files of one image. */
+tsar_status tsar_job_names(tsar_job_files *files, const tsar_job *job, size_t image, tsar_error *err);
+/* Before the work: all names can be written, none twice, and none is one of n inputs. done [images] tells which images are there from
+ * a run of the same command, which need not be made again; NULL: not asked. */
+tsar_status tsar_job_check(const tsar_job *job, const char *const *inputs, size_t n, char *done, tsar_error *err);
+/* Writes the files of image i of a result, with its picture rgb (NULL if none is wanted). */
+tsar_status tsar_job_save(const tsar_job *job, const tsar_prompt *prompt, const tsar_result *result, size_t i, const uint8_t *rgb, tsar_error *err);
+
 /* --------------------------------------------------------------------------------------- 10. trace and verify (tests/trace.c, tests/verify.c) */
 
 /* The inputs of a trace: what is NULL or 0 is absent. */

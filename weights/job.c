@@ -1,0 +1,170 @@
+/* job.c - the images of one prompt and their files: their names, the command that makes them again, the text of a PNG, and which of them are
+ * there already. */
+#include "../tsar.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+/* -------------------------------------------------------------------------------------------------------- the command */
+
+/* text for a shell, in single quotes where it needs them, appended to out; returns the new end. */
+static char *put_quoted(char *out, const char *text)
+{
+    static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-+./,:=@%";
+    const size_t length = strlen(text);
+    if (length > 0 && strspn(text, plain) == length) {
+        memcpy(out, text, length + 1);
+        return out + length;
+    }
+    *out++ = '\'';
+    for (; *text; text++) {
+        if (*text == '\'') memcpy(out, "'\\'", 3), out += 3;
+        *out++ = *text;
+    }
+    *out++ = '\'';
+    *out = 0;
+    return out;
+}
+
+/* The command that generates the same again in the same folder: the model, unless it is the shipped one, and every setting. */
+tsar_status tsar_job_open(tsar_job *job, tsar_error *err)
+{
+    enum { QUOTED = 4, REST = 512 }; /* bytes that a byte takes in quotes at most; and of all other settings */
+    const tsar_settings *s = job->settings;
+    const char *model = job->model_path ? job->model_path : "";
+    char cfg[32], temperature[32], top_p[32], order[64];
+    const size_t size = QUOTED * (strlen(job->condition) + strlen(model)) + REST;
+    job->command = tsar_alloc(size, 1, "the command line", err);
+    if (job->command == NULL) return TSAR_ROOM;
+    char *end = job->command + sprintf(job->command, "tsar generate%s", job->model_path ? " -m " : "");
+    if (job->model_path) end = put_quoted(end, model);
+    end += sprintf(end, " --%s ", job->flag);
+    end = put_quoted(end, job->condition);
+    (void)snprintf(end, size - (size_t)(end - job->command),
+                   " -n %zu --seed %" PRIu64 " --cfg %s --cfg-schedule %s --cfg-interval %" PRId64 " --temperature %s --top-k %zu --top-p %s%s --decode %s",
+                   job->images, s->seed, tsar_real_text(cfg, s->cfg), tsar_schedule_names[s->schedule], s->cfg_interval,
+                   tsar_real_text(temperature, s->temperature), s->top_k, tsar_real_text(top_p, s->top_p), s->greedy ? " --greedy" : "",
+                   tsar_order_text(order, s));
+    return TSAR_OK;
+}
+
+void tsar_job_close(tsar_job *job)
+{
+    tsar_free(job->command);
+    job->command = NULL;
+}
+
+/* ---------------------------------------------------------------------------------------------------------- the files */
+
+/* "out.png" as it is for one image, "out-3.png" for image 3 of several. */
+static tsar_status put_number(char out[TSAR_JOB_PATH], const char *path, size_t image, size_t images, tsar_error *err)
+{
+    const char *slash = strrchr(path, '/'), *dot = strrchr(path, '.');
+    const int stem = dot && (!slash || dot > slash) ? (int)(dot - path) : (int)strlen(path);
+    const int length = images == 1 ? snprintf(out, TSAR_JOB_PATH, "%s", path) : snprintf(out, TSAR_JOB_PATH, "%.*s-%zu%s", stem, path, image, path + stem);
+    return length > 0 && length < TSAR_JOB_PATH ? TSAR_OK : tsar_fail(err, TSAR_USAGE, "%s: the name is too long (give a shorter one)", path);
+}
+
+tsar_status tsar_job_names(tsar_job_files *files, const tsar_job *job, size_t image, tsar_error *err)
+{
+    tsar_status status = TSAR_OK;
+    for (int i = 0; i < TSAR_JOB_KINDS && status == TSAR_OK; i++) {
+        if (job->files[i]) status = put_number(files->room[i], job->files[i], image, job->images, err);
+        files->paths[i] = job->files[i] ? files->room[i] : NULL;
+    }
+    return status;
+}
+
+static int exists(const char *path)
+{
+    FILE *stream = fopen(path, "rb");
+    if (stream) (void)fclose(stream);
+    return stream != NULL;
+}
+
+/* Whether a file of codes carries this command. */
+static int has_command(const char *path, const char *command)
+{
+    tsar_file *file = NULL;
+    const char *theirs = tsar_file_open(&file, path, NULL) == TSAR_OK ? tsar_file_meta(file, "command") : NULL;
+    const int same = theirs && strcmp(theirs, command) == 0;
+    tsar_file_close(file);
+    return same;
+}
+
+/* Whether all files of an image are there from a run of the same command; a picture without text counts if its codes tell. */
+static int is_done(const tsar_job *job, const tsar_job_files *files)
+{
+    const char *picture = files->paths[TSAR_JOB_PICTURE], *codes = files->paths[TSAR_JOB_CODES], *map = files->paths[TSAR_JOB_ORDER_MAP];
+    const int told = picture && tsar_image_has_text(picture, "Command", job->command);
+    if (picture && !told && !(codes && exists(picture))) return 0;
+    if (codes && !has_command(codes, job->command)) return 0;
+    return (told || codes) && (!map || exists(map));
+}
+
+tsar_status tsar_job_check(const tsar_job *job, const char *const *inputs, size_t n, char *done, tsar_error *err)
+{
+    tsar_job_files files;
+    tsar_status status = TSAR_OK;
+    for (size_t i = 0; status == TSAR_OK && i < job->images; i++) {
+        status = tsar_job_names(&files, job, i, err);
+        if (status == TSAR_OK) status = tsar_output_names(files.paths, TSAR_JOB_KINDS, inputs, n, err);
+        for (int k = 0; k < TSAR_JOB_KINDS && status == TSAR_OK && (i == 0 || i + 1 == job->images); k++) /* the last names are the longest */
+            if (files.paths[k]) status = tsar_output_check(files.paths[k], err);
+        if (status == TSAR_OK && done != NULL) done[i] = (char)is_done(job, &files);
+    }
+    return status;
+}
+
+/* The text of a PNG: the prompt, every setting, and the command that makes the same bytes again. */
+typedef struct {
+    const char *keys[16], *values[16];
+    char buffers[8][64];
+    size_t n;
+} picture_text;
+
+static void add_text(picture_text *t, const char *key, const char *value) { t->keys[t->n] = key, t->values[t->n++] = value; }
+
+static void describe_picture(picture_text *t, const tsar_job *job, size_t image)
+{
+    static const char *const flags[] = { "prompt", "prompt-ids", "class", "caption" }, *const keys[] = { "Prompt", "Prompt-Ids", "Class", "Caption" };
+    const tsar_settings *s = job->settings;
+    t->n = 0;
+    add_text(t, "Software", "tsar " TSAR_VERSION);
+    for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++)
+        if (strcmp(job->flag, flags[i]) == 0) add_text(t, keys[i], job->condition);
+    (void)snprintf(t->buffers[0], 64, "%" PRIu64, s->seed);
+    (void)snprintf(t->buffers[1], 64, "%" PRId64, s->cfg_interval);
+    (void)snprintf(t->buffers[2], 64, "%zu", s->top_k);
+    (void)snprintf(t->buffers[3], 64, "%zu of %zu, from 0", image, job->images);
+    add_text(t, "Seed", t->buffers[0]);
+    add_text(t, "Cfg", tsar_real_text(t->buffers[4], s->cfg));
+    add_text(t, "Cfg-Schedule", tsar_schedule_names[s->schedule]);
+    add_text(t, "Cfg-Interval", t->buffers[1]);
+    add_text(t, "Temperature", tsar_real_text(t->buffers[5], s->temperature));
+    add_text(t, "Top-K", t->buffers[2]);
+    add_text(t, "Top-P", tsar_real_text(t->buffers[6], s->top_p));
+    add_text(t, "Greedy", s->greedy ? "yes" : "no");
+    add_text(t, "Decode", tsar_order_text(t->buffers[7], s));
+    add_text(t, "Image", t->buffers[3]);
+    add_text(t, "Command", job->command);
+}
+
+tsar_status tsar_job_save(const tsar_job *job, const tsar_prompt *prompt, const tsar_result *result, size_t i, const uint8_t *rgb, tsar_error *err)
+{
+    const tsar_config *c = &job->model->config;
+    const size_t image = (size_t)job->settings->first_image + i;
+    tsar_job_files files;
+    tsar_status status = tsar_job_names(&files, job, image, err);
+    if (status == TSAR_OK && files.paths[TSAR_JOB_PICTURE]) {
+        picture_text text;
+        describe_picture(&text, job, image);
+        status = tsar_image_write(files.paths[TSAR_JOB_PICTURE], rgb, c->grid_h * c->vq_factor, c->grid_w * c->vq_factor, text.keys, text.values, text.n, err);
+    }
+    if (status == TSAR_OK && files.paths[TSAR_JOB_CODES])
+        status = tsar_record_write(files.paths[TSAR_JOB_CODES], job->model, prompt, job->settings, result, i, job->command, err);
+    if (status == TSAR_OK && files.paths[TSAR_JOB_ORDER_MAP])
+        status = tsar_order_map_write(files.paths[TSAR_JOB_ORDER_MAP], result->step_of + i * c->tokens, c->rows, c->columns, err);
+    return status;
+}
