@@ -85,7 +85,7 @@ static const option options[OPTIONS] = {
       "tolerance of floating-point tensors, relative to the RMS (by their type: F64 1e-10, F32 1e-4, F16 and BF16 5e-2)" },
     { "json", 0, NULL, IS_SWITCH, 0, 0, VERIFY, 0, "print one JSON object" },
     { "like", 0, "FILE", IS_TEXT, 0, 0, SYNTH, 0, "take the configuration of a safetensors file; key=value arguments override it" },
-    { "dtype", 0, "TYPE", IS_TEXT, 0, 0, SYNTH, 0, "f32, bf16 or f16 (f32)" },
+    { "dtype", 0, "TYPE", IS_TEXT, 0, 0, SYNTH | IMPORT, 0, "f32, bf16 or f16 (f32); import: bf16 rounds the weights to it (unchanged)" },
     { "labels", 'k', "K", IS_COUNT, 1, INT32_MAX, CLUSTER, CLUSTER, "number of coarse labels" },
     { "threads", 0, "N", IS_COUNT, 1, MAX_THREADS, COMPUTES, 0, "threads, which never change a result (all of the machine's, if built with OMP=1)" },
     { "resume", 0, NULL, IS_SWITCH, 0, 0, GENERATE, 0,
@@ -978,7 +978,7 @@ typedef struct {
 static void put_key(key_list *list, const char *key, const char *value)
 {
     size_t i = 0;
-    while (i < list->n && strcmp(list->keys[i], key) != 0) i++;
+    while (i < list->n && (strcmp(list->keys[i], key) != 0 || strcmp(key, "drop") == 0)) i++; /* drop may stand there several times */
     if (i == list->n) list->n++;
     list->keys[i] = key, list->values[i] = value;
 }
@@ -1037,10 +1037,14 @@ static tsar_status run_import(const arguments *a, tsar_error *err)
     if (!paths) return TSAR_ROOM;
     for (size_t i = 0; i < a->n; i++)
         if (!is_setting(a->operands[i])) paths[n++] = a->operands[i];
+    const char *dtype = a->at[O_DTYPE].text;
     tsar_status status = n ? TSAR_OK : tsar_fail(err, TSAR_USAGE, "tsar import needs at least one checkpoint file");
+    if (status == TSAR_OK && dtype && strcmp(dtype, "bf16") != 0)
+        status = tsar_fail(err, TSAR_USAGE, "--dtype %s: import keeps the bits as they are, or rounds them to bf16", dtype);
     if (status == TSAR_OK) status = check_output(a, paths, n, err);
     if (status == TSAR_OK) status = open_keys(&list, a, NULL, err);
-    if (status == TSAR_OK) status = tsar_import(paths, n, a->at[O_OUTPUT].text, list.keys, list.values, list.n, print_note, (void *)a, err);
+    if (status == TSAR_OK)
+        status = tsar_import(paths, n, a->at[O_OUTPUT].text, list.keys, list.values, list.n, dtype ? TSAR_BF16 : TSAR_DTYPES, print_note, (void *)a, err);
     tsar_free(list.keys);
     tsar_free(paths);
     return status;
@@ -1105,7 +1109,8 @@ static const command commands[] = {
       "Tells the log-likelihood of given codes in nats: their sum, and with -o FILE that of each code; without guidance unless --cfg says otherwise. The prompt is "
       "the file's own input.*, as generate --codes writes it, unless flags give it." },
     { IMPORT, "import", "CHECKPOINT... [KEY=VALUE...]", 1, (size_t)-1, run_import,
-      "Turns PyTorch (zip or legacy) and safetensors checkpoints into one model file, bits unchanged. KEY=VALUE gives what shapes cannot tell." },
+      "Turns PyTorch (zip or legacy) and safetensors checkpoints, their indexes and folders into one model file. KEY=VALUE gives what neither shapes nor a "
+      "config.json tell; from=KEY chooses the dictionary with the weights, drop=PREFIX leaves tensors out. No code of a checkpoint is run." },
     { SYNTH, "synth", "[KEY=VALUE...]", 0, (size_t)-1, run_synth, "Makes a model of any shape with synthetic weights, the same on every machine." },
     { INFO, "info", "MODEL", 1, 1, run_info, "Tells shapes, parameters, bytes, multiply-adds, passes per image and memory of a model file." },
     { BENCH, "bench", "[MODEL]", 0, 1, run_bench, "Measures speed against loops that only read memory or only calculate, in the same run; prints a table." },

@@ -658,6 +658,10 @@ tsar_status tsar_prompt_check(const tsar_model *model, const tsar_prompt *prompt
                                  (long long)prompt->text[i], i, c->text_vocab - 1);
         return TSAR_OK;
     case TSAR_PREFIX_CLASS:
+        if (c->no_null_class && (prompt->unconditional || prompt->class_id >= c->num_classes))
+            return tsar_fail(err, TSAR_INPUT,
+                             "the model has no row for \"no class\" (null_class=0): classes are 0 ... %zu, and guidance has nothing to subtract (--cfg 1)",
+                             c->num_classes - 1);
         if (prompt->class_id > c->num_classes)
             return tsar_fail(err, TSAR_INPUT, "class %zu is outside 0 ... %zu (class %zu is the unconditional one)", prompt->class_id, c->num_classes,
                              c->num_classes);

@@ -117,7 +117,9 @@ void tsar_rmsnorm(double *y, const double *x, const double *g, size_t d, double 
 typedef enum {
     TSAR_F64, TSAR_F32, TSAR_F16, TSAR_BF16,
     TSAR_I64, TSAR_I32, TSAR_I16, TSAR_I8, TSAR_U64, TSAR_U32, TSAR_U16, TSAR_U8, TSAR_BOOL,
-    TSAR_DTYPES
+    TSAR_C64, TSAR_F8_E4M3, TSAR_F8_E5M2, /* those from TSAR_FOREIGN on are told by name and left out, never read as numbers */
+    TSAR_DTYPES,
+    TSAR_FOREIGN = TSAR_C64
 } tsar_dtype;
 
 size_t tsar_dtype_size(tsar_dtype dtype);       /* bytes of one element */
@@ -351,6 +353,7 @@ typedef struct {
     size_t image_embed, image_head;                 /* janus */
     size_t shuffle, shuffle_blocks, shuffle_hidden; /* shuffle is 1 where there are no windows */
     size_t num_classes, cond_tokens, caption_dim;
+    int no_null_class; /* null_class=0: class_embeddings has no row for "no class", and nothing guides */
     size_t vq_ch, vq_levels, vq_ch_mult[TSAR_MAX_LEVELS], vq_res_blocks, vq_z_channels, vq_embed_dim, vq_groups;
     int vq_l2_norm, vq_attn_mid, vq_pixels_down; /* vq_attn=mid; vq_pixels=down */
     size_t vq_temporal;                          /* Emu3: its factor in time; 0: no convolutions in time */
@@ -492,7 +495,7 @@ typedef struct {
     tsar_table tok_embeddings;          /* [code_row + V][d], [vocab_size][d]; code c has row code_row + c (janus: none) */
     tsar_matrix compress, expand;       /* [d/s^2][d], [d][d/s^2]; absent for s = 1 */
     tsar_mlp *shuffle_mlp, *unshuffle_mlp; /* [shuffle_blocks]; NULL for s = 1 */
-    tsar_table class_embeddings;        /* c2i: [num_classes + 1][d] */
+    tsar_table class_embeddings;        /* c2i: [num_classes + 1][d], [num_classes][d] with no_null_class */
     tsar_matrix cap_fc1, cap_fc2;       /* t2i: [d][caption_dim], [d][d] */
     tsar_table uncond_embedding;        /* t2i: [cond_tokens][caption_dim]; longer tables are cut */
     tsar_table image_embeddings;        /* janus: [V][image_embed], gpt.image_embed.tok_embeddings */
@@ -862,10 +865,12 @@ void tsar_comparison_json(char *text, size_t size, const tsar_comparison *compar
 /* Called with a line about each thing skipped or assumed. */
 typedef void (*tsar_note_fn)(void *context, const char *line);
 
-/* Reads PyTorch (zip, legacy) and safetensors checkpoints, one or more, into one model file, bits unchanged; keys and
- * values are what shapes cannot tell (n_head, grid_h, ...). */
+/* Reads PyTorch (zip, legacy) and safetensors checkpoints, one or more, into one model file (SPEC 11). A path names a file, an index of shards
+ * (.json) or a folder with either; a config.json beside them is read. keys and values, n of them, are what neither tells (n_head, grid_h, ...),
+ * from=KEY (the dictionary of tensors to take: "ema", "model.state_dict") and drop=PREFIX (tensors to leave out). Bits are unchanged, or, with
+ * dtype TSAR_BF16 in place of TSAR_DTYPES, rounded to nearest even. */
 tsar_status tsar_import(const char *const *paths, size_t n_paths, const char *path, const char *const *keys, const char *const *values, size_t n,
-                        tsar_note_fn note, void *context, tsar_error *err);
+                        tsar_dtype dtype, tsar_note_fn note, void *context, tsar_error *err);
 
 /* A caption file for a t2i model: safetensors with `caption` and `mask`, or .npy features [1][n][caption_dim] or [n][caption_dim], n <= cond_tokens,
  * padded on the left. caption [cond_tokens][caption_dim] and mask [cond_tokens] are the caller's to tsar_free. */

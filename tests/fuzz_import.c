@@ -91,7 +91,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     FILE *out = fopen(path, "wb");
     if (!out || fwrite(file, 1, length, out) != length || fclose(out) != 0) abort();
-    tsar_status status = tsar_import(&path, 1, "fuzz_import.tmp.out", keys, values, 3, NULL, NULL, &err);
+    tsar_status status = tsar_import(&path, 1, "fuzz_import.tmp.out", keys, values, 3, TSAR_DTYPES, NULL, NULL, &err);
     if (status != TSAR_OK && (status > TSAR_INPUT || err.text[0] == '\0' || strchr(err.text, '\n'))) abort();
     return 0;
 }

@@ -91,6 +91,12 @@ static void check_conversions(tsar_file *file, const tsar_tensor *t, const unsig
     double wide[DTYPE_ELEMENTS];
     int64_t whole[DTYPE_ELEMENTS];
     const int is_float = t->dtype == TSAR_F64 || t->dtype == TSAR_F32 || t->dtype == TSAR_F16 || t->dtype == TSAR_BF16;
+    if (t->dtype >= TSAR_FOREIGN) {
+        CHECK(tsar_file_read_i64(file, t, 0, t->count, whole, &err) == TSAR_INPUT && tsar_file_read_f64(file, t, 0, t->count, wide, &err) == TSAR_INPUT &&
+                  strstr(err.text, t->name),
+              "%s is no number", t->name);
+        return;
+    }
     CHECK(is_float == (tsar_file_read_i64(file, t, 0, t->count, whole, &err) != TSAR_OK) || t->dtype == TSAR_U64, "%s as integers", t->name);
     if (is_float) {
         CHECK(tsar_file_read_f64(file, t, 0, t->count, wide, &err) == TSAR_OK, "%s as double: %s", t->name, err.text);

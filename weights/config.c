@@ -83,6 +83,7 @@ static const tsar_key keys[] = {
     SIZE(shuffle_blocks, GPT, 0, MAX_LAYERS, NULL, OF(TSAR_TOKEN_SHUFFLE)),
     SIZE(shuffle_hidden, GPT, 0, TSAR_MAX_DIM, NULL, OF(TSAR_TOKEN_SHUFFLE)),
     SIZE(num_classes, GPT, GPT, TSAR_MAX_DIM, NULL, OF(TSAR_LLAMAGEN_C2I)),
+    CHOICE(null_class, GPT, 0, no_null_class, "1 0", NULL), /* 0: the table of classes has no row for "no class" (ours) */
     SIZE(cond_tokens, GPT, GPT, TSAR_MAX_DIM, NULL, OF(TSAR_LLAMAGEN_C2I) | OF(TSAR_LLAMAGEN_T2I)),
     SIZE(caption_dim, GPT, GPT, TSAR_MAX_DIM, NULL, OF(TSAR_LLAMAGEN_T2I)),
     SIZE(vq_ch, VQ, VQ, TSAR_MAX_DIM, NULL, 0),

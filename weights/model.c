@@ -158,7 +158,7 @@ static void visit_inputs(walk *w, const tsar_config *c, tsar_model *m)
 {
     const size_t d = c->dim, window = c->shuffle * c->shuffle;
     switch (tsar_family_of(c)->prefix) {
-    case TSAR_PREFIX_CLASS: table(w, "cls_embedding.embedding_table.weight", SLOT(m, class_embeddings), c->num_classes + 1, d); break;
+    case TSAR_PREFIX_CLASS: table(w, "cls_embedding.embedding_table.weight", SLOT(m, class_embeddings), c->num_classes + (c->no_null_class ? 0 : 1), d); break;
     case TSAR_PREFIX_CAPTION:
         matrix(w, "cls_embedding.cap_proj.fc1.weight", SLOT(m, cap_fc1), d, c->caption_dim);
         matrix(w, "cls_embedding.cap_proj.fc2.weight", SLOT(m, cap_fc2), d, d);

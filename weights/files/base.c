@@ -90,13 +90,13 @@ int tsar_is_utf8(const char *string)
 
 size_t tsar_dtype_size(tsar_dtype dtype)
 {
-    static const size_t sizes[TSAR_DTYPES] = { 8, 4, 2, 2, 8, 4, 2, 1, 8, 4, 2, 1, 1 };
+    static const size_t sizes[TSAR_DTYPES] = { 8, 4, 2, 2, 8, 4, 2, 1, 8, 4, 2, 1, 1, 8, 1, 1 };
     return sizes[dtype];
 }
 
 const char *tsar_dtype_name(tsar_dtype dtype)
 {
-    static const char *const names[TSAR_DTYPES] = { "F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL" };
+    static const char *const names[TSAR_DTYPES] = { "F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "C64", "F8_E4M3", "F8_E5M2" };
     return names[dtype];
 }
 

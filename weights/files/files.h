@@ -1,11 +1,12 @@
 /* What is read and written (weights/files): the ground that its files and those above share. No part of the library's interface: programs
  * see tsar.h only.
  *
- *     base.c          errors, memory, number formats, UTF-8        safetensors.c   the container for everything
- *     system.c        all that is not C99                          zip.c           archives, read in place
- *     output.c        files that are written whole or not at all   pickle.c        PyTorch checkpoints
- *     json.c          the one JSON reader                          npy.c           NumPy arrays
- *                                                                  picture.c       PPM, PNG, the typeface, order maps */
+ *     base.c          errors, memory, number formats, UTF-8           zip.c         archives, read in place
+ *     system.c        all that is not C99                             pickle.c      the pickle of a PyTorch file
+ *     source.c        files read at any place, kinds of files         torch.c       PyTorch files and the state dicts in them
+ *     output.c        files that are written whole or not at all      checkpoint.c  a checkpoint of any form, its shards and folders
+ *     json.c          the one JSON reader                             npy.c         NumPy arrays
+ *     safetensors.c   the container for everything                    picture.c     PPM, PNG, the typeface, order maps */
 #ifndef TSAR_FILES_H
 #define TSAR_FILES_H
 
@@ -98,7 +99,7 @@ tsar_status tsar_json_bool(tsar_json *json, int *value);
 tsar_status tsar_json_null(tsar_json *json);
 tsar_status tsar_json_skip(tsar_json *json); /* any value, however deep, checked like all others */
 
-/* ------------------------------------------------------------------------------------------- bytes of a file (zip.c) */
+/* ---------------------------------------------------------------------------------------- bytes of a file (source.c) */
 
 /* A file that is read at any place. `path` belongs to the caller and outlives the source. */
 typedef struct {
@@ -112,6 +113,14 @@ void tsar_source_close(tsar_source *source);
 /* Bytes offset ... offset+count-1; an error if the file does not hold them. */
 tsar_status tsar_source_read(tsar_source *source, uint64_t offset, void *bytes, size_t count, tsar_error *err);
 
+/* The whole of a text file of at most `limit` bytes, 0-terminated, the caller's to tsar_free; an error calls it `what`. */
+tsar_status tsar_text_file(const char *path, size_t limit, const char *what, char **text, size_t *bytes, tsar_error *err);
+
+/* What a file is that is no model file and begins with these n bytes (TSAR_KIND are enough), and what to do: "is a Git LFS pointer, ...". NULL if
+ * that is not known. */
+enum { TSAR_KIND = 64 };
+const char *tsar_file_kind(const uint8_t *head, size_t n);
+
 /* Little-endian numbers. */
 uint32_t tsar_get_u16(const uint8_t *bytes);
 uint32_t tsar_get_u32(const uint8_t *bytes);
@@ -122,24 +131,57 @@ uint64_t tsar_get_u64(const uint8_t *bytes);
 typedef struct {
     const char *name;      /* owned by the archive, a relative path */
     uint64_t header, data; /* where its local header and its first byte are in the file */
-    uint64_t size;         /* bytes, stored as they are */
+    uint64_t size;         /* bytes in the file */
+    int packed;            /* it is compressed, as torch.save never does: tsar_zip_check refuses it where it is needed */
 } tsar_zip_entry;
 
 typedef struct {
     size_t count;
     tsar_zip_entry *entries; /* [count], ascending by name */
     char *names;
+    uint64_t behind; /* bytes of the file that follow the archive */
 } tsar_zip;
 
-/* Reads the directory of an archive and proves it consistent: every entry stored (neither compressed nor encrypted), inside the
+/* Reads the directory of an archive and proves it consistent: every entry inside the
  * file, overlapping no other, once only, local and central header agreeing, its name a plain relative path. Checksums are not looked at. */
 tsar_status tsar_zip_open(tsar_zip *zip, tsar_source *source, tsar_error *err);
 void tsar_zip_close(tsar_zip *zip);
+tsar_status tsar_zip_check(const tsar_zip_entry *entry, const tsar_source *source, tsar_error *err); /* whether its bytes are the content */
 const tsar_zip_entry *tsar_zip_find(const tsar_zip *zip, const char *name); /* NULL if absent; logarithmic */
 
 /* ---------------------------------------------------------------------------------------------------- pickles (pickle.c) */
 
+typedef enum {
+    TSAR_P_NONE,
+    TSAR_P_INTEGER,
+    TSAR_P_TEXT,
+    TSAR_P_TUPLE,
+    TSAR_P_LIST,
+    TSAR_P_DICT,
+    TSAR_P_GLOBAL,  /* the name of a class or function; never looked up anywhere but in a table of pickle.c */
+    TSAR_P_STORAGE, /* the persistent id of a block of elements */
+    TSAR_P_TENSOR,  /* a call of one of torch's rebuild functions: items are storage, first element, shape, strides */
+    TSAR_P_INERT,   /* anything without a meaning here: floats, sets, long integers, objects of any class */
+    TSAR_P_MARK     /* on the stack only */
+} tsar_pickle_kind;
+
 typedef struct tsar_value tsar_value;
+struct tsar_value {
+    tsar_pickle_kind kind;
+    int meaning;          /* GLOBAL: what pickle.c makes of it */
+    int visited;          /* DICT, INERT: torch.c has been here */
+    tsar_dtype dtype;     /* STORAGE, TENSOR; GLOBAL of a dtype or a storage class */
+    size_t size;          /* the same: bytes of an element */
+    const char *foreign;  /* the same: what it is if no dtype of a model file, else NULL */
+    int64_t integer;      /* INTEGER (booleans are 0 and 1); STORAGE: elements */
+    int64_t first, seen;  /* STORAGE: the part that is seen through a view (legacy files), else 0 and `integer` */
+    const char *text;     /* TEXT; STORAGE: its key; GLOBAL, INERT: the name of what it is, or NULL; 0-terminated, without control characters */
+    tsar_value **items;   /* TUPLE, LIST, TENSOR: [count]; DICT, INERT: keys and values in turn */
+    size_t count, room;
+    tsar_value *next;     /* STORAGE: the one seen before it; GLOBAL: the stranger told before it */
+};
+
+enum { TSAR_STRANGERS = 8 }; /* names without a meaning that are kept for a note */
 
 /* The values of one file's pickles, in blocks that are given back together. */
 typedef struct {
@@ -147,48 +189,93 @@ typedef struct {
     uint64_t used, limit; /* bytes */
     tsar_value *storages; /* every persistent id, the last one first */
     size_t n_storages;
+    tsar_value *strangers; /* names of classes and functions that have no meaning here, at most TSAR_STRANGERS of them */
+    size_t n_strangers;
 } tsar_pickle;
 
+/* Interprets one pickle, which starts at *offset and must stop before `end`; *offset then follows it. Several may be loaded into one. */
+tsar_status tsar_pickle_load(tsar_pickle *pickle, tsar_source *source, uint64_t *offset, uint64_t end, tsar_value **root, tsar_error *err);
 void tsar_pickle_close(tsar_pickle *pickle);
 
-/* ----------------------------------------------------------------------------------------------- checkpoints (pickle.c and import.c) */
+/* ------------------------------------------------------------------------------- checkpoints (torch.c, checkpoint.c) */
 
 typedef struct tsar_checkpoint tsar_checkpoint;
 
-/* One tensor of a checkpoint, proven to lie inside its storage. */
+/* One tensor of a checkpoint, proven to lie inside its storage; or what stands in its place under a name. */
 typedef struct {
     const char *name; /* as the file has it; owned by the checkpoint */
     tsar_checkpoint *checkpoint;
+    const char *foreign; /* NULL; else what it is: a type that no model file has ("complex64"), an object of a class, "no tensor" */
     tsar_dtype dtype;
+    size_t size; /* bytes of an element */
     size_t rank, shape[TSAR_MAX_RANK];
     uint64_t stride[TSAR_MAX_RANK]; /* elements */
     uint64_t count;                 /* elements */
     uint64_t offset;                /* of its first element in the file */
     uint64_t span;                  /* elements from its first to its last one in the file */
     int contiguous;                 /* the file holds exactly its elements, in order */
-    tsar_file *file;                /* safetensors: its shard and its entry there */
-    const tsar_tensor *entry;
+    const tsar_tensor *entry;       /* safetensors: its entry there */
 } tsar_import_tensor;
 
+/* A dictionary with tensors in it. */
+typedef struct {
+    char *path;       /* where it is: "model", "a.state_dict", "" on top */
+    tsar_value *dict;
+    size_t n_tensors;
+} tsar_state_dict;
+
+/* One file: its tensors are those of one of its state dicts (PyTorch), or all (safetensors). */
 struct tsar_checkpoint {
     const char *path;
     tsar_source source; /* PyTorch */
     tsar_zip zip;
     tsar_pickle pickle;
-    int swapped;        /* the file's byte order is not this machine's */
-    tsar_file **shards; /* [n_shards] safetensors files */
-    char **shard_names; /* as the index calls them; NULL for a single file */
-    size_t n_shards;
-    uint64_t bytes; /* of all its files */
+    tsar_value *root;
+    struct tsar_storage *storages; /* [n_storages], ascending by key */
+    size_t n_storages;
+    int swapped; /* the file's byte order is not this machine's */
+    tsar_state_dict *states; /* [n_states]: PyTorch */
+    size_t n_states;
+    tsar_file *file; /* safetensors */
+    uint64_t bytes;
     tsar_import_tensor *tensors;
     size_t count;
 };
 
-/* Whether a file that begins with these 16 bytes is in the legacy form. */
-int tsar_torch_is_legacy(const uint8_t *head);
+/* Bytes with which a file in the legacy form begins, of `n` at `head`; 0 if it is none. */
+size_t tsar_torch_legacy(const uint8_t *head, size_t n);
 
-/* A PyTorch file, whose source is open: its state dict's tensors. The caller closes the checkpoint, whatever the status. */
-tsar_status tsar_torch_open(tsar_checkpoint *checkpoint, int legacy, tsar_note_fn note, void *context, tsar_error *err);
+/* A PyTorch file, whose source is open: finds its state dicts. legacy: what tsar_torch_legacy said. */
+tsar_status tsar_torch_open(tsar_checkpoint *checkpoint, size_t legacy, tsar_note_fn note, void *context, tsar_error *err);
+void tsar_torch_close(tsar_checkpoint *checkpoint);
+/* The names of a state dict's tensors one after another, from *at = 0 on; NULL behind the last. */
+const char *tsar_torch_name(const tsar_state_dict *state, size_t *at);
+/* The tensors of one of its state dicts, under every name that is a text. */
+tsar_status tsar_torch_take(tsar_checkpoint *checkpoint, size_t state, tsar_error *err);
+/* What the file holds instead of a state dict, for an error: up to five keys of its top, or what its top is. */
+void tsar_torch_describe(const tsar_checkpoint *checkpoint, char *text, size_t room);
+
+/* A file of any form by its first bytes. `path` must outlive the checkpoint. On failure there is nothing to close. */
+tsar_status tsar_checkpoint_open(tsar_checkpoint *checkpoint, const char *path, tsar_note_fn note, void *context, tsar_error *err);
+void tsar_checkpoint_close(tsar_checkpoint *checkpoint);
+
+/* Reads a tensor from front to back, or at any place, in its dtype and native byte order. */
+typedef struct {
+    const tsar_import_tensor *tensor;
+    uint8_t *span; /* of a tensor that is not contiguous: all of it, in order */
+} tsar_tensor_reader;
+tsar_status tsar_tensor_open(tsar_tensor_reader *reader, const tsar_import_tensor *tensor, tsar_error *err);
+tsar_status tsar_tensor_read(tsar_tensor_reader *reader, uint64_t first, size_t count, void *out, tsar_error *err);
+void tsar_tensor_close(tsar_tensor_reader *reader);
+
+/* The files of which an operand consists: itself, the shards of an index (.json), or what a folder holds. */
+typedef struct {
+    char **paths; /* [n]; owned */
+    size_t n;
+    char *config; /* the path of the config.json beside them, or NULL; owned */
+} tsar_file_list;
+tsar_status tsar_file_list_open(tsar_file_list *list, const char *path, tsar_error *err);
+void tsar_file_list_close(tsar_file_list *list);
 
 /* A formatted line for a note function that may be NULL. */
 void tsar_note(tsar_note_fn note, void *context, const char *format, ...) TSAR_FORMAT(3, 4);

@@ -72,8 +72,14 @@ static tsar_status read_pixels(FILE *stream, const char *name, size_t bytes, uin
 
 static tsar_status read_ppm(FILE *stream, const char *name, uint8_t **rgb, size_t *H, size_t *W, tsar_error *err)
 {
-    if (fgetc(stream) != 'P' || fgetc(stream) != '6')
-        return tsar_fail(err, TSAR_INPUT, "%s: not a binary PPM (P6) picture; convert it, e.g. with `magick in.png out.ppm`", name);
+    uint8_t head[TSAR_KIND];
+    size_t n = fread(head, 1, 2, stream);
+    if (n < 2 || head[0] != 'P' || head[1] != '6') {
+        if (n == 2) n += fread(head + 2, 1, sizeof head - 2, stream);
+        const char *kind = tsar_file_kind(head, n);
+        return tsar_fail(err, TSAR_INPUT, "%s: %s; give a binary PPM (P6) picture, which e.g. `magick in.png out.ppm` makes", name,
+                         kind ? kind : "not a binary PPM (P6) picture");
+    }
     size_t columns = header_number(stream);
     size_t rows = columns ? header_number(stream) : 0;
     size_t maximum = rows ? header_number(stream) : 0;

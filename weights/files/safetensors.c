@@ -289,10 +289,9 @@ static tsar_status index_names(tsar_file *file, tsar_error *err)
     return TSAR_OK;
 }
 
-/* Puts the tensors in the order of their data, which must follow one another from 0 to the end of the file. */
+/* The data must follow one another, in the order of the tensors, from 0 to the end of the file. */
 static tsar_status check_layout(tsar_file *file, uint64_t data, tsar_error *err)
 {
-    if (file->n_tensors) qsort(file->tensors, file->n_tensors, sizeof *file->tensors, compare_offsets);
     uint64_t end = 0;
     for (size_t i = 0; i < file->n_tensors; i++) {
         tsar_tensor *tensor = &file->tensors[i];
@@ -313,6 +312,15 @@ static tsar_status check_layout(tsar_file *file, uint64_t data, tsar_error *err)
     return TSAR_OK;
 }
 
+/* What a file is that begins with these 8 bytes and is none of safetensors, of which the 9th is a '{'; NULL if that is not known. */
+static const char *kind_of(FILE *stream, const unsigned char *prefix)
+{
+    uint8_t head[TSAR_KIND];
+    memcpy(head, prefix, 8);
+    const size_t n = 8 + fread(head + 8, 1, sizeof head - 8, stream);
+    return n > 8 && head[8] == '{' ? NULL : tsar_file_kind(head, n);
+}
+
 /* Reads the header of an open stream into file->header, parses and checks it. */
 static tsar_status read_header(tsar_file *file, tsar_error *err)
 {
@@ -323,6 +331,8 @@ static tsar_status read_header(tsar_file *file, tsar_error *err)
         return ferror(file->stream) ? tsar_fail(err, TSAR_INPUT, "cannot read %s: %s", file->path, strerror(errno))
                                     : tsar_fail(err, TSAR_INPUT, "%s has fewer than 8 bytes: it is no safetensors file", file->path);
     for (int i = 7; i >= 0; i--) length = length << 8 | prefix[i];
+    const char *kind = kind_of(file->stream, prefix);
+    if (kind) return tsar_fail(err, TSAR_INPUT, "%s: %s", file->path, kind);
     if (length > MAX_HEADER)
         return tsar_fail(err, TSAR_INPUT,
                          "%s claims a header of %" PRIu64 " bytes, more than 100 MB: it is no safetensors file (tsar import "
@@ -338,8 +348,9 @@ static tsar_status read_header(tsar_file *file, tsar_error *err)
     tsar_json json;
     tsar_json_open(&json, file->header, (size_t)length, file->path, "the header", "the file is damaged or no safetensors file", err);
     tsar_status status = parse_header(&json, file);
-    if (status == TSAR_OK) status = check_layout(file, 8 + length, err);
-    return status == TSAR_OK ? index_names(file, err) : status;
+    if (status == TSAR_OK && file->n_tensors) qsort(file->tensors, file->n_tensors, sizeof *file->tensors, compare_offsets);
+    if (status == TSAR_OK) status = index_names(file, err);
+    return status == TSAR_OK ? check_layout(file, 8 + length, err) : status;
 }
 
 /* The file at `path` and no other. */
@@ -530,6 +541,8 @@ tsar_status tsar_file_read_f64(tsar_file *file, const tsar_tensor *tensor, uint6
 {
     const int64_t limit = (int64_t)1 << 53;
     const tsar_dtype dtype = tensor->dtype;
+    if (dtype >= TSAR_FOREIGN)
+        return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s has dtype %s, which is not read as numbers", file->path, tensor->name, tsar_dtype_name(dtype));
     double chunk[CHUNK]; /* large enough for CHUNK elements of any dtype */
     if (dtype == TSAR_F64) return tsar_file_read(file, tensor, first, count, out, err);
     for (uint64_t done = 0; done < count;) {
@@ -556,7 +569,7 @@ tsar_status tsar_file_read_i64(tsar_file *file, const tsar_tensor *tensor, uint6
 {
     const tsar_dtype dtype = tensor->dtype;
     int64_t chunk[CHUNK];
-    if (tsar_dtype_is_float(dtype))
+    if (tsar_dtype_is_float(dtype) || dtype >= TSAR_FOREIGN)
         return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s has dtype %s, integers are needed (I64)", file->path, tensor->name, tsar_dtype_name(dtype));
     for (uint64_t done = 0; done < count;) {
         const size_t n = count - done < CHUNK ? (size_t)(count - done) : CHUNK;

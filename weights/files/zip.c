@@ -3,53 +3,8 @@
 #include "files.h"
 
 #include <inttypes.h>
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ------------------------------------------------------------------------------------------------------ bytes of a file */
-
-uint32_t tsar_get_u16(const uint8_t *bytes) { return (uint32_t)bytes[0] | (uint32_t)bytes[1] << 8; }
-
-uint32_t tsar_get_u32(const uint8_t *bytes) { return tsar_get_u16(bytes) | tsar_get_u16(bytes + 2) << 16; }
-
-uint64_t tsar_get_u64(const uint8_t *bytes) { return (uint64_t)tsar_get_u32(bytes) | (uint64_t)tsar_get_u32(bytes + 4) << 32; }
-
-tsar_status tsar_source_open(tsar_source *source, const char *path, tsar_error *err)
-{
-    memset(source, 0, sizeof *source);
-    source->path = path;
-    const tsar_status status = tsar_system_open_read(&source->file, path, err);
-    if (status != TSAR_OK) return status;
-    setvbuf(source->file, NULL, _IONBF, 0); /* callers read in blocks of their own */
-    long size = -1;
-    if (fseek(source->file, 0, SEEK_END) == 0) size = ftell(source->file);
-    if (size < 0 || size == LONG_MAX || fseek(source->file, 0, SEEK_SET) != 0) {
-        tsar_source_close(source);
-        return tsar_fail(err, TSAR_INPUT, "%s: has no size that this system can tell; give a regular file", path);
-    }
-    source->size = (uint64_t)size;
-    return TSAR_OK;
-}
-
-void tsar_source_close(tsar_source *source)
-{
-    if (source->file) fclose(source->file);
-    source->file = NULL;
-}
-
-tsar_status tsar_source_read(tsar_source *source, uint64_t offset, void *bytes, size_t count, tsar_error *err)
-{
-    if (offset > source->size || count > source->size - offset)
-        return tsar_fail(err, TSAR_INPUT, "%s: ends at byte %" PRIu64 ", inside the %zu bytes wanted at %" PRIu64 "; the file is cut or damaged",
-                         source->path, source->size, count, offset);
-    if (offset != source->position && fseek(source->file, (long)offset, SEEK_SET) != 0)
-        return tsar_fail(err, TSAR_INPUT, "%s: cannot be read at byte %" PRIu64, source->path, offset);
-    size_t got = fread(bytes, 1, count, source->file);
-    source->position = offset + got;
-    if (got != count) return tsar_fail(err, TSAR_INPUT, "%s: cannot be read at byte %" PRIu64, source->path, source->position);
-    return TSAR_OK;
-}
 
 /* ------------------------------------------------------------------------------------------------------ the directory */
 
@@ -59,15 +14,15 @@ enum {
     LOCATOR_SIZE = 20,
     CENTRAL_SIZE = 46,
     LOCAL_SIZE = 30,
-    MAX_COMMENT = 65535,
+    MAX_BEHIND = 1 << 20, /* an end record is looked for in so many bytes at the end: a comment of 65535, and what pads a file */
     MAX_DIRECTORY = 1 << 26,
     ENCRYPTED = 1,
     SIZES_FOLLOW = 8 /* bits of the flags */
 };
 
 typedef struct {
-    uint64_t count, offset, size, end;
-} directory; /* end: where what follows it begins */
+    uint64_t count, offset, size, end, behind;
+} directory; /* end: where what follows it begins; behind: bytes behind the archive */
 
 static tsar_status damaged(const tsar_source *source, tsar_error *err, const char *what)
 {
@@ -80,11 +35,12 @@ static tsar_status find_directory64(tsar_source *source, uint64_t end, directory
     uint8_t locator[LOCATOR_SIZE], record[END64_SIZE];
     if (end < LOCATOR_SIZE) return TSAR_OK;
     tsar_status status = tsar_source_read(source, end - LOCATOR_SIZE, locator, sizeof locator, err);
-    if (status || memcmp(locator, "PK\6\7", 4) != 0) return status;
+    if (status != TSAR_OK || memcmp(locator, "PK\6\7", 4) != 0) return status;
     uint64_t at = tsar_get_u64(locator + 8);
     if (tsar_get_u32(locator + 4) != 0 || tsar_get_u32(locator + 16) > 1) return damaged(source, err, "it is one part of several");
     if (at > end - LOCATOR_SIZE || end - LOCATOR_SIZE - at < END64_SIZE) return damaged(source, err, "the zip64 end record lies outside the file");
-    if ((status = tsar_source_read(source, at, record, sizeof record, err))) return status;
+    status = tsar_source_read(source, at, record, sizeof record, err);
+    if (status != TSAR_OK) return status;
     if (memcmp(record, "PK\6\6", 4) != 0) return damaged(source, err, "the zip64 end record is not where its locator says");
     if (tsar_get_u32(record + 16) != 0 || tsar_get_u32(record + 20) != 0 || tsar_get_u64(record + 24) != tsar_get_u64(record + 32))
         return damaged(source, err, "it is one part of several");
@@ -95,46 +51,53 @@ static tsar_status find_directory64(tsar_source *source, uint64_t end, directory
     return TSAR_OK;
 }
 
-/* APPNOTE 4.3.16: the end record is the last thing in the file but for a comment, whose length it tells. */
+/* APPNOTE 4.3.16: the end record is the last thing in the file but for a comment, whose length it tells; what pads the file follows. The last
+ * one whose directory ends where it, or its zip64 record, begins. `at`: where in tail, the last `count` bytes of the file. */
+static tsar_status read_end(tsar_source *source, const uint8_t *tail, size_t count, size_t at, directory *out, tsar_error *err)
+{
+    if (tsar_get_u32(tail + at + 4) != 0 || tsar_get_u16(tail + at + 8) != tsar_get_u16(tail + at + 10))
+        return damaged(source, err, "it is one part of several");
+    const size_t comment = tsar_get_u16(tail + at + 20), left = count - END_SIZE - at;
+    out->end = source->size - count + at;
+    out->behind = comment <= left ? left - comment : 0;
+    out->count = tsar_get_u16(tail + at + 10);
+    out->size = tsar_get_u32(tail + at + 12);
+    out->offset = tsar_get_u32(tail + at + 16);
+    tsar_status status = find_directory64(source, out->end, out, err);
+    if (status == TSAR_OK && (out->offset > out->end || out->size != out->end - out->offset))
+        return damaged(source, err, "the directory does not reach from its start to the end record");
+    if (status == TSAR_OK && (out->size > MAX_DIRECTORY || out->count > out->size / CENTRAL_SIZE))
+        return damaged(source, err, "the directory is too large or too small for its entries");
+    return status;
+}
+
 static tsar_status find_directory(tsar_source *source, directory *out, tsar_error *err)
 {
-    size_t count = source->size < END_SIZE + MAX_COMMENT ? (size_t)source->size : END_SIZE + MAX_COMMENT;
+    size_t count = source->size < MAX_BEHIND ? (size_t)source->size : MAX_BEHIND, at;
     if (count < END_SIZE) return damaged(source, err, "it is too short to hold an end record; the file is cut");
     uint8_t *tail = tsar_alloc(count, 1, "the end of a zip archive", err);
     if (!tail) return TSAR_ROOM;
     tsar_status status = tsar_source_read(source, source->size - count, tail, count, err);
-    size_t at = count - END_SIZE + 1;
-    while (!status && at-- > 0)
-        if (memcmp(tail + at, "PK\5\6", 4) == 0 && tsar_get_u16(tail + at + 20) == count - END_SIZE - at) break;
-    if (!status && at == (size_t)-1) status = damaged(source, err, "no end record; the file is cut");
-    if (!status && (tsar_get_u32(tail + at + 4) != 0 || tsar_get_u16(tail + at + 8) != tsar_get_u16(tail + at + 10)))
-        status = damaged(source, err, "it is one part of several");
-    if (!status) {
-        out->end = source->size - count + at;
-        out->count = tsar_get_u16(tail + at + 10);
-        out->size = tsar_get_u32(tail + at + 12);
-        out->offset = tsar_get_u32(tail + at + 16);
-        status = find_directory64(source, out->end, out, err);
+    if (status == TSAR_OK) {
+        for (at = count - END_SIZE; at > 0 && memcmp(tail + at, "PK\5\6", 4) != 0; at--) continue;
+        status = memcmp(tail + at, "PK\5\6", 4) == 0 ? read_end(source, tail, count, at, out, err)
+                                                     : damaged(source, err, "no end record in its last megabyte; the file is cut");
     }
     tsar_free(tail);
-    if (!status && (out->offset > out->end || out->size != out->end - out->offset))
-        return damaged(source, err, "the directory does not reach from its start to the end record");
-    if (!status && (out->size > MAX_DIRECTORY || out->count > out->size / CENTRAL_SIZE))
-        return damaged(source, err, "the directory is too large or too small for its entries");
     return status;
 }
 
 /* Names are never used as paths, but one that could be misused as a path is a sign of a hostile file. A folder's name ends in '/'. */
 static int plain_name(const char *name, size_t length)
 {
-    if (length == 0 || name[0] == '/' || memchr(name, '\\', length) || memchr(name, ':', length)) return 0;
+    if (length == 0 || name[0] == '/' || memchr(name, '\\', length)) return 0;
+    if (length > 1 && name[1] == ':') return 0; /* a drive; other colons stand in times of day */
     for (size_t i = 0; i < length; i++)
         if ((unsigned char)name[i] < 32) return 0;
     for (size_t start = 0, i = 0; i <= length; i++)
         if (i == length || name[i] == '/') {
             size_t part = i - start;
-            if ((part == 0 && i < length) || (part == 1 && name[start] == '.') || (part == 2 && name[start] == '.' && name[start + 1] == '.'))
-                return 0;
+            if ((part == 0 && i < length) || (part == 1 && name[start] == '.') || (part == 2 && name[start] == '.' && name[start + 1] == '.')) return 0;
             start = i + 1;
         }
     return 1;
@@ -172,14 +135,14 @@ static tsar_status check_local(tsar_source *source, tsar_zip_entry *entry, uint6
     if (entry->header > limit || limit - entry->header < LOCAL_SIZE + length)
         return tsar_fail(err, TSAR_INPUT, "%s: damaged zip archive: entry %s lies outside the file", source->path, entry->name);
     tsar_status status = tsar_source_read(source, entry->header, local, sizeof local, err);
-    if (!status) status = tsar_source_read(source, entry->header + LOCAL_SIZE, name, length, err);
-    if (status) return status;
+    if (status == TSAR_OK) status = tsar_source_read(source, entry->header + LOCAL_SIZE, name, length, err);
+    if (status != TSAR_OK) return status;
     uint32_t flags = tsar_get_u16(local + 6), stored = tsar_get_u32(local + 18), size = tsar_get_u32(local + 22);
     if (memcmp(local, "PK\3\4", 4) != 0 || tsar_get_u16(local + 26) != length || memcmp(name, entry->name, length) != 0 || (flags & ENCRYPTED) ||
-        tsar_get_u16(local + 8) != 0)
+        (tsar_get_u16(local + 8) != 0 && !entry->packed))
         return tsar_fail(err, TSAR_INPUT, "%s: damaged zip archive: entry %s has another header than the directory says", source->path, entry->name);
     int silent = (flags & SIZES_FOLLOW) && stored == 0 && size == 0, in_extra = stored == 0xFFFFFFFF && size == 0xFFFFFFFF;
-    if (!silent && !in_extra && (stored != entry->size || size != entry->size))
+    if (!silent && !in_extra && !entry->packed && (stored != entry->size || size != entry->size))
         return tsar_fail(err, TSAR_INPUT, "%s: damaged zip archive: entry %s has two different sizes", source->path, entry->name);
     entry->data = entry->header + LOCAL_SIZE + length + tsar_get_u16(local + 28);
     if (entry->data > limit || entry->size > limit - entry->data)
@@ -188,8 +151,7 @@ static tsar_status check_local(tsar_source *source, tsar_zip_entry *entry, uint6
 }
 
 /* One central header (APPNOTE 4.3.12) at `bytes`, of which `left` are there; *used is its length. */
-static tsar_status read_central(tsar_source *source, const uint8_t *bytes, size_t left, tsar_zip_entry *entry, char *name, size_t *used,
-                                tsar_error *err)
+static tsar_status read_central(tsar_source *source, const uint8_t *bytes, size_t left, tsar_zip_entry *entry, char *name, size_t *used, tsar_error *err)
 {
     if (left < CENTRAL_SIZE || memcmp(bytes, "PK\1\2", 4) != 0) return damaged(source, err, "the directory ends before its last entry");
     size_t length = tsar_get_u16(bytes + 28), extra = tsar_get_u16(bytes + 30), comment = tsar_get_u16(bytes + 32);
@@ -204,11 +166,9 @@ static tsar_status read_central(tsar_source *source, const uint8_t *bytes, size_
     entry->header = tsar_get_u32(bytes + 42);
     if (!central_sizes64(bytes + CENTRAL_SIZE + length, extra, &entry->size, &stored, &entry->header))
         return tsar_fail(err, TSAR_INPUT, "%s: damaged zip archive: entry %s has a damaged zip64 field", source->path, name);
-    if (tsar_get_u16(bytes + 8) & ENCRYPTED)
-        return tsar_fail(err, TSAR_INPUT, "%s: entry %s is encrypted; torch.save never writes that", source->path, name);
-    if (tsar_get_u16(bytes + 10) != 0)
-        return tsar_fail(err, TSAR_INPUT, "%s: entry %s is compressed; repack the archive with its entries stored, as torch.save writes them",
-                         source->path, name);
+    if (tsar_get_u16(bytes + 8) & ENCRYPTED) return tsar_fail(err, TSAR_INPUT, "%s: entry %s is encrypted; torch.save never writes that", source->path, name);
+    entry->packed = tsar_get_u16(bytes + 10) != 0;
+    if (entry->packed) entry->size = stored;
     if (stored != entry->size) return tsar_fail(err, TSAR_INPUT, "%s: damaged zip archive: entry %s has two different sizes", source->path, name);
     if (tsar_get_u16(bytes + 34) != 0) return damaged(source, err, "it is one part of several");
     return TSAR_OK;
@@ -228,9 +188,9 @@ static tsar_status read_directory(tsar_zip *zip, tsar_source *source, const dire
     size_t at = 0, used = 0, written = 0;
     for (size_t i = 0; i < (size_t)where->count; i++) {
         tsar_zip_entry *entry = &zip->entries[i];
-        if ((status = read_central(source, bytes + at, (size_t)where->size - at, entry, zip->names + written, &used, err)) ||
-            (status = check_local(source, entry, where->offset, err)))
-            return status;
+        status = read_central(source, bytes + at, (size_t)where->size - at, entry, zip->names + written, &used, err);
+        if (status == TSAR_OK) status = check_local(source, entry, where->offset, err);
+        if (status != TSAR_OK) return status;
         at += used;
         written += strlen(entry->name) + 1; /* a header is longer than the 0, so the names fit */
     }
@@ -250,18 +210,19 @@ static tsar_status read_directory(tsar_zip *zip, tsar_source *source, const dire
 
 tsar_status tsar_zip_open(tsar_zip *zip, tsar_source *source, tsar_error *err)
 {
-    directory where = { 0, 0, 0, 0 };
+    directory where = { 0 };
     memset(zip, 0, sizeof *zip);
     tsar_status status = find_directory(source, &where, err);
-    if (status) return status;
+    if (status != TSAR_OK) return status;
     uint8_t *bytes = tsar_alloc((size_t)where.size, 1, "a zip directory", err);
     zip->names = tsar_alloc((size_t)where.size, 1, "a zip directory", err);
     zip->entries = tsar_alloc((size_t)where.count, sizeof *zip->entries, "a zip directory", err);
     if (!bytes || !zip->names || !zip->entries) status = TSAR_ROOM;
-    if (!status) status = tsar_source_read(source, where.offset, bytes, (size_t)where.size, err);
-    if (!status) status = read_directory(zip, source, &where, bytes, err);
+    if (status == TSAR_OK) status = tsar_source_read(source, where.offset, bytes, (size_t)where.size, err);
+    if (status == TSAR_OK) status = read_directory(zip, source, &where, bytes, err);
+    zip->behind = where.behind;
     tsar_free(bytes);
-    if (status) tsar_zip_close(zip);
+    if (status != TSAR_OK) tsar_zip_close(zip);
     return status;
 }
 
@@ -270,6 +231,13 @@ void tsar_zip_close(tsar_zip *zip)
     tsar_free(zip->names);
     tsar_free(zip->entries);
     memset(zip, 0, sizeof *zip);
+}
+
+tsar_status tsar_zip_check(const tsar_zip_entry *entry, const tsar_source *source, tsar_error *err)
+{
+    if (!entry->packed) return TSAR_OK;
+    return tsar_fail(err, TSAR_INPUT, "%s: entry %s is compressed; repack the archive with its entries stored, as torch.save writes them", source->path,
+                     entry->name);
 }
 
 const tsar_zip_entry *tsar_zip_find(const tsar_zip *zip, const char *name)
