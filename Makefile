@@ -16,7 +16,7 @@ $(shell if [ -f $(BUILD)/weights/train ]; then rm $(BUILD)/weights/train; fi; if
 # ---- flags ------------------------------------------------------------------------------------------------------------
 
 # $(call accepted,FLAG): FLAG if this compiler takes it.
-accepted = $(shell printf 'int main(void){return 0;}' >.flag.$$$$.c; $(CC) -Werror $(1) -c .flag.$$$$.c -o .flag.$$$$.o >/dev/null 2>&1 && echo '$(1)'; rm -f .flag.$$$$.c .flag.$$$$.o)
+accepted = $(shell printf 'int main(void){return 0;}' >.flag.$$$$.c; $(CC) -Werror $(1) -c .flag.$$$$.c -o .flag.$$$$.o >/dev/null 2>&1 && echo '$(1)'; rm -f .flag.$$$$.c .flag.$$$$.o .flag.$$$$.su)
 
 NUMBERS := -std=c99 $(call accepted,-ffp-contract=off) $(call accepted,-fno-fast-math)
 WARNINGS := -pedantic -Wall -Wextra -Wshadow -Wconversion
@@ -34,7 +34,9 @@ STB = $(shell for dir in $(STB_INCLUDE) /usr/include/stb /usr/local/include/stb 
       if [ -f $$dir/stb_image_write.h ]; then echo $$dir; break; fi; done)
 PNG = $(if $(STB),-isystem $(STB))
 endif
-ALL_CFLAGS = $(TUNING) $(CFLAGS) $(NUMBERS) $(WARNINGS) $(OPENMP) -D_FILE_OFFSET_BITS=64
+# The stack that each function needs, in a file beside its object: tests/test_stack.sh reads them.
+STACK := $(call accepted,-fstack-usage)
+ALL_CFLAGS = $(TUNING) $(CFLAGS) $(NUMBERS) $(WARNINGS) $(OPENMP) $(STACK) -D_FILE_OFFSET_BITS=64
 
 # ---- what is built ----------------------------------------------------------------------------------------------------
 

@@ -70,7 +70,7 @@ static const option options[OPTIONS] = {
     { "top-p", 0, "P", IS_REAL, 0, 0, SAMPLES, 0, "draw from the most probable codes of total mass P; 0: keep one; 1: from all (the model's default)" },
     { "greedy", 0, NULL, IS_SWITCH, 0, 0, SAMPLES, 0, "take the most probable code instead of drawing" },
     { "decode", 0, "ORDER", IS_TEXT, 0, 0, CONDITIONED, 0,
-      "raster: one fused token in each pass; zipar:W[,first-row]: several rows at once with window W; zipar-adaptive:W (raster)" },
+      "raster: one fused token in each pass; zipar:W[,first-row|,authors]: several rows at once with window W; zipar-adaptive:W (raster)" },
     { "codes", 0, "FILE", IS_TEXT, 0, 0, GENERATE, 0,
       "write codes, logits (after guidance), step_of and, with coarse-to-fine, coarse, the inputs and every setting to a safetensors file; with -n above 1, FILE-I" },
     { "frames", 0, "DIR", IS_TEXT, 0, 0, GENERATE, 0,
@@ -281,11 +281,11 @@ static tsar_status find_model(const arguments *a, char *path, size_t size, tsar_
     return tsar_fail(err, TSAR_INPUT, "the shipped model " SHIPPED_MODEL " was not found; name a model with -m MODEL");
 }
 
-static tsar_status open_model(const arguments *a, tsar_model **model, tsar_error *err)
+static tsar_status open_model(const arguments *a, unsigned parts, tsar_model **model, tsar_error *err)
 {
     char path[PATH_ROOM];
     const tsar_status status = find_model(a, path, sizeof path, err);
-    return status == TSAR_OK ? tsar_model_open(model, path, TSAR_PART_ALL, thread_count(a), err) : status;
+    return status == TSAR_OK ? tsar_model_open(model, path, parts, thread_count(a), err) : status;
 }
 
 /* What is read besides the operands: the model, the file that it takes its tokenizer from, and the files that flags name. */
@@ -529,12 +529,12 @@ static tsar_status on_pass(void *context, const tsar_progress *p, tsar_error *er
     return status;
 }
 
-static tsar_status open_generation(generation *g, const arguments *a, size_t images, tsar_error *err)
+static tsar_status open_generation(generation *g, const arguments *a, unsigned parts, size_t images, tsar_error *err)
 {
     memset(g, 0, sizeof *g);
     g->a = a, g->images = g->pending = images;
     g->bar = !a->at[O_QUIET].text && tsar_is_terminal(2);
-    tsar_status status = open_model(a, &g->model, err);
+    tsar_status status = open_model(a, parts, &g->model, err);
     return status == TSAR_OK ? read_settings(g, err) : status;
 }
 
@@ -639,7 +639,9 @@ static tsar_status generate_pending(generation *g, tsar_error *err)
 static tsar_status run_generate(const arguments *a, tsar_error *err)
 {
     generation g;
-    tsar_status status = open_generation(&g, a, a->at[O_IMAGES].text ? (size_t)a->at[O_IMAGES].count : 1, err);
+    const int pictures = a->at[O_OUTPUT].text || a->at[O_FRAMES].text || a->at[O_SHOW].text || !a->at[O_CODES].text;
+    const unsigned parts = TSAR_PART_GPT | TSAR_PART_FINE | TSAR_PART_TEXT | (pictures ? TSAR_PART_VQ : 0u) | (a->at[O_PROMPT].text ? TSAR_PART_T5 : 0u);
+    tsar_status status = open_generation(&g, a, parts, a->at[O_IMAGES].text ? (size_t)a->at[O_IMAGES].count : 1, err);
     if (status == TSAR_OK) status = read_condition(&g, err);
     if (status == TSAR_OK) status = check_outputs(&g, err);
     if (status == TSAR_OK) status = describe_job(&g, err);
@@ -678,7 +680,7 @@ static tsar_status run_encode(const arguments *a, tsar_error *err)
     int64_t *codes = NULL;
     size_t H = 0, W = 0;
     tsar_status status = check_output_of_model(a, err);
-    if (status == TSAR_OK) status = open_model(a, &model, err);
+    if (status == TSAR_OK) status = open_model(a, TSAR_PART_VQ, &model, err);
     if (status == TSAR_OK) status = read_picture(model, a->operands[0], &rgb, &H, &W, err);
     if (status == TSAR_OK && !(codes = tsar_alloc(H / model->config.vq_factor, W / model->config.vq_factor * sizeof *codes, "codes", err))) status = TSAR_ROOM;
     if (status == TSAR_OK) status = tsar_vq_encode(model, rgb, H, W, codes, NULL, err);
@@ -728,7 +730,7 @@ static tsar_status run_decode(const arguments *a, tsar_error *err)
     const char *const keys[] = { "Software" }, *const values[] = { "tsar " TSAR_VERSION };
     tsar_status status = tsar_image_name_check(a->at[O_OUTPUT].text, err);
     if (status == TSAR_OK) status = check_output_of_model(a, err);
-    if (status == TSAR_OK) status = open_model(a, &model, err);
+    if (status == TSAR_OK) status = open_model(a, TSAR_PART_VQ, &model, err);
     if (status == TSAR_OK && !model->config.has_vq) status = tsar_fail(err, TSAR_INPUT, "the model has no image tokenizer (vq.*): it cannot decode");
     if (status == TSAR_OK) status = read_codes(model, a->operands[0], &codes, &h, &w, err);
     if (status == TSAR_OK) {
@@ -754,11 +756,16 @@ static void use_inputs(generation *g, const tsar_inputs *inputs)
     g->prompt.caption = inputs->caption, g->prompt.caption_mask = inputs->caption_mask;
 }
 
+static int is_conditioned(const arguments *a)
+{
+    return a->at[O_PROMPT].text || a->at[O_PROMPT_IDS].text || a->at[O_CLASS].text || a->at[O_CAPTION].text;
+}
+
 /* inputs from --inputs, or from --image and the flags of the condition. */
 static tsar_status read_trace_inputs(generation *g, tsar_inputs *inputs, tsar_error *err)
 {
     const option_value *at = g->a->at;
-    const int conditioned = at[O_PROMPT].text || at[O_PROMPT_IDS].text || at[O_CLASS].text || at[O_CAPTION].text;
+    const int conditioned = is_conditioned(g->a);
     tsar_status status = TSAR_OK;
     if (at[O_INPUTS].text) {
         tsar_file *file = NULL;
@@ -816,9 +823,12 @@ static tsar_status complete_tokens(generation *g, tsar_inputs *inputs, tsar_erro
 
 static tsar_status run_trace(const arguments *a, tsar_error *err)
 {
-    generation g;
+    generation g = { 0 };
     tsar_inputs inputs = { 0 };
-    tsar_status status = open_generation(&g, a, 1, err);
+    unsigned parts = TSAR_PART_VQ;
+    tsar_status status = a->at[O_INPUTS].text ? tsar_parts_fed_by(&parts, a->at[O_INPUTS].text, err) : TSAR_OK;
+    if (!a->at[O_INPUTS].text && (is_conditioned(a) || !a->at[O_IMAGE].text)) parts = TSAR_PART_ALL;
+    status = status == TSAR_OK ? open_generation(&g, a, parts, 1, err) : status;
     if (status == TSAR_OK) status = check_output_of_model(a, err);
     if (status == TSAR_OK) status = read_trace_inputs(&g, &inputs, err);
     if (status == TSAR_OK) status = complete_tokens(&g, &inputs, err);
@@ -832,7 +842,7 @@ static tsar_status run_trace(const arguments *a, tsar_error *err)
 static tsar_status read_score_inputs(generation *g, tsar_inputs *inputs, tsar_error *err)
 {
     const option_value *at = g->a->at;
-    const int conditioned = at[O_PROMPT].text || at[O_PROMPT_IDS].text || at[O_CLASS].text || at[O_CAPTION].text;
+    const int conditioned = is_conditioned(g->a);
     tsar_file *file = NULL;
     tsar_status status = TSAR_OK;
     if (!at[O_CFG].text) g->settings.cfg = 1;
@@ -853,7 +863,7 @@ static tsar_status run_score(const arguments *a, tsar_error *err)
     int64_t *codes = NULL;
     size_t h = 0, w = 0;
     double *nats = NULL, sum = 0;
-    tsar_status status = open_generation(&g, a, 1, err);
+    tsar_status status = open_generation(&g, a, TSAR_PART_ALL & ~(unsigned)TSAR_PART_VQ, 1, err);
     if (status == TSAR_OK && a->at[O_OUTPUT].text) status = check_output_of_model(a, err);
     if (status == TSAR_OK) status = read_score_inputs(&g, &inputs, err);
     if (status == TSAR_OK) status = read_codes(g.model, a->operands[0], &codes, &h, &w, err);
@@ -942,7 +952,9 @@ static tsar_status run_verify(const arguments *a, tsar_error *err)
     size_t compared = 0, ignored = 0;
     const int json = a->at[O_JSON].text != NULL;
     if (a->at[O_RTOL].text && a->at[O_RTOL].real < 0) return tsar_fail(err, TSAR_USAGE, "--rtol %s: give 0 or a positive number", a->at[O_RTOL].text);
-    tsar_status status = open_model(a, &model, err);
+    unsigned parts = TSAR_PART_ALL;
+    tsar_status status = tsar_parts_fed_by(&parts, a->operands[0], err);
+    if (status == TSAR_OK) status = open_model(a, parts, &model, err);
     if (status == TSAR_OK)
         status = tsar_verify(model, a->operands[0], a->at[O_RTOL].text ? a->at[O_RTOL].real : -1, json ? print_json_comparison : print_comparison, &v,
                              &compared, &ignored, err);
@@ -991,11 +1003,8 @@ static tsar_status open_keys(key_list *list, const arguments *a, const tsar_file
     list->keys = tsar_alloc(room, 2 * sizeof *list->keys, "the configuration", err);
     if (!list->keys) return TSAR_ROOM;
     list->values = list->keys + room;
-    for (size_t i = 0; file && i < tsar_file_meta_count(file); i++) {
-        const char *key, *value;
-        tsar_file_meta_at(file, i, &key, &value);
-        put_key(list, key, value);
-    }
+    for (size_t i = 0; file && i < tsar_file_meta_count(file); i++, list->n++) /* no key of a file stands there twice */
+        tsar_file_meta_at(file, i, &list->keys[i], &list->values[i]);
     for (size_t i = 0; i < a->n; i++) {
         char *equals = is_setting(a->operands[i]) ? strchr(a->operands[i], '=') : NULL;
         if (!equals) continue;

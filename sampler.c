@@ -62,7 +62,7 @@ tsar_status tsar_order_parse(tsar_settings *settings, const char *text, tsar_err
     tsar_settings parsed = *settings;
     const char *rest = text;
     parsed.window = 0;
-    parsed.first_row = 0;
+    parsed.first_row = parsed.authors = 0;
     if (strcmp(text, "raster") == 0) {
         parsed.order = TSAR_RASTER;
         *settings = parsed;
@@ -75,17 +75,18 @@ tsar_status tsar_order_parse(tsar_settings *settings, const char *text, tsar_err
         parsed.order = TSAR_ZIPAR_ADAPTIVE;
         rest += sizeof adaptive - 1;
     } else
-        return tsar_fail(err, TSAR_USAGE, "decode order '%.60s' is unknown; use raster, zipar:W, zipar:W,first-row or zipar-adaptive:W", text);
+        return tsar_fail(err, TSAR_USAGE, "decode order '%.60s' is unknown; use raster, zipar:W, zipar:W,first-row, zipar:W,authors or zipar-adaptive:W", text);
 
     rest = parse_window(rest, &parsed.window);
-    if (rest != NULL && parsed.order == TSAR_ZIPAR && strcmp(rest, ",first-row") == 0) {
-        parsed.first_row = 1;
-        rest += strlen(rest);
+    if (rest != NULL && parsed.order == TSAR_ZIPAR) {
+        parsed.first_row = strcmp(rest, ",first-row") == 0;
+        parsed.authors = strcmp(rest, ",authors") == 0;
+        if (parsed.first_row || parsed.authors) rest += strlen(rest);
     }
     if (rest == NULL) return tsar_fail(err, TSAR_USAGE, "%.60s: the window must be a positive integer", text);
     if (*rest != '\0')
         return tsar_fail(err, TSAR_USAGE, "%.60s: '%.60s' after the window is not understood; %s", text, rest,
-                         parsed.order == TSAR_ZIPAR ? "only ,first-row may follow" : "nothing may follow");
+                         parsed.order == TSAR_ZIPAR ? "only ,first-row or ,authors may follow" : "nothing may follow");
     *settings = parsed;
     return TSAR_OK;
 }
@@ -93,8 +94,8 @@ tsar_status tsar_order_parse(tsar_settings *settings, const char *text, tsar_err
 const char *tsar_order_text(char *text, const tsar_settings *settings)
 {
     if (settings->order == TSAR_RASTER) return "raster";
-    (void)snprintf(text, 64, "%s:%zu%s", settings->order == TSAR_ZIPAR ? "zipar" : "zipar-adaptive", settings->window,
-                   settings->order == TSAR_ZIPAR && settings->first_row ? ",first-row" : "");
+    const char *variant = settings->order != TSAR_ZIPAR ? "" : settings->authors ? ",authors" : settings->first_row ? ",first-row" : "";
+    (void)snprintf(text, 64, "%s:%zu%s", settings->order == TSAR_ZIPAR ? "zipar" : "zipar-adaptive", settings->window, variant);
     return text;
 }
 
@@ -117,6 +118,35 @@ tsar_status tsar_settings_check(const tsar_settings *settings, tsar_error *err)
         return tsar_fail(err, TSAR_USAGE, "the decode order must be raster, zipar or zipar-adaptive");
     if (settings->order != TSAR_RASTER && settings->window == 0)
         return tsar_fail(err, TSAR_USAGE, "ZipAR's window is 0; it must be a positive integer");
+    if (settings->order != TSAR_ZIPAR && (settings->first_row || settings->authors))
+        return tsar_fail(err, TSAR_USAGE, "first-row and authors are variants of zipar:W; no other order has them");
+    return TSAR_OK;
+}
+
+/* `authors` does what their code for LlamaGen does, and refuses what it cannot (QUIRKS-zipar-authors 10 to 12). */
+static tsar_status check_authors(const tsar_settings *settings, const tsar_config *c, tsar_error *err)
+{
+    char order[64];
+    const char *text = tsar_order_text(order, settings);
+    if (!(tsar_family_of(c)->takes & TSAR_TAKES_AUTHORS) || c->n_coarse > 0)
+        return tsar_fail(err, TSAR_USAGE, "%s: the authors' code is for LlamaGen's codes and the model is %s%s; leave out ,authors", text, tsar_family_of(c)->name,
+                         c->n_coarse > 0 ? " of coarse labels" : "");
+    if (c->rows != c->columns)
+        return tsar_fail(err, TSAR_USAGE, "%s: the authors' code takes square grids only and this one is %zu x %zu; leave out ,authors", text, c->rows, c->columns);
+    if (settings->window < 2 || settings->window >= c->columns)
+        return tsar_fail(err, TSAR_USAGE, "%s: the authors' code works for windows from 2 to %zu on rows of %zu; leave out ,authors for others", text,
+                         c->columns - 1, c->columns);
+    return TSAR_OK;
+}
+
+tsar_status tsar_order_check(const tsar_settings *settings, const tsar_model *model, tsar_error *err)
+{
+    const tsar_config *c = &model->config;
+    if (settings->order != TSAR_ZIPAR) return TSAR_OK;
+    if (settings->authors) return check_authors(settings, c, err);
+    if (settings->first_row && c->eol >= 0)
+        return tsar_fail(err, TSAR_USAGE, "zipar:%zu,first-row: the model ends its rows by a token (eol), which begins the next row; leave out ,first-row",
+                         settings->window);
     return TSAR_OK;
 }
 
@@ -289,14 +319,14 @@ size_t tsar_adapt(size_t code, const double *p, const double *q, double *residua
 /* Each decode order is a rule: how many tokens of row i-1 row i waits for before its own first one. From then on it keeps that distance.
  *     raster             all C
  *     zipar:W            min(W, C)
- *     zipar:W,first-row  all C for row 1, min(W, C) below
+ *     zipar:W,first-row  all C for row 1, min(W, C) below; `authors` too
  *     zipar-adaptive:W   min(W, C) for a candidate; what its first token had seen when it became final, lag[i], from then on */
 static size_t order_window(const tsar_settings *settings, size_t columns, size_t i, const size_t *lag)
 {
     size_t window = columns;
     switch (settings->order) {
     case TSAR_RASTER: break;
-    case TSAR_ZIPAR: window = settings->first_row && i == 1 ? columns : settings->window; break;
+    case TSAR_ZIPAR: window = (settings->first_row || settings->authors) && i == 1 ? columns : settings->window; break;
     case TSAR_ZIPAR_ADAPTIVE: window = lag != NULL && lag[i] != SIZE_MAX ? lag[i] : settings->window; break;
     }
     return window < columns ? window : columns;
@@ -378,6 +408,7 @@ typedef struct {
     int64_t *step_of;         /* [B][n], -1 before a token is decoded */
     unsigned char *fed;       /* [B][n], its keys and values are in the cache */
     size_t *decoded;          /* [B], tokens decoded so far */
+    size_t *before_pass;      /* [B], those that were before this pass */
     size_t *next, *n_next;    /* [B][width], [B]: what this pass predicts */
     tsar_feed *feed;          /* [2 B branches width]: the most rows of a pass */
     double *logits;           /* [branches][B][width][s*s][V], of this pass */
@@ -435,11 +466,11 @@ static tsar_status index_clusters(generation *g, tsar_error *err)
 static tsar_status check_fine(const tsar_model *model, tsar_error *err)
 {
     const tsar_config *config = &model->config;
-    if (config->n_coarse == 0 || (config->has_fine && model->cluster_of != NULL)) return TSAR_OK;
+    if (config->n_coarse == 0 || ((model->parts & TSAR_PART_FINE) && model->cluster_of != NULL)) return TSAR_OK;
     return tsar_fail(err, TSAR_INPUT,
                      "the model predicts %zu coarse labels but has no %s, which turns them into codes; "
                      "add the fine stage to the model file",
-                     config->n_coarse, config->has_fine ? "ctf.cluster_of" : "fine.* part");
+                     config->n_coarse, model->parts & TSAR_PART_FINE ? "ctf.cluster_of" : "fine.* part");
 }
 
 /* The sizes that everything else follows from. */
@@ -473,7 +504,7 @@ typedef struct {
     const char *what;
 } buffer;
 
-enum { BUFFERS = 20 };
+enum { BUFFERS = 21 };
 #define BUFFER(pointer, count, what) { offsetof(generation, pointer), count, sizeof *g->pointer, what }
 
 /* Every buffer of a generation: opening and closing are loops over this table. */
@@ -488,6 +519,7 @@ static void buffer_table(const generation *g, buffer table[BUFFERS])
         BUFFER(step_of, Bn, "the order of tokens"),
         BUFFER(fed, Bn, "the order of tokens"),
         BUFFER(decoded, B, "the order of tokens"),
+        BUFFER(before_pass, B, "the order of tokens"),
         BUFFER(next, BW, "the order of tokens"),
         BUFFER(n_next, B, "the order of tokens"),
         BUFFER(lag, tsar_product(B, g->rows), "the order of tokens"),
@@ -592,18 +624,33 @@ static tsar_status decide_code(const generation *g, tsar_decision *d, int64_t *c
     return status;
 }
 
-/* The place whose token is fed at place t when token t+1 is wanted before token t is decoded (SPEC 6; ours): the last one before it that is decoded. */
-static size_t stand_in(const int64_t *step_of, size_t t)
+/* The place whose token is fed at place t when the first token of row r, at t+1, is wanted before the last one of row r-1, at t, is decoded:
+ *     SPEC 6 (ours)   the last one of row r-1 that is decoded; its keys and values are forgotten after the pass
+ *     authors         the last one of row r-2 that is (QUIRKS-zipar-authors 2); they stay until those of the real token replace them (3) */
+static size_t stand_in(const generation *g, const int64_t *step_of, size_t t)
 {
-    while (t > 0 && step_of[t] < 0) t--;
+    if (g->settings->authors && step_of[t] < 0) t -= g->columns;
+    while (step_of[t] < 0) t--;
     return t;
 }
 
+/* The scale of guidance for token t of image b: 0 where there is none. With `authors` cfg_interval = k counts anew from row 1 on: there a pass is guided
+ * if at most k tokens of these rows were decoded before it (QUIRKS-zipar-authors 9). Their unconditional sequence sees every token. */
+static double guidance_scale(const generation *g, size_t b, size_t t)
+{
+    tsar_settings s = *g->settings;
+    if (!s.authors || s.cfg_interval < 0 || t < g->columns) return tsar_cfg_scale(&s, t, g->n);
+    if (g->before_pass[b] > g->columns && (uint64_t)(g->before_pass[b] - g->columns) > (uint64_t)s.cfg_interval) return 0;
+    s.cfg_interval = -1;
+    return tsar_cfg_scale(&s, t, g->n);
+}
+
+/* Whether no row that guidance covers will ever look at the unconditional keys and values of place t: it covers the first tokens of the raster order. */
+static int is_unguided(const generation *g, size_t t) { return !g->settings->authors && !(tsar_cfg_scale(g->settings, t + 1, g->n) > 0); }
+
 /* The rows of image b in the next pass, ascending. A row at place t predicts token t+1. It is fed with token t itself, and
- * kept, as soon as that is decoded; a prediction that is wanted earlier is made by a stand-in, the last decoded token
- * before that place, which is forgotten after the pass (SPEC 6). The last token of the image predicts nothing and is never fed.
- * Guidance covers the first tokens of the raster order, so a place whose prediction it does not cover is seen by none
- * that it does: the unconditional sequence skips it. Returns the number of rows. */
+ * kept, as soon as that is decoded; a prediction that is wanted earlier is made by a stand-in. The last token of the image
+ * predicts nothing and is never fed. Returns the number of rows. */
 static size_t feed_image(const generation *g, size_t b, tsar_feed *feed)
 {
     const int64_t *step_of = g->step_of + b * g->n;
@@ -612,19 +659,19 @@ static size_t feed_image(const generation *g, size_t b, tsar_feed *feed)
     size_t count = 0, k = 0;
     for (size_t t = 0; t + 1 < g->n; t++) {
         const int wanted = k < g->n_next[b] && next[k] == t + 1;
-        const int keep = step_of[t] >= 0;
-        if (!wanted && !(keep && !fed[t])) continue;
+        const int decoded = step_of[t] >= 0;
+        if (!wanted && !(decoded && !fed[t])) continue;
         for (size_t branch = 0; branch < g->branches; branch++) {
             tsar_feed *row = &feed[count];
-            if (branch == 1 && !(tsar_cfg_scale(g->settings, t + 1, g->n) > 0)) continue;
+            if (branch == 1 && is_unguided(g, t)) continue;
             row->sequence = g->branches * b + branch;
             row->token = t;
-            row->codes = g->codes + (b * g->n + stand_in(step_of, t)) * g->slots;
-            row->keep = keep;
+            row->codes = g->codes + (b * g->n + stand_in(g, step_of, t)) * g->slots;
+            row->keep = decoded || g->settings->authors;
             row->logits = wanted ? logits_of(g, branch, b, k) : NULL;
             count++;
         }
-        if (keep) fed[t] = 1;
+        if (decoded) fed[t] = 1;
         k += (size_t)wanted;
     }
     return count;
@@ -636,8 +683,10 @@ static tsar_status run_pass(const generation *g, size_t images, size_t pass, tsa
     tsar_status status = TSAR_OK;
     size_t rows = 0;
     for (size_t b = 0; pass == 0 && b < images; b++)
-        for (size_t branch = 0; status == TSAR_OK && branch < g->branches; branch++)
+        for (size_t branch = 0; status == TSAR_OK && branch < g->branches; branch++) {
             status = tsar_prefill(g->state, g->branches * b + branch, &g->prompt[branch], logits_of(g, branch, b, 0), err);
+            if (status == TSAR_OK && g->settings->authors) tsar_show_unfed(g->state, g->branches * b + branch);
+        }
     if (pass == 0) return status;
     for (size_t b = 0; b < images; b++) rows += feed_image(g, b, g->feed + rows);
     return tsar_forward(g->state, g->feed, rows, err);
@@ -702,7 +751,7 @@ static int are_finite(const double *logits, size_t n, const tsar_settings *setti
 static tsar_status decide_token(generation *g, size_t b, size_t image, size_t k, size_t pass, const tsar_result *result, tsar_error *err)
 {
     const size_t t = g->next[b * g->width + k], count = g->slots * g->V;
-    const double scale = tsar_cfg_scale(g->settings, t, g->n);
+    const double scale = guidance_scale(g, b, t);
     int64_t *codes = g->codes + (b * g->n + t) * g->slots;
     double *logits = logits_of(g, 0, b, k);
     size_t row, above;
@@ -815,6 +864,7 @@ static tsar_status generate_batch(generation *g, size_t first, size_t images, ts
             predicted += g->n_next[b] =
                 tsar_order_next(g->settings, g->rows, g->columns, g->step_of + b * g->n, g->lag + b * g->rows, g->next + b * g->width);
         if (predicted == 0) break;
+        memcpy(g->before_pass, g->decoded, g->batch * sizeof *g->decoded);
         status = run_pass(g, images, pass, err);
         for (size_t b = 0; b < images; b++)
             for (size_t k = 0; status == TSAR_OK && k < g->n_next[b]; k++) status = decide_token(g, b, first + b, k, pass, result, err);
@@ -842,9 +892,10 @@ tsar_status tsar_generate(const tsar_model *model, const tsar_prompt *prompt, co
 {
     generation g;
     tsar_status status = TSAR_OK;
-    if (!model->config.has_gpt)
+    if (!(model->parts & TSAR_PART_GPT))
         status = tsar_fail(err, TSAR_INPUT, "the model has no gpt.* part, so it cannot generate; use a model file with a transformer");
     if (status == TSAR_OK) status = tsar_settings_check(settings, err);
+    if (status == TSAR_OK) status = tsar_order_check(settings, model, err);
     if (status == TSAR_OK) status = tsar_prompt_check(model, prompt, err);
     if (status != TSAR_OK) return status;
     measure(&g, model, prompt, settings, images);

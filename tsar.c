@@ -499,7 +499,7 @@ static tsar_status state_open(tsar_state **out, const tsar_model *model, const t
 static tsar_status gpt_open(tsar_state **out, const tsar_model *model, size_t kept_layers, size_t sequences, tsar_error *err)
 {
     *out = NULL;
-    if (!model->config.has_gpt) return tsar_fail(err, TSAR_INPUT, "the model has no transformer (no key arch): it can only encode and decode images");
+    if (!(model->parts & TSAR_PART_GPT)) return tsar_fail(err, TSAR_INPUT, "the model has no transformer (no key arch): it can only encode and decode images");
     return state_open(out, model, &model->gpt, kept_layers, sequences, err);
 }
 
@@ -757,6 +757,12 @@ tsar_status tsar_prefill(tsar_state *state, size_t sequence, const tsar_prompt *
     return status;
 }
 
+void tsar_show_unfed(tsar_state *state, size_t sequence)
+{
+    kv_cache *cache = &state->cache[sequence];
+    memset(cache->fed + cache->prefix, 1, cache->positions - cache->prefix);
+}
+
 static tsar_status check_codes(const tsar_config *c, const int64_t *codes, size_t count, tsar_error *err)
 {
     for (size_t i = 0; i < count; i++)
@@ -849,7 +855,7 @@ tsar_status tsar_gpt_trace(const tsar_model *model, const tsar_prompt *prompt, c
 tsar_status tsar_fine_hidden(const tsar_model *model, const int64_t *labels, double *hidden, const tsar_sink *sink, tsar_error *err)
 {
     const tsar_config *c = &model->config;
-    if (!c->has_fine) return tsar_fail(err, TSAR_INPUT, "the model has no fine stage (no key fine_dim): coarse labels cannot become codes");
+    if (!(model->parts & TSAR_PART_FINE)) return tsar_fail(err, TSAR_INPUT, "the model has no fine stage (no key fine_dim): coarse labels cannot become codes");
     const size_t N = c->grid_h * c->grid_w, shape[2] = { N, c->fine_dim };
     for (size_t i = 0; i < N; i++)
         if (labels[i] < 0 || (uint64_t)labels[i] >= c->n_coarse)
@@ -875,7 +881,7 @@ tsar_status tsar_fine_hidden(const tsar_model *model, const int64_t *labels, dou
 
 tsar_status tsar_fine_logits(const tsar_model *model, const double *hidden, size_t first, size_t count, double *logits, tsar_error *err)
 {
-    if (!model->config.has_fine) return tsar_fail(err, TSAR_INPUT, "the model has no fine stage (no key fine_dim)");
+    if (!(model->parts & TSAR_PART_FINE)) return tsar_fail(err, TSAR_INPUT, "the model has no fine stage (no key fine_dim)");
     double *scratch = tsar_alloc(tsar_scratch(count, model->threads), sizeof *scratch, "the scratch of matrix products", err);
     if (!scratch) return TSAR_ROOM;
     tsar_matmul(logits, hidden + first * model->config.fine_dim, &model->fine.output, NULL, count, model->threads, scratch);

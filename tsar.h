@@ -271,7 +271,7 @@ tsar_status tsar_values_write(tsar_writer *writer, const tsar_values *values, si
 /* The parts of a model file, as bits; a tensor belongs to a part by the beginning of its name. */
 enum {
     TSAR_PART_GPT = 1,   /* gpt.*: the autoregressive transformer; key arch */
-    TSAR_PART_FINE = 2,  /* fine.*, ctf.*: CTF stage two and the labels of codes; key fine_dim */
+    TSAR_PART_FINE = 2,  /* fine.*: CTF stage two; key fine_dim (ctf.cluster_of, the labels of codes, is small and belongs to all) */
     TSAR_PART_VQ = 4,    /* vq.*: the image tokenizer; key vq_ch */
     TSAR_PART_T5 = 8,    /* t5.*: the text encoder; key t5_dim */
     TSAR_PART_TEXT = 16, /* tokenizer.*, known_words: from a sentence to ids and back */
@@ -483,7 +483,24 @@ typedef struct {
 } tsar_vq;
 
 /* Pieces of text that are found as a whole (SPEC 11): piece i is bytes at[i] ... at[i+1]-1 and has the id ids[i]. */
-typedef struct { size_t n; uint8_t *bytes; int64_t *at, *ids; } tsar_pieces; /* at [n + 1], ids [n] */
+typedef struct { size_t n; uint8_t *bytes; int64_t *at, *ids; size_t n_bytes; } tsar_pieces; /* at [n + 1], ids [n], bytes [n_bytes] */
+typedef struct { uint32_t *at; size_t mask; } tsar_slots; /* an index with open addressing */
+
+/* A byte-pair tokenizer (SPEC 11): what a model file or a published file says, and the index that tsar_bpe_open makes of it. */
+typedef struct {
+    tsar_split split;
+    int nfc;                          /* text_normal=nfc */
+    int64_t *merges;                  /* [n_merges][2], owned like the following */
+    size_t n_merges;
+    int64_t *merge_ids, *merge_ranks; /* [n_merges] each; NULL: merge r makes id 3 + 256 + r and has rank r */
+    int64_t *byte_ids;                /* [256], -1 for none; NULL: byte b is id 3 + b */
+    tsar_pieces whole, special;       /* pieces that are found as a whole; added tokens */
+    uint8_t *special_pass;            /* [special.n]: 0 before the normaliser, 1 after it */
+    tsar_slots pairs, whole_slots, special_slots;
+    unsigned char *lengths;           /* [longest + 1]: 1 for a length that added tokens have */
+    size_t longest;
+    unsigned char begins[256];        /* 1 for a byte that added tokens begin with */
+} tsar_bpe;
 
 /* A model: configuration and read-only weights. Any number of threads may use one at the same time. */
 typedef struct {
@@ -509,12 +526,7 @@ typedef struct {
     tsar_table t5_embeddings;           /* [t5_vocab][t5_dim] */
     uint8_t *t5_spiece;                 /* [n_t5_spiece]: the file spiece.model as it is; NULL without it */
     size_t n_t5_spiece;
-    int64_t *merges;                    /* [n_merges][2]: byte-level BPE, in rank order (SPEC 3, Text); NULL without */
-    size_t n_merges;
-    int64_t *merge_ids, *merge_ranks;   /* [n_merges] each; NULL: merge r makes id 3 + 256 + r and has rank r */
-    int64_t *byte_ids;                  /* [256], -1 for none; NULL: byte b is id 3 + b */
-    tsar_pieces whole, special;         /* pieces of the vocabulary that no merges make; added tokens */
-    uint8_t *special_pass;              /* [special.n]: 0 before the normaliser, 1 after it */
+    tsar_bpe bpe;                       /* text to ids: tokenizer.*; tsar's own takes it without merges, too */
     char *known_words;                  /* the key known_words: all words of its training captions, blanks between them; NULL without it */
 } tsar_model;
 
@@ -527,7 +539,7 @@ void tsar_round_to(const tsar_model *model, double *x, size_t n);
 typedef enum { TSAR_AS_MATRIX, TSAR_AS_TABLE, TSAR_AS_VECTOR, TSAR_AS_INTEGERS } tsar_use;
 typedef struct {
     char name[128];
-    unsigned part;          /* TSAR_PART_* */
+    unsigned part;          /* TSAR_PART_*; ctf.cluster_of: all */
     tsar_use use;
     size_t rank, shape[5];
     size_t first_row, rows; /* of shape[0]: the part that is kept in memory */
@@ -550,6 +562,9 @@ tsar_status tsar_model_allocate(tsar_model *model, tsar_error *err);
 tsar_status tsar_model_open(tsar_model **model, const char *path, unsigned parts, size_t threads, tsar_error *err);
 void tsar_model_close(tsar_model *model);
 
+/* The parts that the tensors of an inputs or trace file (SPEC 8) feed, as bits: all that a trace of it or its comparison needs in memory. */
+tsar_status tsar_parts_fed_by(unsigned *parts, const char *path, tsar_error *err);
+
 /* TSAR_OK if the model has this part in memory; else TSAR_INPUT, and what the model therefore cannot do, in words such as "decode images". */
 tsar_status tsar_model_needs(const tsar_model *model, unsigned part, const char *what, tsar_error *err);
 
@@ -559,10 +574,34 @@ uint64_t tsar_synth_word(uint64_t key, uint64_t index); /* z of flat index i */
 /* Writes the synthetic model that keys[i]=values[i] describe, n of them; dtype F32, BF16 or F16. */
 tsar_status tsar_synth(const char *path, const char *const *keys, const char *const *values, size_t n, tsar_dtype dtype, tsar_error *err);
 
-/* --------------------------------------------------------------------------------------------------- 5. text (weights/text.c) */
+/* ------------------------------------------------ 5. text (weights/text.c; weights/bpe.c, weights/tokenizer.c) */
 
-/* Byte-level BPE. A prompt becomes <bos>, its ids, <soi>: *ids is owned by the caller (tsar_free), *n its length. Merges
- * are applied in rank order, leftmost first. TSAR_INPUT if the model takes no text or text_vocab is too small for the prompt. */
+/* Checks what stands in bpe (ids below n_ids, 0: below 2^24; `name` is named in errors) and indexes it. tsar_bpe_close releases everything. */
+tsar_status tsar_bpe_open(tsar_bpe *bpe, size_t n_ids, const char *name, tsar_error *err);
+void tsar_bpe_close(tsar_bpe *bpe);
+/* From a published file: tokenizer.json, or tiktoken's ranks with emu3_vision_tokens.txt beside them. */
+tsar_status tsar_bpe_read(tsar_bpe *bpe, const char *path, tsar_error *err);
+/* The ids of a text alone: *ids [*n] is the caller's to tsar_free. Invalid UTF-8 is refused, but by tsar's own tokenizer. */
+tsar_status tsar_bpe_encode(const tsar_bpe *bpe, const char *text, size_t bytes, int64_t **ids, size_t *n, tsar_error *err);
+/* The bytes of ids, 0-terminated: *text [*bytes] is the caller's. tsar's own specials say nothing, added tokens their own text. */
+tsar_status tsar_bpe_decode(const tsar_bpe *bpe, const int64_t *ids, size_t n, char **text, size_t *bytes, tsar_error *err);
+/* The id of an added token; -1 if there is none. */
+int64_t tsar_bpe_special(const tsar_bpe *bpe, const char *text);
+
+/* A sentence for a model, and what its template needs besides. */
+typedef struct {
+    const char *text;
+    size_t bytes;
+    int negative; /* emu3: the negative prompt, which takes no suffix */
+    int raw;      /* emu3: no suffix either way */
+    size_t h, w;  /* rows and columns of codes; 0: the model's grid */
+} tsar_sentence;
+extern const char tsar_negative_prompt[]; /* emu3's published one */
+
+/* The prefix of a sentence by the model's template (SPEC 11): *ids [*n] is the caller's to tsar_free. TSAR_INPUT if the model takes no text,
+ * has no tokenizer or lacks an id of its template, if its tokenizer cannot take the text, or the size is none of its sizes. */
+tsar_status tsar_text_prefix(const tsar_model *model, const tsar_sentence *sentence, int64_t **ids, size_t *n, tsar_error *err);
+/* The same of a 0-terminated prompt for the model's grid. */
 tsar_status tsar_text_encode(const tsar_model *model, const char *prompt, int64_t **ids, size_t *n, tsar_error *err);
 /* The next word of the prompt, from byte `from` on, that is none of the model's known_words and stands nowhere before in the prompt:
  * its place, and in *length its bytes. Words are what blanks divide; a capital letter or a comma makes another word. SIZE_MAX if
@@ -616,6 +655,10 @@ size_t tsar_prompt_length(const tsar_model *model, const tsar_prompt *prompt);
 typedef struct tsar_state tsar_state;
 tsar_status tsar_state_open(tsar_state **state, const tsar_model *model, size_t sequences, tsar_error *err);
 void tsar_state_close(tsar_state *state);
+
+/* From now on, until its next prefill, every image place of the sequence counts in attention: one that was not fed yet with zero keys and
+ * values, as in the cache of ZipAR's authors (QUIRKS-zipar-authors 4). */
+void tsar_show_unfed(tsar_state *state, size_t sequence);
 
 /* Starts sequence `sequence` anew with a prompt; logits [s*s][V] (NULL if not wanted) predict fused token 0. */
 tsar_status tsar_prefill(tsar_state *state, size_t sequence, const tsar_prompt *prompt, double *logits, tsar_error *err);
@@ -704,6 +747,7 @@ typedef struct {
     tsar_order order;
     size_t window;          /* of ZipAR; wider than the row is the row */
     int first_row;          /* ZipAR: row 1 waits for the whole of row 0 */
+    int authors;            /* ZipAR as its authors' code for LlamaGen does it: first_row's schedule, and QUIRKS-zipar-authors 2, 3, 4, 9 */
     tsar_decide_fn decide;  /* NULL: the rule's codes stand */
     void *decide_context;
 } tsar_settings;
@@ -711,12 +755,14 @@ typedef struct {
 /* The defaults of the model (SPEC 9), raster order, seed 0. */
 tsar_settings tsar_settings_default(const tsar_model *model);
 extern const char *const tsar_schedule_names[TSAR_SCHEDULES]; /* "constant", "linear", "half-linear", "cosine" */
-/* A schedule by its name; "raster", "zipar:W[,first-row]", "zipar-adaptive:W". TSAR_USAGE for anything else. */
+/* A schedule by its name; "raster", "zipar:W[,first-row|,authors]", "zipar-adaptive:W". TSAR_USAGE for anything else. */
 tsar_status tsar_order_parse(tsar_settings *settings, const char *text, tsar_error *err);
 tsar_status tsar_schedule_parse(tsar_schedule *schedule, const char *text, tsar_error *err);
 /* The decode order of the settings as tsar_order_parse reads it; text [64] is room for it. */
 const char *tsar_order_text(char *text, const tsar_settings *settings);
+/* What is wrong whatever the model, and which decode orders a model cannot have: TSAR_USAGE. */
 tsar_status tsar_settings_check(const tsar_settings *settings, tsar_error *err);
+tsar_status tsar_order_check(const tsar_settings *settings, const tsar_model *model, tsar_error *err);
 
 /* SPEC 5, pure functions: logits [V] and a random number in, an index out. */
 
@@ -807,6 +853,26 @@ tsar_status tsar_job_names(tsar_job_files *files, const tsar_job *job, size_t im
 tsar_status tsar_job_check(const tsar_job *job, const char *const *inputs, size_t n, char *done, tsar_error *err);
 /* Writes the files of image i of a result, with its picture rgb (NULL if none is wanted). */
 tsar_status tsar_job_save(const tsar_job *job, const tsar_prompt *prompt, const tsar_result *result, size_t i, const uint8_t *rgb, tsar_error *err);
+
+/* A list of prompts (weights/prompts.c): one on each line, or one JSON object on each line with "prompt" and, where wanted, "seed" and "n" (other members
+ * are left alone); blank lines hold none. Each prompt is a command of its own, so that a list gives the bytes of as many single commands on as many machines. */
+typedef struct {
+    const char *text;
+    size_t number;   /* of its line, from 0 */
+    uint64_t seed;   /* its own, else seed + number */
+    size_t images;   /* its own, else images */
+} tsar_prompt_line;
+typedef struct tsar_prompts tsar_prompts;
+
+/* Reads path ("-": standard input) and keeps the lines whose number is shard modulo shards (0, 1: all); every line is checked. TSAR_INPUT names the line. */
+tsar_status tsar_prompts_open(tsar_prompts **list, const char *path, uint64_t seed, size_t images, size_t shard, size_t shards, tsar_error *err);
+void tsar_prompts_close(tsar_prompts *list); /* accepts NULL */
+size_t tsar_prompts_count(const tsar_prompts *list);
+const tsar_prompt_line *tsar_prompts_at(const tsar_prompts *list, size_t index);
+/* "I/N", I from 0 to N; N means 0, so that numbers from 1 do as well. */
+tsar_status tsar_shard_parse(size_t *shard, size_t *shards, const char *text, tsar_error *err);
+/* The output of one prompt: OUTPUT/00007.png with an ending (".png"), else OUTPUT with -00007 in front of its own ending. */
+tsar_status tsar_prompts_name(char *name, size_t size, const char *output, const char *ending, size_t number, tsar_error *err);
 
 /* --------------------------------------------------------------------------------------- 10. trace and verify (tests/trace.c, tests/verify.c) */
 

@@ -676,7 +676,7 @@ static tsar_status quantize(const tsar_model *model, const double *latent, size_
 
 static tsar_status check_tokenizer(const tsar_model *model, tsar_error *err)
 {
-    if (model->config.has_vq) return TSAR_OK;
+    if (model->parts & TSAR_PART_VQ) return TSAR_OK;
     return tsar_fail(err, TSAR_INPUT, "this model has no image tokenizer (keys vq_ch and following); use a model file that holds vq.* tensors");
 }
 

@@ -1,6 +1,6 @@
 /* Tests of weights/files/safetensors.c, weights/model.c and weights/text.c, in the order of their sections: round trips,
  * hostile headers, atomic output, configurations, synthesis and loading, text. Files are written to the current directory. */
-#include "../tsar.h"
+#include "../weights/text.h"
 #include "test.h"
 
 #include <math.h>
@@ -837,9 +837,10 @@ static size_t merge_naively(int64_t *ids, size_t n, const int64_t *merges, size_
     return n;
 }
 
-static void check_text(const tsar_model *model, const char *prompt, size_t length)
+static void check_text(tsar_model *model, const char *prompt, size_t length)
 {
     tsar_error err = { "" };
+    CHECK(tsar_bpe_open(&model->bpe, 259 + model->bpe.n_merges, "test", &err) == TSAR_OK, "the index: %s", err.text);
     int64_t *ids = NULL, *naive = tsar_alloc(length, sizeof *naive, "test", &err);
     char *back = NULL;
     size_t n = 0;
@@ -848,19 +849,21 @@ static void check_text(const tsar_model *model, const char *prompt, size_t lengt
         return;
     }
     for (size_t i = 0; i < length; i++) naive[i] = 3 + (unsigned char)prompt[i];
-    const size_t expected = merge_naively(naive, length, model->merges, model->n_merges);
+    const size_t expected = merge_naively(naive, length, model->bpe.merges, model->bpe.n_merges);
     CHECK(n == expected + 2 && ids[0] == TSAR_BOS && ids[n - 1] == TSAR_SOI && !memcmp(ids + 1, naive, expected * sizeof *ids), "ids of %d bytes", (int)length);
     CHECK(tsar_text_decode(model, ids, n, &back, &err) == TSAR_OK && !strcmp(back, prompt), "decode: %s", err.text);
     tsar_free(ids);
     tsar_free(naive);
     tsar_free(back);
+    tsar_bpe_unindex(&model->bpe);
 }
 
 static void test_text(void)
 {
     static int64_t merges[2 * N_MERGES];
     static char prompt[100001];
-    tsar_model model = { .config = { .arch = TSAR_TOKEN_SHUFFLE, .text_vocab = 259 + N_MERGES }, .merges = merges, .n_merges = N_MERGES };
+    tsar_model model = { .config = { .arch = TSAR_TOKEN_SHUFFLE, .text_template = TSAR_TEMPLATE_TSAR, .text_vocab = 259 + N_MERGES },
+                         .bpe = { .merges = merges, .n_merges = N_MERGES } };
     tsar_error err;
     int64_t *ids;
     char *text;
@@ -877,19 +880,22 @@ static void test_text(void)
     }
     memset(prompt, 1, 100000);
     check_text(&model, prompt, 100000);
-    model.merges = NULL;
-    model.n_merges = 0;
+    model.bpe.merges = NULL;
+    model.bpe.n_merges = 0;
     check_text(&model, "plain bytes \xC3\xA4 \xFF", strlen("plain bytes \xC3\xA4 \xFF"));
     check_text(&model, "", 0);
     model.config.text_vocab = 258;
+    CHECK(tsar_text_encode(&model, "a", &ids, &n, &err) == TSAR_INPUT && strstr(err.text, "no tokenizer"), "no index: %s", err.text);
+    CHECK(tsar_bpe_open(&model.bpe, 258, "test", &err) == TSAR_OK, "the index: %s", err.text);
     CHECK(tsar_text_encode(&model, "a", &ids, &n, &err) == TSAR_INPUT && strstr(err.text, "--prompt-ids"), "too small: %s", err.text);
-    model.config.arch = TSAR_LLAMAGEN_C2I;
+    tsar_bpe_unindex(&model.bpe);
+    model.config.text_template = TSAR_TEMPLATE_NONE;
     CHECK(tsar_text_encode(&model, "a", &ids, &n, &err) == TSAR_INPUT && strstr(err.text, "--class"), "no text: %s", err.text);
 
     for (size_t i = 0; i < 2 * N_MERGES; i++) /* doublings: the last id stands for 2^200 bytes */
         merges[i] = i < 2 ? 3 : 258 + (int64_t)(i / 2);
-    model.merges = merges;
-    model.n_merges = N_MERGES;
+    model.bpe.merges = merges;
+    model.bpe.n_merges = N_MERGES;
     const int64_t bomb = 258 + N_MERGES, small[4] = { TSAR_BOS, 259 + 2, 3 + 'x', TSAR_EOI }, beyond = 259 + N_MERGES, negative = -1;
     CHECK(tsar_text_decode(&model, &bomb, 1, &text, &err) == TSAR_INPUT, "a bomb: %s", err.text);
     CHECK(tsar_text_decode(&model, &beyond, 1, &text, &err) == TSAR_INPUT && tsar_text_decode(&model, &negative, 1, &text, &err) == TSAR_INPUT,

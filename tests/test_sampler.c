@@ -696,9 +696,9 @@ static void test_coarse_to_fine(void)
     m->cluster_of[17] = 9;
     CHECK(tsar_generate(m, &prompt, &s, 1, &r.result, NULL, NULL, &err) == TSAR_INPUT, "label out of range: %s", err.text);
     m->cluster_of[17] = 8;
-    m->config.has_fine = 0;
+    m->parts &= ~(unsigned)TSAR_PART_FINE;
     CHECK(tsar_generate(m, &prompt, &s, 1, &r.result, NULL, NULL, &err) == TSAR_INPUT && strstr(err.text, "fine"), "no fine stage: %s", err.text);
-    m->config.has_fine = 1;
+    m->parts |= TSAR_PART_FINE;
     run_close(&r);
     tsar_free(hidden);
     tsar_free(logits);

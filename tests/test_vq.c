@@ -379,11 +379,11 @@ static void test_errors(void)
     refused(tsar_vq_distances(model, latent, codes + 2, 1, d, &err), TSAR_INPUT, &err, "code -1");
     refused(tsar_cluster(model, 0, 1, labels, &err), TSAR_USAGE, &err, "1 to 7");
     refused(tsar_cluster(model, 8, 1, labels, &err), TSAR_USAGE, &err, "1 to 7");
-    model->config.has_vq = 0;
+    model->parts &= ~(unsigned)TSAR_PART_VQ;
     refused(tsar_vq_encode(model, rgb, 8, 8, codes, NULL, &err), TSAR_INPUT, &err, "no image tokenizer");
     refused(tsar_vq_decode(model, codes, 1, 1, rgb, NULL, &err), TSAR_INPUT, &err, "no image tokenizer");
     refused(tsar_cluster(model, 2, 1, labels, &err), TSAR_INPUT, &err, "no image tokenizer");
-    model->config.has_vq = 1;
+    model->parts |= TSAR_PART_VQ;
     tsar_model_close(model);
 }
 

@@ -209,6 +209,7 @@ static void visit_t5(walk *w, const tsar_config *c, tsar_model *m)
 static void visit_fine(walk *w, const tsar_config *c, tsar_model *m)
 {
     const tsar_stack sizes = fine_sizes(c);
+    w->part = TSAR_PART_FINE;
     enter(w, "fine.");
     table(w, "coarse_embeddings.weight", SLOT(m, coarse_embeddings), c->n_coarse, c->fine_dim);
     visit_stack(w, "fine.", &sizes, SLOT(m, fine));
@@ -406,6 +407,7 @@ static void visit_vq(walk *w, const tsar_config *c, tsar_model *m)
 
 static void visit_clusters(walk *w, const tsar_config *c, tsar_model *m)
 {
+    w->part = TSAR_PART_ALL;
     enter(w, "ctf.");
     const tsar_weight labels = described(w, "cluster_of", TSAR_AS_INTEGERS, SLOT(m, cluster_of), 1, &c->codebook_size);
     visit(w, &labels);
@@ -415,7 +417,6 @@ tsar_status tsar_weights(const tsar_config *config, tsar_model *model, tsar_weig
 {
     walk w = { visitor, context, TSAR_OK, err, 0, "" };
     if (config->has_gpt) visit_gpt(&w, config, model);
-    w.part = TSAR_PART_FINE;
     if (config->has_fine) visit_fine(&w, config, model);
     if (config->n_coarse) visit_clusters(&w, config, model);
     if (config->has_vq) visit_vq(&w, config, model);
@@ -641,7 +642,7 @@ tsar_status tsar_model_allocate(tsar_model *m, tsar_error *err)
     if (c->has_gpt) m->gpt = gpt_sizes(c);
     if (c->has_fine) m->fine = fine_sizes(c);
     if (c->has_t5) m->t5 = t5_sizes(c);
-    m->parts = (c->has_gpt ? TSAR_PART_GPT | TSAR_PART_TEXT : 0u) | (c->has_fine || c->n_coarse ? TSAR_PART_FINE : 0u) |
+    m->parts = (c->has_gpt ? TSAR_PART_GPT | TSAR_PART_TEXT : 0u) | (c->has_fine ? TSAR_PART_FINE : 0u) |
                (c->has_vq ? TSAR_PART_VQ : 0u) | (c->has_t5 ? TSAR_PART_T5 : 0u);
     status = allocate(&m->gpt.layers, m->gpt.n_layer, sizeof *m->gpt.layers, err);
     if (status == TSAR_OK) status = allocate(&m->shuffle_mlp, mlps, sizeof *m->shuffle_mlp, err);
@@ -681,21 +682,20 @@ static tsar_status load_optional(loader *l, const optional_tensor *o, tsar_error
                                : tsar_file_read_i64(l->file, tensor, 0, tensor->count, values, err);
 }
 
-/* tokenizer.merges [n_merges][2] (SPEC 3, Text): merge r makes id 3 + 256 + r of two smaller ones, none of them special. */
+/* Merges are of use to models that take ids; tsar's own, and what makes a published tokenizer, are complete. */
 static tsar_status check_merges(const tsar_model *m, const char *path, tsar_error *err)
 {
     const int64_t first = TSAR_SPECIALS + 256;
-    if (m->n_merges && !m->config.n_ids)
+    const tsar_bpe *bpe = &m->bpe;
+    if (bpe->n_merges && !m->config.n_ids)
         return tsar_fail(err, TSAR_INPUT, "%s: tensor tokenizer.merges is of no use to arch=%s, which takes no ids", path,
                          tsar_family_of(&m->config)->name);
-    if (m->merge_ids || m->byte_ids) return TSAR_OK; /* a published tokenizer, whose ids text.c checks */
-    if (m->n_merges && (uint64_t)m->n_merges + (uint64_t)first > m->config.n_ids)
+    const int extras = (bpe->merge_ids != NULL) + (bpe->merge_ranks != NULL) + (bpe->byte_ids != NULL);
+    if (extras != 0 && (extras != 3 || !bpe->merges))
+        return tsar_fail(err, TSAR_INPUT, "%s: of tokenizer.merges, merge_ids, merge_ranks and bytes a published tokenizer needs all four", path);
+    if (extras == 0 && bpe->n_merges && (uint64_t)bpe->n_merges + (uint64_t)first > m->config.n_ids)
         return tsar_fail(err, TSAR_INPUT, "%s: tensor tokenizer.merges has %zu merges, which with %d specials and 256 bytes exceed %s=%zu", path,
-                         m->n_merges, TSAR_SPECIALS, m->config.text_vocab ? "text_vocab" : "vocab_size", m->config.n_ids);
-    for (size_t i = 0; i < 2 * m->n_merges; i++)
-        if (m->merges[i] < TSAR_SPECIALS || m->merges[i] >= first + (int64_t)(i / 2))
-            return tsar_fail(err, TSAR_INPUT, "%s: merge %zu of tokenizer.merges uses id %" PRId64 ", which is not from %d to %" PRId64, path, i / 2,
-                             m->merges[i], TSAR_SPECIALS, first + (int64_t)(i / 2) - 1);
+                         bpe->n_merges, TSAR_SPECIALS, m->config.text_vocab ? "text_vocab" : "vocab_size", m->config.n_ids);
     return TSAR_OK;
 }
 
@@ -712,33 +712,38 @@ static tsar_status check_pieces(const tsar_pieces *p, const char *name, size_t n
 /* tokenizer.* and t5.spiece (SPEC 11). */
 static tsar_status load_tokenizer(tsar_model *m, loader *l, tsar_error *err)
 {
-    size_t n_ids = m->n_merges, n_ranks = 0, n_bytes = 0, whole_bytes = 0, whole_at = 0, special_bytes = 0, special_at = 0, passes = 0;
+    size_t n_ids = 0, n_ranks = 0, n_bytes = 0, whole_at = 0, special_at = 0, passes = 0;
+    tsar_bpe *bpe = &m->bpe;
     const optional_tensor tensors[] = {
-        { "tokenizer.merges", TSAR_PART_TEXT, TSAR_I64, 2, &m->merges, &m->n_merges },
-        { "tokenizer.merge_ids", TSAR_PART_TEXT, TSAR_I64, 1, &m->merge_ids, &n_ids },
-        { "tokenizer.merge_ranks", TSAR_PART_TEXT, TSAR_I64, 1, &m->merge_ranks, &n_ranks },
-        { "tokenizer.bytes", TSAR_PART_TEXT, TSAR_I64, 1, &m->byte_ids, &n_bytes },
-        { "tokenizer.whole", TSAR_PART_TEXT, TSAR_U8, 1, &m->whole.bytes, &whole_bytes },
-        { "tokenizer.whole_at", TSAR_PART_TEXT, TSAR_I64, 1, &m->whole.at, &whole_at },
-        { "tokenizer.whole_ids", TSAR_PART_TEXT, TSAR_I64, 1, &m->whole.ids, &m->whole.n },
-        { "tokenizer.special", TSAR_PART_TEXT, TSAR_U8, 1, &m->special.bytes, &special_bytes },
-        { "tokenizer.special_at", TSAR_PART_TEXT, TSAR_I64, 1, &m->special.at, &special_at },
-        { "tokenizer.special_ids", TSAR_PART_TEXT, TSAR_I64, 1, &m->special.ids, &m->special.n },
-        { "tokenizer.special_pass", TSAR_PART_TEXT, TSAR_U8, 1, &m->special_pass, &passes },
+        { "tokenizer.merges", TSAR_PART_TEXT, TSAR_I64, 2, &bpe->merges, &bpe->n_merges },
+        { "tokenizer.merge_ids", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->merge_ids, &n_ids },
+        { "tokenizer.merge_ranks", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->merge_ranks, &n_ranks },
+        { "tokenizer.bytes", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->byte_ids, &n_bytes },
+        { "tokenizer.whole", TSAR_PART_TEXT, TSAR_U8, 1, &bpe->whole.bytes, &bpe->whole.n_bytes },
+        { "tokenizer.whole_at", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->whole.at, &whole_at },
+        { "tokenizer.whole_ids", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->whole.ids, &bpe->whole.n },
+        { "tokenizer.special", TSAR_PART_TEXT, TSAR_U8, 1, &bpe->special.bytes, &bpe->special.n_bytes },
+        { "tokenizer.special_at", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->special.at, &special_at },
+        { "tokenizer.special_ids", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->special.ids, &bpe->special.n },
+        { "tokenizer.special_pass", TSAR_PART_TEXT, TSAR_U8, 1, &bpe->special_pass, &passes },
         { SPIECE, TSAR_PART_T5, TSAR_U8, 1, &m->t5_spiece, &m->n_t5_spiece },
     };
     tsar_status status = TSAR_OK;
     for (size_t i = 0; i < sizeof tensors / sizeof *tensors && status == TSAR_OK; i++) status = load_optional(l, &tensors[i], err);
     if (status == TSAR_OK) status = check_merges(m, l->path, err);
-    if (status == TSAR_OK && ((m->merge_ids && n_ids != m->n_merges) || (m->merge_ranks && n_ranks != m->n_merges)))
-        status = tsar_fail(err, TSAR_INPUT, "%s: tokenizer.merges has %zu merges, but merge_ids %zu and merge_ranks %zu", l->path, m->n_merges, n_ids, n_ranks);
-    if (status == TSAR_OK && m->byte_ids && n_bytes != 256)
+    if (status == TSAR_OK && ((bpe->merge_ids && n_ids != bpe->n_merges) || (bpe->merge_ranks && n_ranks != bpe->n_merges)))
+        status = tsar_fail(err, TSAR_INPUT, "%s: tokenizer.merges has %zu merges, but merge_ids %zu and merge_ranks %zu", l->path, bpe->n_merges, n_ids, n_ranks);
+    if (status == TSAR_OK && bpe->byte_ids && n_bytes != 256)
         status = tsar_fail(err, TSAR_INPUT, "%s: tokenizer.bytes has %zu ids, there are 256 bytes", l->path, n_bytes);
-    if (status == TSAR_OK && m->special_pass && passes != m->special.n)
-        status = tsar_fail(err, TSAR_INPUT, "%s: tokenizer.special_pass has %zu entries for %zu added tokens", l->path, passes, m->special.n);
-    if (status == TSAR_OK) status = check_pieces(&m->whole, "whole", whole_bytes, whole_at, l->path, err);
-    if (status == TSAR_OK) status = check_pieces(&m->special, "special", special_bytes, special_at, l->path, err);
-    return status;
+    if (status == TSAR_OK && bpe->special_pass && passes != bpe->special.n)
+        status = tsar_fail(err, TSAR_INPUT, "%s: tokenizer.special_pass has %zu entries for %zu added tokens", l->path, passes, bpe->special.n);
+    if (status == TSAR_OK) status = check_pieces(&bpe->whole, "whole", bpe->whole.n_bytes, whole_at, l->path, err);
+    if (status == TSAR_OK) status = check_pieces(&bpe->special, "special", bpe->special.n_bytes, special_at, l->path, err);
+    if (status == TSAR_OK && bpe->special.n && !bpe->special_pass)
+        status = tsar_fail(err, TSAR_INPUT, "%s: tokenizer.special_ids needs tokenizer.special_pass beside it", l->path);
+    bpe->split = (tsar_split)m->config.text_split;
+    bpe->nfc = m->config.text_normal_nfc;
+    return status == TSAR_OK && m->config.n_ids && l->parts & TSAR_PART_TEXT ? tsar_bpe_open(bpe, m->config.n_ids, l->path, err) : status;
 }
 
 /* The key known_words, which outlives the file. */
@@ -814,6 +819,25 @@ tsar_status tsar_model_needs(const tsar_model *model, unsigned part, const char 
     return tsar_fail(err, TSAR_INPUT, "the model has no %s: it cannot %s", names[i], what);
 }
 
+/* A prompt alone is generated from: its codes then feed the tokenizer. */
+tsar_status tsar_parts_fed_by(unsigned *parts, const char *path, tsar_error *err)
+{
+    enum { STACKS = TSAR_PART_GPT | TSAR_PART_FINE };
+    static const struct {
+        const char *name;
+        unsigned parts;
+    } inputs[] = { { "input.coarse", TSAR_PART_FINE }, { "coarse", TSAR_PART_FINE },  { "input.image", TSAR_PART_VQ },
+                   { "input.codes", TSAR_PART_VQ },    { "vq.codes", TSAR_PART_VQ },  { "input.t5_ids", TSAR_PART_T5 },
+                   { "input.text", STACKS },           { "input.class", STACKS },     { "input.caption", STACKS } };
+    tsar_file *file = NULL;
+    const tsar_status status = tsar_file_open(&file, path, err);
+    *parts = 0;
+    for (size_t i = 0; status == TSAR_OK && i < sizeof inputs / sizeof *inputs; i++)
+        if (tsar_file_find(file, inputs[i].name)) *parts |= inputs[i].parts | (*parts == 0 && inputs[i].parts == STACKS ? TSAR_PART_VQ : 0u);
+    tsar_file_close(file);
+    return status;
+}
+
 static void free_coder(tsar_coder *coder, size_t n_levels)
 {
     for (size_t i = 0; coder->levels && i < n_levels; i++) {
@@ -837,9 +861,8 @@ void tsar_model_close(tsar_model *model)
     free_coder(&model->vq.encoder, model->config.vq_levels);
     free_coder(&model->vq.decoder, model->config.vq_levels);
     tsar_free(model->t5.layers);
-    void *const text[] = { model->t5_spiece,   model->merges,    model->merge_ids,     model->merge_ranks, model->byte_ids,     model->whole.bytes,
-                           model->whole.at,    model->whole.ids, model->special.bytes, model->special.at,  model->special.ids,  model->special_pass };
-    for (size_t i = 0; i < sizeof text / sizeof *text; i++) tsar_free(text[i]);
+    tsar_free(model->t5_spiece);
+    tsar_bpe_close(&model->bpe);
     tsar_free(model->known_words);
     tsar_free(model);
 }

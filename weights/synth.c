@@ -5,7 +5,7 @@
 #include <string.h>
 
 #define GOLDEN UINT64_C(0x9E3779B97F4A7C15)
-#define SYNTH_CHUNK ((size_t)4096)
+#define SYNTH_CHUNK ((size_t)1024)
 
 /* key = FNV-1a-64(name) xor (seed * G) */
 uint64_t tsar_synth_key(const char *name, uint64_t seed)

@@ -1,172 +1,227 @@
-/* Text (SPEC 3, ours): byte-level byte-pair encoding. Ids 0, 1, 2 are <bos>, <soi>, <eoi>; byte b is 3 + b; merge r of
- * tokenizer.merges, a pair of smaller ids, is 3 + 256 + r. Every text has ids, and they give its bytes back. */
-#include "../tsar.h"
+/* text.c - from a sentence to a prefix by the template of the model's family (SPEC 11), and back. */
+#include "text.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
-#define FIRST_BYTE ((int64_t)TSAR_SPECIALS)
-#define FIRST_MERGE (FIRST_BYTE + 256)
-#define MAX_PROMPT ((size_t)1 << 30) /* bytes: a place fits into the low half of a heap's key */
+/* --------------------------------------------------------------------------------------------------------- templates */
 
-/* A chain of ids, neighbours linked; a heap of the places where a merge may apply, by rank, then from the left. */
+const char tsar_negative_prompt[] = "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, low quality, "
+                                    "normal quality, jpeg artifacts, signature, watermark, username, blurry.";
+static const char EMU3_SUFFIX[] = " masterpiece, film grained, best quality.";
+
+/* A prefix under way: the text that is still to be encoded, and the ids before it. A special token's own text is part of it, because
+ * normalisation and added tokens see both (Emu3's NFC); the first failure stays. */
 typedef struct {
-    const int64_t *merges; /* [n_merges][2] */
-    size_t n_merges;
-    uint32_t *order;        /* [n_merges]: ranks, sorted by pair */
-    int64_t *ids;           /* [n]; -1 where a token was merged into its left neighbour */
-    uint32_t *left, *right; /* [n]: places of the neighbours; n where there is none */
-    size_t n;
-    uint64_t *heap; /* rank << 32 | place: at most n - 1 pairs at the start, and two new ones for each of n - 1 merges */
-    size_t n_heap;
-} merger;
+    const tsar_model *model;
+    char *text;
+    size_t bytes, text_room;
+    int64_t *ids;
+    size_t n, room;
+    tsar_status status;
+    tsar_error *err;
+} prefix;
 
-/* The order of pairs: by the left id, then by the right one. */
-static int compare_pairs(const int64_t *a, int64_t left, int64_t right)
+static void add_text(prefix *p, const char *text, size_t bytes)
 {
-    if (a[0] != left) return a[0] < left ? -1 : 1;
-    return a[1] < right ? -1 : a[1] > right;
-}
-
-/* Sorts the ranks by their pairs, a lower rank first among equals: merges runs of 1, 2, 4, ... other is [n_merges] of scratch. */
-static void sort_ranks(merger *m, uint32_t *other)
-{
-    const size_t n = m->n_merges;
-    uint32_t *from = m->order, *to = other;
-    for (size_t i = 0; i < n; i++) from[i] = (uint32_t)i;
-    for (size_t run = 1; run < n; run *= 2) {
-        for (size_t start = 0; start < n; start += 2 * run) {
-            const size_t middle = n - start < run ? n : start + run, end = n - middle < run ? n : middle + run;
-            size_t a = start, b = middle;
-            for (size_t k = start; k < end; k++) {
-                const int take_a =
-                    b == end || (a < middle && compare_pairs(m->merges + 2 * from[a], m->merges[2 * from[b]], m->merges[2 * from[b] + 1]) <= 0);
-                to[k] = take_a ? from[a++] : from[b++];
-            }
+    if (p->status == TSAR_OK && bytes > p->text_room - p->bytes) {
+        const size_t room = tsar_product(2, p->bytes + bytes);
+        char *grown = tsar_alloc(room, 1, "the prompt", p->err);
+        if (!grown) p->status = TSAR_ROOM;
+        if (grown && p->bytes) memcpy(grown, p->text, p->bytes);
+        if (grown) {
+            tsar_free(p->text);
+            p->text = grown;
+            p->text_room = room;
         }
-        uint32_t *swap = from;
-        from = to;
-        to = swap;
     }
-    if (from != m->order) memcpy(m->order, from, n * sizeof *from);
+    if (p->status != TSAR_OK) return;
+    if (bytes) memcpy(p->text + p->bytes, text, bytes);
+    p->bytes += bytes;
 }
 
-/* The lowest rank that merges this pair; n_merges if none does. */
-static size_t rank_of(const merger *m, int64_t left, int64_t right)
+static void add_string(prefix *p, const char *text) { add_text(p, text, strlen(text)); }
+
+/* Room for `more` ids. */
+static void reserve_ids(prefix *p, size_t more)
 {
-    size_t low = 0, high = m->n_merges;
-    while (low < high) {
-        const size_t middle = low + (high - low) / 2;
-        if (compare_pairs(m->merges + 2 * m->order[middle], left, right) < 0)
-            low = middle + 1;
-        else
-            high = middle;
+    if (p->status != TSAR_OK || more <= p->room - p->n) return;
+    const size_t room = 2 * p->n + more;
+    int64_t *grown = tsar_alloc(room, sizeof *grown, "the prompt", p->err);
+    if (!grown) {
+        p->status = TSAR_ROOM;
+        return;
     }
-    return low < m->n_merges && compare_pairs(m->merges + 2 * m->order[low], left, right) == 0 ? m->order[low] : m->n_merges;
+    if (p->n) memcpy(grown, p->ids, p->n * sizeof *grown);
+    tsar_free(p->ids);
+    p->ids = grown;
+    p->room = room;
 }
 
-/* The rank of the pair that begins at `place`; n_merges if there is none. */
-static size_t rank_at(const merger *m, size_t place)
+/* Encodes the text so far. */
+static void flush_text(prefix *p)
 {
-    return place < m->n && m->ids[place] >= 0 && m->right[place] < m->n ? rank_of(m, m->ids[place], m->ids[m->right[place]]) : m->n_merges;
+    int64_t *ids = NULL;
+    size_t n = 0;
+    if (p->status == TSAR_OK && p->bytes) p->status = tsar_bpe_encode(&p->model->bpe, p->text, p->bytes, &ids, &n, p->err);
+    p->bytes = 0;
+    reserve_ids(p, n);
+    if (p->status == TSAR_OK && n) memcpy(p->ids + p->n, ids, n * sizeof *ids);
+    if (p->status == TSAR_OK) p->n += n;
+    tsar_free(ids);
 }
 
-static void heap_push(merger *m, size_t place)
+static void add_id(prefix *p, int64_t id, const char *key)
 {
-    const size_t rank = rank_at(m, place);
-    if (rank == m->n_merges) return;
-    const uint64_t key = (uint64_t)rank << 32 | place;
-    size_t i = m->n_heap++;
-    for (; i > 0 && m->heap[(i - 1) / 2] > key; i = (i - 1) / 2) m->heap[i] = m->heap[(i - 1) / 2];
-    m->heap[i] = key;
+    flush_text(p);
+    if (p->status == TSAR_OK && id < 0)
+        p->status = tsar_fail(p->err, TSAR_INPUT, "the model has no key %s, which its prompts need (give it with tsar import, or ids by --prompt-ids)", key);
+    reserve_ids(p, 1);
+    if (p->status == TSAR_OK) p->ids[p->n++] = id;
 }
 
-static uint64_t heap_pop(merger *m)
+/* A special token by its text where the tokenizer has one for it, else by its id. */
+static void add_special(prefix *p, int64_t id, const char *key)
 {
-    const uint64_t top = m->heap[0], key = m->heap[--m->n_heap];
+    const tsar_pieces *special = &p->model->bpe.special;
     size_t i = 0;
-    for (size_t child = 1; child < m->n_heap; child = 2 * i + 1) {
-        if (child + 1 < m->n_heap && m->heap[child + 1] < m->heap[child]) child++;
-        if (m->heap[child] >= key) break;
-        m->heap[i] = m->heap[child];
-        i = child;
-    }
-    m->heap[i] = key;
-    return top;
+    while (i < special->n && special->ids[i] != id) i++;
+    if (id < 0 || i == special->n)
+        add_id(p, id, key);
+    else
+        add_text(p, (const char *)special->bytes + special->at[i], (size_t)(special->at[i + 1] - special->at[i]));
 }
 
-/* Applies the merges in rank order, leftmost first. A merge makes pairs of later ranks only, because its parts are
- * smaller than the id it makes; so the lowest rank in the heap is always the next. O(n log n). */
-static void merge_all(merger *m)
+/* The id of a size in codes: size_base + n / size_unit. */
+static void add_size(prefix *p, size_t n)
 {
-    for (size_t i = 0; i + 1 < m->n; i++) heap_push(m, i);
-    while (m->n_heap) {
-        const uint64_t key = heap_pop(m);
-        const size_t place = (size_t)(key & UINT32_MAX), rank = (size_t)(key >> 32);
-        if (rank_at(m, place) != rank) continue; /* an older merge has taken one of the two */
-        const size_t gone = m->right[place], next = m->right[gone];
-        m->ids[place] = FIRST_MERGE + (int64_t)rank;
-        m->ids[gone] = -1;
-        m->right[place] = (uint32_t)next;
-        if (next < m->n) m->left[next] = (uint32_t)place;
-        heap_push(m, place);
-        heap_push(m, m->left[place]);
-    }
+    const tsar_config *c = &p->model->config;
+    const size_t unit = c->size_unit ? c->size_unit : 1;
+    if (p->status == TSAR_OK && n % unit != 0)
+        p->status = tsar_fail(p->err, TSAR_INPUT, "a side of %zu codes has no id of its own: the model's sizes are multiples of %zu codes", n, unit);
+    add_id(p, c->size_base < 0 ? -1 : c->size_base + (int64_t)(n / unit), "size_base");
 }
 
-/* The bytes of a text as a chain of ids, then merged. scratch [n_merges]. */
-static void encode_bytes(merger *m, const unsigned char *text, uint32_t *scratch)
+/* Python's strip: Unicode's blanks, and 1C to 1F. */
+static void strip_blanks(const char **text, size_t *bytes)
 {
-    for (size_t i = 0; i < m->n; i++) {
-        m->ids[i] = FIRST_BYTE + text[i];
-        m->left[i] = (uint32_t)(i == 0 ? m->n : i - 1);
-        m->right[i] = (uint32_t)(i + 1);
+    size_t length, first = 0, last = 0; /* behind the last character that is no blank */
+    int seen = 0;
+    for (size_t at = 0; at < *bytes; at += length) {
+        const uint32_t code = tsar_char_at(*text + at, *bytes - at, &length);
+        if (tsar_char_is(TSAR_BLANK, code) || (code >= 0x1C && code <= 0x1F)) continue;
+        if (!seen) first = at;
+        seen = 1;
+        last = at + length;
     }
-    sort_ranks(m, scratch);
-    merge_all(m);
+    *text += first;
+    *bytes = last - first;
+}
+
+static void fill_janus(prefix *p, const tsar_sentence *s, const char *user, const char *assistant)
+{
+    const char *text = s->text;
+    size_t bytes = s->bytes;
+    strip_blanks(&text, &bytes);
+    add_id(p, p->model->config.bos, "bos");
+    add_string(p, user);
+    add_string(p, bytes ? ": " : ":");
+    add_text(p, text, bytes);
+    if (bytes) add_string(p, "\n\n");
+    add_string(p, assistant);
+    add_string(p, ":");
+    add_special(p, p->model->config.boi, "boi");
+}
+
+static void fill_lumina(prefix *p, const tsar_sentence *s, size_t h, size_t w)
+{
+    const tsar_config *c = &p->model->config;
+    const size_t pixels = c->has_vq ? c->vq_factor : 16; /* a code's side */
+    char size[64];
+    snprintf(size, sizeof size, "%" PRIu64 "x%" PRIu64, (uint64_t)w * pixels, (uint64_t)h * pixels);
+    add_id(p, c->bos, "bos");
+    add_string(p, "Generate an image of ");
+    add_string(p, size);
+    add_string(p, " according to the following prompt:\n");
+    add_text(p, s->text, s->bytes);
+    add_special(p, c->sep, "sep");
+    add_id(p, c->boi, "boi");
+    add_size(p, h);
+    add_size(p, w);
+}
+
+static void fill_emu3(prefix *p, const tsar_sentence *s, size_t h, size_t w)
+{
+    const tsar_config *c = &p->model->config;
+    char size[64];
+    snprintf(size, sizeof size, "%" PRIu64 "*%" PRIu64, (uint64_t)h, (uint64_t)w);
+    add_special(p, c->bos, "bos");
+    add_text(p, s->text, s->bytes);
+    if (!s->raw && !s->negative) add_string(p, EMU3_SUFFIX);
+    add_special(p, c->boi, "boi");
+    add_string(p, size);
+    add_special(p, c->img, "img");
+}
+
+/* The prefix by the template of the configuration. */
+static void fill(prefix *p, const tsar_sentence *s)
+{
+    const tsar_config *c = &p->model->config;
+    const size_t h = s->h ? s->h : c->grid_h, w = s->w ? s->w : c->grid_w;
+    switch ((tsar_template)c->text_template) {
+    case TSAR_TEMPLATE_NONE: break;
+    case TSAR_TEMPLATE_TSAR:
+        add_id(p, TSAR_BOS, "bos");
+        add_text(p, s->text, s->bytes);
+        add_id(p, TSAR_SOI, "boi");
+        break;
+    case TSAR_TEMPLATE_LUMINA: fill_lumina(p, s, h, w); break;
+    case TSAR_TEMPLATE_EMU3: fill_emu3(p, s, h, w); break;
+    case TSAR_TEMPLATE_JANUS: fill_janus(p, s, "User", "Assistant"); break;
+    case TSAR_TEMPLATE_JANUS_PRO: fill_janus(p, s, "<|User|>", "<|Assistant|>"); break;
+    }
+    flush_text(p);
+}
+
+tsar_status tsar_text_prefix(const tsar_model *model, const tsar_sentence *sentence, int64_t **ids, size_t *n, tsar_error *err)
+{
+    const size_t least = TSAR_SPECIALS + 256;
+    const tsar_config *c = &model->config;
+    *ids = NULL;
+    *n = 0;
+    if (c->text_template == TSAR_TEMPLATE_NONE)
+        return tsar_fail(err, TSAR_INPUT, "this model takes no text prompt (llamagen-c2i takes --class, llamagen-t2i --caption)");
+    if (!model->bpe.byte_ids && (c->text_template != TSAR_TEMPLATE_TSAR || !model->bpe.pairs.at))
+        return tsar_fail(err, TSAR_INPUT, "the model has no tokenizer, so it takes no text (give its ids by --prompt-ids, or import it with its tokenizer)");
+    if (!model->bpe.byte_ids && c->text_vocab < least)
+        return tsar_fail(err, TSAR_INPUT, "the model has text_vocab=%zu, too small for text, which needs %zu (give its ids by --prompt-ids)", c->text_vocab,
+                         least);
+    prefix p = { .model = model, .status = TSAR_OK, .err = err };
+    fill(&p, sentence);
+    tsar_free(p.text);
+    if (p.status == TSAR_OK) {
+        *ids = p.ids;
+        *n = p.n;
+    } else {
+        tsar_free(p.ids);
+    }
+    return p.status;
 }
 
 tsar_status tsar_text_encode(const tsar_model *model, const char *prompt, int64_t **ids, size_t *n, tsar_error *err)
 {
-    const size_t length = strlen(prompt);
-    *ids = NULL;
-    *n = 0;
-    if (tsar_family_of(&model->config)->text_template != TSAR_TEMPLATE_TSAR)
-        return tsar_fail(err, TSAR_INPUT, "this model takes no text prompt (llamagen-c2i takes --class, llamagen-t2i --caption)");
-    if (model->config.text_vocab < (size_t)FIRST_MERGE)
-        return tsar_fail(err, TSAR_INPUT, "the model has text_vocab=%zu, too small for text, which needs %" PRId64 " (give its ids by --prompt-ids)",
-                         model->config.text_vocab, FIRST_MERGE);
-    if (length > MAX_PROMPT) return tsar_fail(err, TSAR_INPUT, "the prompt has %zu bytes, more than %zu", length, MAX_PROMPT);
-
-    merger m = { .merges = model->merges, .n_merges = model->n_merges, .n = length };
-    uint32_t *scratch = tsar_alloc(m.n_merges, sizeof *scratch, "the prompt", err);
-    m.order = tsar_alloc(m.n_merges, sizeof *m.order, "the prompt", err);
-    m.left = tsar_alloc(length, sizeof *m.left, "the prompt", err);
-    m.right = tsar_alloc(length, sizeof *m.right, "the prompt", err);
-    m.heap = tsar_alloc(length, 3 * sizeof *m.heap, "the prompt", err);
-    int64_t *out = tsar_alloc(length + 2, sizeof *out, "the prompt", err);
-    tsar_status status = TSAR_ROOM;
-    if (scratch && m.order && m.left && m.right && m.heap && out) {
-        m.ids = out + 1;
-        status = TSAR_OK;
-        encode_bytes(&m, (const unsigned char *)prompt, scratch);
-        size_t used = 0;
-        out[used++] = TSAR_BOS;
-        for (size_t i = 0; i < length; i++)
-            if (m.ids[i] >= 0) out[used++] = m.ids[i]; /* never beyond place i, where it comes from */
-        out[used++] = TSAR_SOI;
-        *ids = out;
-        *n = used;
-        out = NULL;
-    }
-    tsar_free(scratch);
-    tsar_free(m.order);
-    tsar_free(m.left);
-    tsar_free(m.right);
-    tsar_free(m.heap);
-    tsar_free(out);
-    return status;
+    const tsar_sentence sentence = { .text = prompt, .bytes = strlen(prompt) };
+    return tsar_text_prefix(model, &sentence, ids, n, err);
 }
+
+tsar_status tsar_text_decode(const tsar_model *model, const int64_t *ids, size_t n, char **text, tsar_error *err)
+{
+    size_t bytes = 0;
+    return tsar_bpe_decode(&model->bpe, ids, n, text, &bytes, err);
+}
+
+/* ------------------------------------------------------------------------------------------------------------ new words */
 
 /* Whether a word of `length` bytes is one of those that blanks divide in the first n bytes of text. */
 static int stands_in(const char *text, size_t n, const char *word, size_t length)
@@ -187,66 +242,4 @@ size_t tsar_text_new_word(const tsar_model *model, const char *prompt, size_t fr
         if (*length && !stands_in(known, strlen(known), prompt + start, *length) && !stands_in(prompt, start, prompt + start, *length)) return start;
     }
     return SIZE_MAX;
-}
-
-/* sizes [n_merges]: bytes that each merge stands for, at most `limit` + 1 (a chain of doublings would overflow). */
-static void merge_sizes(const tsar_model *model, uint64_t *sizes, uint64_t limit)
-{
-    for (size_t r = 0; r < model->n_merges; r++) {
-        sizes[r] = 0;
-        for (size_t part = 0; part < 2; part++) {
-            const int64_t id = model->merges[2 * r + part];
-            sizes[r] += id < FIRST_MERGE ? 1 : sizes[id - FIRST_MERGE];
-        }
-        if (sizes[r] > limit) sizes[r] = limit + 1;
-    }
-}
-
-/* Writes the bytes of one id, left part before right. stack [n_merges + 1]: ids still to come, each smaller than the one below
- * it was split from. */
-static char *expand(const tsar_model *model, int64_t id, int64_t *stack, char *to)
-{
-    size_t depth = 0;
-    stack[depth++] = id;
-    while (depth) {
-        id = stack[--depth];
-        if (id < FIRST_MERGE) {
-            *to++ = (char)(unsigned char)(id - FIRST_BYTE);
-            continue;
-        }
-        const int64_t *pair = model->merges + 2 * (id - FIRST_MERGE);
-        stack[depth++] = pair[1];
-        stack[depth++] = pair[0];
-    }
-    return to;
-}
-
-tsar_status tsar_text_decode(const tsar_model *model, const int64_t *ids, size_t n, char **text, tsar_error *err)
-{
-    const int64_t end = FIRST_MERGE + (int64_t)model->n_merges;
-    uint64_t total = 0;
-    tsar_status status = TSAR_OK;
-    *text = NULL;
-    uint64_t *sizes = tsar_alloc(model->n_merges, sizeof *sizes, "text", err);
-    int64_t *stack = tsar_alloc(model->n_merges + 2, sizeof *stack, "text", err);
-    if (!sizes || !stack)
-        status = TSAR_ROOM;
-    else
-        merge_sizes(model, sizes, MAX_PROMPT);
-    for (size_t i = 0; i < n && status == TSAR_OK; i++) {
-        if (ids[i] < 0 || ids[i] >= end)
-            status = tsar_fail(err, TSAR_INPUT, "id %" PRId64 " at place %zu is no text of this model (ids are from 0 to %" PRId64 ")", ids[i], i,
-                               end - 1);
-        else if (ids[i] >= FIRST_BYTE)
-            total += ids[i] < FIRST_MERGE ? 1 : sizes[ids[i] - FIRST_MERGE];
-        if (status == TSAR_OK && total > MAX_PROMPT) status = tsar_fail(err, TSAR_INPUT, "the ids stand for more than %zu bytes of text", MAX_PROMPT);
-    }
-    char *out = status == TSAR_OK ? tsar_alloc((size_t)total + 1, 1, "text", err) : NULL;
-    if (status == TSAR_OK && !out) status = TSAR_ROOM;
-    *text = out;
-    for (size_t i = 0; i < n && out; i++)
-        if (ids[i] >= FIRST_BYTE) out = expand(model, ids[i], stack, out);
-    tsar_free(sizes);
-    tsar_free(stack);
-    return status;
 }

@@ -18,7 +18,7 @@
 #include <time.h>
 
 #define MAX_HEADER ((uint64_t)100000000) /* the limit of the safetensors library */
-#define CHUNK ((size_t)4096)             /* elements converted at a time */
+#define CHUNK ((size_t)1024)             /* elements converted at a time */
 
 typedef struct {
     const char *key, *value;
@@ -856,7 +856,7 @@ tsar_status tsar_writer_put(tsar_writer *writer, const void *values, uint64_t co
 
 tsar_status tsar_writer_copy(tsar_writer *writer, tsar_file *from, const tsar_tensor *tensor, tsar_error *err)
 {
-    enum { PIECE = 4096 };
+    enum { PIECE = 1024 };
     double piece[PIECE]; /* aligned for elements of any type */
     tsar_status status = TSAR_OK;
     for (uint64_t first = 0; status == TSAR_OK && first < tensor->count; first += PIECE) {

@@ -363,8 +363,7 @@ void fine_backward(fine_net *net) { train_backward(&net->tape, &net->logits, 1);
 /* What both stages start from: codes, merges, the tokenizer's file, the labels. */
 typedef struct {
     code_set codes;
-    int64_t *merges, *cluster_of;
-    size_t n_merges;
+    int64_t *cluster_of;
     char *words; /* of the captions */
     tsar_file *vq;
     tsar_model text; /* arch, text_vocab and merges only: what tsar_text_encode looks at */
@@ -373,7 +372,7 @@ typedef struct {
 static void corpus_close(corpus *c)
 {
     code_set_close(&c->codes);
-    tsar_free(c->merges);
+    tsar_bpe_close(&c->text.bpe);
     tsar_free(c->words);
     tsar_free(c->cluster_of);
     if (c->vq) tsar_file_close(c->vq);
@@ -397,13 +396,14 @@ static tsar_status corpus_open(corpus *c, const gpt_plan *plan, tsar_error *err)
     tsar_status status = code_set_read(&c->codes, plan->codes, err);
     status = status == TSAR_OK ? code_set_check(&c->codes, plan->codes, plan->vq, err) : status;
     status = status == TSAR_OK ? tsar_file_open(&c->vq, plan->vq, err) : status;
-    status = status == TSAR_OK ? train_merges(c->codes.seed, &c->merges, &c->n_merges, err) : status;
+    status = status == TSAR_OK ? train_merges(c->codes.seed, &c->text.bpe.merges, &c->text.bpe.n_merges, err) : status;
     status = status == TSAR_OK ? train_words(c->codes.seed, &c->words, err) : status;
     if (status == TSAR_OK && plan->n_coarse > 0) status = cluster_codes(c, plan, err);
     c->text.config.arch = TSAR_TOKEN_SHUFFLE;
-    c->text.config.text_vocab = TSAR_SPECIALS + 256 + c->n_merges;
-    c->text.merges = c->merges;
-    c->text.n_merges = c->n_merges;
+    c->text.config.text_template = TSAR_TEMPLATE_TSAR;
+    c->text.config.text_vocab = TSAR_SPECIALS + 256 + c->text.bpe.n_merges;
+    c->text.config.n_ids = c->text.config.text_vocab;
+    status = status == TSAR_OK ? tsar_bpe_open(&c->text.bpe, c->text.config.n_ids, plan->codes, err) : status;
     if (status != TSAR_OK) corpus_close(c);
     return status;
 }
@@ -549,7 +549,7 @@ tsar_status train_gpt(const gpt_plan *plan, tsar_error *err)
         if (status == TSAR_OK) status = run_after_step(&run, &net.tape, &stop, err);
     }
     if (status == TSAR_OK && run.step >= run.steps) {
-        run_integers integers[2] = { { "tokenizer.merges", 2, { c.n_merges, 2 }, c.merges },
+        run_integers integers[2] = { { "tokenizer.merges", 2, { c.text.bpe.n_merges, 2 }, c.text.bpe.merges },
                                      { "ctf.cluster_of", 1, { codebook_size(&c), 0 }, c.cluster_of } };
         note_result(&run, plan, c.words);
         status = run_export(&run, &net.tape, plan->dtype, integers, c.cluster_of ? 2 : 1, plan->vq_file ? NULL : c.vq, RUN_TAKE_TOKENIZER, err);
