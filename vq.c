@@ -37,6 +37,7 @@ enum {
 };
 
 static const double NORM_EPS = 1e-6;    /* GroupNorm (QUIRKS, VQ 2) */
+static const double BATCH_EPS = 1e-5;   /* batch norm (QUIRKS, Emu3 4) */
 static const double LENGTH_MIN = 1e-12; /* unit length: x / max(|x|, 1e-12) (QUIRKS, VQ 6) */
 
 /* One pass through the encoder or the decoder: the activation, and room to compute the next one. */
@@ -44,16 +45,18 @@ typedef struct {
     const tsar_model *model;
     const tsar_sink *sink;
     tsar_error *err;
-    const char *part; /* "encoder" or "decoder", in trace names */
-    size_t C, H, W;   /* of the activation */
-    double *x, *a;    /* [C][H][W], the activation; another tensor of the same capacity */
-    size_t capacity;  /* elements of x and of a: the largest tensor of the pass */
-    double *band;     /* [band_size]: what an area of a convolution sees */
-    size_t band_size;
-    double *sums; /* [threads][sums_size]: of the outputs of an area */
-    size_t sums_size;
+    const char *part;      /* "encoder" or "decoder", in trace names */
+    size_t C, H, W;        /* of the activation */
+    size_t frames;         /* of it in time: 1 but in the encoder's time convolutions, where it is [C][frames][H][W] */
+    size_t h, w, widest;   /* of the latent picture; the most channels of the pass */
+    double *x, *a;         /* [capacity]: the activation [C][H][W]; another tensor */
+    double *band;          /* [band_size]: what an area of a convolution sees */
+    double *sums;          /* [threads][sums_size]: of the outputs of an area */
     double *weights;       /* [threads][SPREAD] */
-    double *mean, *spread; /* [G]: of a GroupNorm */
+    double *mean, *spread; /* [larger(G, z)]: of a norm */
+    double *guide;         /* Emu3's decoder: [E][h][w], */
+    double *factor, *term; /* [widest][h][w]: conv_y(guide) and conv_b(guide) of the present norm; else NULL */
+    size_t capacity, band_size, sums_size;
 } network;
 
 static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
@@ -105,60 +108,89 @@ static void group_moments(double *mean, double *spread, const double *x, size_t 
 }
 
 /* What becomes of pixels on their way into a convolution: y = (x - mean_g) / spread_g * gain_c + bias_c, where channel c belongs to
- * group g of `members` channels; then, for NORM_SWISH, y = y / (1 + exp(-y)). */
+ * group g of `members` channels; where the norm is guided, y = y * factor + term, both enlarged to the size of x (nearest; SPEC 4,
+ * QUIRKS Emu3 9); then, for NORM_SWISH, y = y / (1 + exp(-y)). */
 typedef struct {
     const tsar_model *model;
     const double *gain, *bias;   /* [C] */
     const double *mean, *spread; /* [G] */
     size_t members;
+    int halves;                  /* BF16 and F16 are rounded as torch's GroupNorm rounds them */
+    const double *factor, *term; /* [C][h][w], or NULL */
+    size_t h, w, zoom;           /* pixel (y, x) takes theirs of (y >> zoom, x >> zoom) */
     norm_mode mode;
 } norming;
 
-/* The GroupNorm of in [C][H][W], ready to be applied: its moments are taken. The sums of a group take channels, rows, columns in this
- * order. It is good until the next call. */
+static void convolve(network *s, double *out, const double *in, const tsar_conv *conv, resampling mode, const norming *norm, result_mode result);
+
+/* The GroupNorm of in [C][H][W], ready to be applied: its moments are taken, and the convolutions of the guide, at the guide's size. The
+ * sums of a group take channels, rows, columns in this order. It is good until the next call. */
 static norming group_norm(network *s, const double *in, const tsar_norm *norm, norm_mode mode)
 {
-    const size_t P = s->H * s->W, G = s->model->config.vq_groups, members = norm->channels / G;
+    const size_t H = s->H, W = s->W, P = H * W, G = s->model->config.vq_groups, members = norm->channels / G;
     const size_t batches = (G + CHAINS - 1) / CHAINS, threads = s->model->threads;
+    const int halves = s->model->precision == TSAR_BF16 || s->model->precision == TSAR_F16;
+    norming v = { s->model, norm->gain, norm->bias, s->mean, s->spread, members, halves, NULL, NULL, s->h, s->w, 0, mode };
 
     TSAR_PARALLEL_FOR(threads)
     for (size_t batch = 0; batch < batches; ++batch) {
         size_t g = batch * CHAINS;
         group_moments(s->mean + g, s->spread + g, in + g * members * P, members * P, smaller(CHAINS, G - g));
     }
-    return (norming){ s->model, norm->gain, norm->bias, s->mean, s->spread, members, mode };
+    if (norm->conv_y.out == 0) return v;
+    s->H = s->h, s->W = s->w;
+    convolve(s, s->factor, s->guide, &norm->conv_y, PLAIN, NULL, REPLACE);
+    convolve(s, s->term, s->guide, &norm->conv_b, PLAIN, NULL, REPLACE);
+    s->H = H, s->W = W;
+    v.factor = s->factor, v.term = s->term;
+    while (s->h << v.zoom < H) ++v.zoom;
+    return v;
 }
 
-/* For verify (SPEC 10): the value before its weight and the one after it are rounded; BF16 and F16 as in torch's CPU code, x a + b with
- * a = gain / spread and b = bias - mean a. */
-static void normalise_rounded(const tsar_model *model, double *x, size_t n, double mean, double spread, double gain, double bias)
+/* A batch norm is a GroupNorm of one channel a group with given moments, spread = sqrt(variance + 1e-5). */
+static norming batch_norm(network *s, const tsar_batch_norm *norm, norm_mode mode)
 {
-    const int halves = model->precision == TSAR_BF16 || model->precision == TSAR_F16;
-    double m = mean, one_over = 1.0 / spread, a, b;
-    tsar_round_to(model, &m, 1);
-    tsar_round_to(model, &one_over, 1);
-    a = one_over * gain;
-    tsar_round_to(model, &a, 1);
-    b = m * a;
-    tsar_round_to(model, &b, 1);
-    b = bias - b;
-    tsar_round_to(model, &b, 1);
-    for (size_t i = 0; i < n; ++i) x[i] = halves ? x[i] * a : (x[i] - mean) / spread;
-    tsar_round_to(model, x, n);
-    for (size_t i = 0; i < n; ++i) x[i] = halves ? x[i] + b : x[i] * gain + bias;
-    tsar_round_to(model, x, n);
+    for (size_t c = 0; c < norm->channels; ++c) s->spread[c] = sqrt(norm->variance[c] + BATCH_EPS);
+    return (norming){ s->model, norm->gain, norm->bias, norm->mean, s->spread, 1, 0, NULL, NULL, 0, 0, 0, mode };
 }
 
-/* n pixels of channel c, in place. */
-static void normalise(const norming *v, double *x, size_t n, size_t c)
+/* For verify (SPEC 10): the value before its weight and the one after it are rounded; BF16 and F16 of a GroupNorm as in torch's CPU
+ * code, x a + b with a = gain / spread and b = bias - mean a. */
+static void normalise_rounded(const norming *v, double *x, size_t n, double mean, double spread, double gain, double bias)
+{
+    double a = 1.0 / spread, b = mean;
+    tsar_round_to(v->model, &a, 1);
+    tsar_round_to(v->model, &b, 1);
+    a = a * gain;
+    tsar_round_to(v->model, &a, 1);
+    b = b * a;
+    tsar_round_to(v->model, &b, 1);
+    b = bias - b;
+    tsar_round_to(v->model, &b, 1);
+    for (size_t i = 0; i < n; ++i) x[i] = v->halves ? x[i] * a : (x[i] - mean) / spread;
+    tsar_round_to(v->model, x, n);
+    for (size_t i = 0; i < n; ++i) x[i] = v->halves ? x[i] + b : x[i] * gain + bias;
+    tsar_round_to(v->model, x, n);
+}
+
+/* In place: line[n] = pixels (y, x), (y, x+1) ... of channel c. */
+static void normalise(const norming *v, double *line, size_t n, size_t c, size_t y, size_t x)
 {
     const double mean = v->mean[c / v->members], spread = v->spread[c / v->members], gain = v->gain[c], bias = v->bias[c];
     if (v->model->precision == TSAR_F64)
-        for (size_t i = 0; i < n; ++i) x[i] = (x[i] - mean) / spread * gain + bias;
+        for (size_t i = 0; i < n; ++i) line[i] = (line[i] - mean) / spread * gain + bias;
     else
-        normalise_rounded(v->model, x, n, mean, spread, gain, bias);
-    if (v->mode == NORM_SWISH) tsar_silu_n(x, n);
-    if (v->mode == NORM_SWISH) tsar_round_to(v->model, x, n);
+        normalise_rounded(v, line, n, mean, spread, gain, bias);
+    if (v->factor != NULL) {
+        const double *factor = v->factor + (c * v->h + (y >> v->zoom)) * v->w, *term = v->term + (c * v->h + (y >> v->zoom)) * v->w;
+        for (size_t i = 0; i < n; ++i) line[i] *= factor[(x + i) >> v->zoom];
+        tsar_round_to(v->model, line, n);
+        for (size_t i = 0; i < n; ++i) line[i] += term[(x + i) >> v->zoom];
+        tsar_round_to(v->model, line, n);
+    }
+    if (v->mode == NORM_ONLY) return;
+    tsar_silu_n(line, n);
+    tsar_round_to(v->model, line, n);
 }
 
 /* -------------------------------------------------------------------------------------------------------- convolution */
@@ -167,10 +199,15 @@ static void normalise(const norming *v, double *x, size_t n, size_t c)
  * size x size that moves by stride; and how a band of it is kept: band_H x band_W outputs see, in each channel, stride x stride
  * planes, plane (i, j) holding rows i, i + stride, ... and columns j, j + stride, ... of the framed input, rows `pitch` apart. So
  * what output q = y * pitch + x multiplies with term k of the kernel stands at q + at[k]: a term sees one shifted run of pixels,
- * whatever the size, the stride and the row. (The pitch - band_W outputs between two rows are computed and left.) */
+ * whatever the size, the stride and the row. (The pitch - band_W outputs between two rows are computed and left.)
+ *
+ * In time: an input [in][frames][H][W] is read as in * taps channels, channel c * taps + t being frame 2 * frame + t - 2 of channel c:
+ * stride 2, two frames of zeros in front. That is the order of the sum in SPEC 4; the zeros change no sum. */
 typedef struct {
     size_t H, W, up;           /* of the input in memory */
     size_t size, stride, lead; /* lead: rows of zeros above, and columns on the left */
+    size_t taps, frames;       /* of the kernel, of the input in time */
+    size_t frames_out, frame;  /* of the output; which one is computed */
     size_t out_H, out_W;
     size_t band_H, band_W, pitch, plane;
     size_t outputs;   /* of a band, q = 0 ... outputs-1, filled up to whole tiles */
@@ -183,6 +220,8 @@ typedef struct {
 static framing framing_of(const tsar_conv *conv, resampling mode, size_t H, size_t W)
 {
     framing v = { .H = H, .W = W, .size = conv->size, .stride = 1, .lead = conv->size == 3 ? 1 : 0, .out_H = H, .out_W = W };
+    v.taps = conv->taps;
+    v.frames = v.frames_out = 1;
     if (mode == DOWNSAMPLE) {
         v.stride = 2;
         v.lead = 0;
@@ -210,11 +249,19 @@ static framing framing_of(const tsar_conv *conv, resampling mode, size_t H, size
 /* Elements of a band of `channels` channels, and of what the last tile reads behind it. */
 static size_t band_size(const framing *v, size_t channels) { return tsar_product(channels, v->stride * v->stride * v->plane) + PIXELS; }
 
+/* The plane [H][W] that is read as channel c; NULL: zeros. */
+static const double *plane_of(const double *in, const framing *v, size_t c)
+{
+    const size_t frame = 2 * v->frame + c % v->taps;
+    if (v->taps == 1) return in + c * v->H * v->W;
+    return frame < 2 ? NULL : in + (c / v->taps * v->frames + frame - 2) * v->H * v->W;
+}
+
 /* line[n] = the framed input of channel c at row `row`, columns `column` ... column+n-1, counted from the frame's corner; normalised
- * unless norm is NULL. The frame stays zero.   plane [H][W] */
+ * unless norm is NULL. The frame stays zero.   plane [H][W] or NULL */
 static void fetch_line(double *line, const double *plane, const framing *v, size_t row, size_t column, size_t n, const norming *norm, size_t c)
 {
-    const int inside = row >= v->lead && row - v->lead < v->H << v->up;
+    const int inside = plane != NULL && row >= v->lead && row - v->lead < v->H << v->up;
     const size_t begin = column < v->lead ? v->lead - column : 0;      /* line[begin] is the first pixel, */
     const size_t end = smaller(n, (v->W << v->up) + v->lead - column); /* line[end] the first zero behind */
     if (!inside) {
@@ -228,7 +275,7 @@ static void fetch_line(double *line, const double *plane, const framing *v, size
         for (size_t k = begin; k < end; ++k) line[k] = source[(first + k - begin) >> 1];
     else
         memcpy(line + begin, source + first, (end - begin) * sizeof *line);
-    if (norm != NULL) normalise(norm, line + begin, end - begin, c);
+    if (norm != NULL) normalise(norm, line + begin, end - begin, c, row - v->lead, first);
     for (size_t k = end; k < n; ++k) line[k] = 0.0;
 }
 
@@ -244,7 +291,7 @@ static void fill_band(double *band, const double *in, const framing *v, area a, 
     double line[2 * STRIP + 3];
     for (size_t row = 0; row < rows; ++row) {
         double *into = band + row % s * s * v->plane + row / s * v->pitch, *whole = s == 1 ? into : line;
-        fetch_line(whole, in + c * v->H * v->W, v, a.y * s + row, a.x * s, n, norm, c);
+        fetch_line(whole, plane_of(in, v, c), v, a.y * s + row, a.x * s, n, norm, c);
         for (size_t j = 0; s > 1 && j < s; ++j)
             for (size_t k = 0; k * s + j < n; ++k) into[j * v->plane + k] = line[k * s + j];
     }
@@ -297,41 +344,48 @@ static void spread_weights(double *w, const tsar_matrix *weight, size_t r, size_
 static void convolve_area(const tsar_model *model, double *out, const double *band, const tsar_conv *conv, const framing *v, area a, size_t r,
                           result_mode result, double *sum, double *w)
 {
-    const size_t terms = v->size * v->size, rows = smaller(OUTPUTS, conv->out - r), n = (a.H - 1) * v->pitch + a.W;
+    const size_t in = conv->in * v->taps, terms = v->size * v->size, rows = smaller(OUTPUTS, conv->out - r), n = (a.H - 1) * v->pitch + a.W;
     for (size_t i = 0; i < OUTPUTS; ++i)
         for (size_t q = 0; q < v->outputs; ++q) sum[i * v->outputs + q] = i < rows ? conv->bias[r + i] : 0.0;
-    for (size_t c = 0; c < conv->in; c += v->channels) {
-        const size_t channels = smaller(v->channels, conv->in - c);
+    for (size_t c = 0; c < in; c += v->channels) {
+        const size_t channels = smaller(v->channels, in - c);
         spread_weights(w, &conv->weight, r, c * terms, channels * terms);
         for (size_t q = 0; q < n; q += PIXELS) tile(sum + q, v->outputs, band + c * v->stride * v->stride * v->plane + q, v->at, w, channels * terms);
     }
     for (size_t i = 0; i < rows; ++i)
         for (size_t y = 0; y < a.H; ++y) {
-            double *sum_y = sum + i * v->outputs + y * v->pitch, *out_y = out + ((r + i) * v->out_H + a.y + y) * v->out_W + a.x;
+            double *sum_y = sum + i * v->outputs + y * v->pitch;
+            double *out_y = out + (((r + i) * v->frames_out + v->frame) * v->out_H + a.y + y) * v->out_W + a.x;
             tsar_round_to(model, sum_y, a.W);
             for (size_t x = 0; x < a.W; ++x) out_y[x] = result == ADD ? out_y[x] + sum_y[x] : sum_y[x];
             if (result == ADD) tsar_round_to(model, out_y, a.W);
         }
 }
 
-/* y[r][y][x] = bias[r] + sum over c, i, j, in this order, of weight[r][c][i][j] * framed input[c][y*stride + i][x*stride + j];
- * out = y, or out + y for ADD. The input is normalised unless norm is NULL. A convolution of size 1 may write what it reads.
- * Area by area, the threads first share the channels that enter the band, then the outputs.
- * out [conv.out][out_H][out_W], in [conv.in][H][W] */
-static void convolve(network *s, double *out, const double *in, const tsar_conv *conv, resampling mode, const norming *norm, result_mode result)
+/* All areas of one frame. Area by area, the threads first share the channels that enter the band, then the outputs. */
+static void convolve_frame(network *s, double *out, const double *in, const tsar_conv *conv, const framing *v, const norming *norm, result_mode result)
 {
-    const framing v = framing_of(conv, mode, s->H, s->W);
-    const size_t sets = (conv->out + OUTPUTS - 1) / OUTPUTS, workers = s->model->threads, channel = v.stride * v.stride * v.plane;
-    for (size_t y = 0; y < v.out_H; y += v.band_H)
-        for (size_t x = 0; x < v.out_W; x += v.band_W) {
-            const area a = { y, x, smaller(v.band_H, v.out_H - y), smaller(v.band_W, v.out_W - x) };
+    const size_t sets = (conv->out + OUTPUTS - 1) / OUTPUTS, workers = s->model->threads, channel = v->stride * v->stride * v->plane;
+    for (size_t y = 0; y < v->out_H; y += v->band_H)
+        for (size_t x = 0; x < v->out_W; x += v->band_W) {
+            const area a = { y, x, smaller(v->band_H, v->out_H - y), smaller(v->band_W, v->out_W - x) };
             TSAR_PARALLEL_FOR(workers)
-            for (size_t c = 0; c < conv->in; ++c) fill_band(s->band + c * channel, in, &v, a, norm, c);
+            for (size_t c = 0; c < conv->in * v->taps; ++c) fill_band(s->band + c * channel, in, v, a, norm, c);
             TSAR_PARALLEL_FOR(workers)
             for (size_t worker = 0; worker < workers; ++worker)
                 for (size_t set = share(sets, worker, workers); set < share(sets, worker + 1, workers); ++set)
-                    convolve_area(s->model, out, s->band, conv, &v, a, set * OUTPUTS, result, s->sums + worker * s->sums_size, s->weights + worker * SPREAD);
+                    convolve_area(s->model, out, s->band, conv, v, a, set * OUTPUTS, result, s->sums + worker * s->sums_size, s->weights + worker * SPREAD);
         }
+}
+
+/* y[r][y][x] = bias[r] + sum over c, i, j, in this order, of weight[r][c][i][j] * framed input[c][y*stride + i][x*stride + j];
+ * out = y, or out + y for ADD. The input is normalised unless norm is NULL. A convolution of size 1 may write what it reads.
+ * out [conv.out][out_H][out_W], in [conv.in][H][W]; with taps in time out [conv.out][frames/2][H][W], in [conv.in][frames][H][W] */
+static void convolve(network *s, double *out, const double *in, const tsar_conv *conv, resampling mode, const norming *norm, result_mode result)
+{
+    framing v = framing_of(conv, mode, s->H, s->W);
+    if (v.taps > 1) v.frames = s->frames, v.frames_out = s->frames / 2;
+    for (; v.frame < v.frames_out; ++v.frame) convolve_frame(s, out, in, conv, &v, norm, result);
 }
 
 /* x = convolution of x. */
@@ -434,10 +488,76 @@ static tsar_status attn_block(network *s, const tsar_attnblock *block)
 
 /* ------------------------------------------------------------------------------------------- the encoder, the decoder */
 
-static tsar_status trace(const network *s, const char *name)
+/* Emits t [C][H][W] as vq.{part}.{name}.{number}; without a number where that is NONE. */
+enum { NONE = -1 };
+static tsar_status trace_of(const network *s, double *t, const char *name, int number)
 {
     const size_t shape[3] = { s->C, s->H, s->W };
-    return tsar_emit(s->sink, s->err, TSAR_F64, s->x, 3, shape, "vq.%s.%s", s->part, name);
+    if (number == NONE) return tsar_emit(s->sink, s->err, TSAR_F64, t, 3, shape, "vq.%s.%s", s->part, name);
+    return tsar_emit(s->sink, s->err, TSAR_F64, t, 3, shape, "vq.%s.%s.%d", s->part, name, number);
+}
+
+static tsar_status trace(const network *s, const char *name, int number) { return trace_of(s, s->x, name, number); }
+
+/* t = t + conv2(silu(bn2(conv1(silu(bn1(t))))))   (SPEC 4, time_res_stack) */
+static void time_block(network *s, double *t, const tsar_time_block *block)
+{
+    const norming norm1 = batch_norm(s, &block->norm1, NORM_SWISH);
+    convolve(s, s->a, t, &block->conv1, PLAIN, &norm1, REPLACE);
+    const norming norm2 = batch_norm(s, &block->norm2, NORM_SWISH);
+    convolve(s, t, s->a, &block->conv2, PLAIN, &norm2, ADD);
+}
+
+/* t = silu(conv(t))   (SPEC 4, time_conv). The encoder's halves the frames. */
+static void time_conv(network *s, double *t, const tsar_conv *conv)
+{
+    convolve(s, s->a, t, conv, PLAIN, NULL, REPLACE);
+    if (conv->taps > 1) s->frames /= 2;
+    const size_t n = conv->out * s->frames * s->H * s->W;
+    memcpy(t, s->a, n * sizeof *t);
+    tsar_silu_n(t, n);
+    tsar_round_to(s->model, t, n);
+}
+
+/* Behind the encoder: one picture is vq_temporal equal frames, of which the convolutions make one; then the residual stack. */
+static tsar_status encoder_time(network *s, const tsar_coder *coder)
+{
+    const size_t P = s->H * s->W, frames = s->model->config.vq_temporal;
+    tsar_status status = TSAR_OK;
+    if (coder->n_time_conv > 0) {
+        s->frames = frames;
+        for (size_t c = s->C; c-- > 0;)
+            for (size_t f = frames; f-- > 0;) memmove(s->x + (c * frames + f) * P, s->x + c * P, P * sizeof *s->x);
+    }
+    for (size_t i = 0; i < coder->n_time_conv && status == TSAR_OK; ++i) {
+        time_conv(s, s->x, &coder->time_conv[i]);
+        const size_t shape[4] = { s->C, s->frames, s->H, s->W };
+        status = tsar_emit(s->sink, s->err, TSAR_F64, s->x, 4, shape, "vq.encoder.time_conv.%zu", i);
+    }
+    for (size_t j = 0; j < coder->n_time_res && status == TSAR_OK; ++j) {
+        time_block(s, s->x, &coder->time_res[j]);
+        status = trace(s, "time_res", (int)j);
+    }
+    return status;
+}
+
+/* In front of the decoder: the stream and its guide go through the same residual stack and convolutions (QUIRKS, Emu3 7). */
+static tsar_status decoder_time(network *s, const tsar_coder *coder)
+{
+    tsar_status status = TSAR_OK;
+    for (size_t j = 0; j < coder->n_time_res && status == TSAR_OK; ++j) {
+        time_block(s, s->x, &coder->time_res[j]);
+        time_block(s, s->guide, &coder->time_res[j]);
+        status = trace(s, "time_res", (int)j);
+        if (status == TSAR_OK) status = trace_of(s, s->guide, "guide_res", (int)j);
+    }
+    for (size_t i = 0; i < coder->n_time_conv && status == TSAR_OK; ++i) {
+        time_conv(s, s->x, &coder->time_conv[i]);
+        time_conv(s, s->guide, &coder->time_conv[i]);
+        status = trace(s, "time_conv", (int)i);
+        if (status == TSAR_OK) status = trace_of(s, s->guide, "guide_conv", (int)i);
+    }
+    return status;
 }
 
 /* x = norm_out, swish, conv_out: how both coders end. */
@@ -445,25 +565,25 @@ static tsar_status coder_end(network *s, const tsar_coder *coder)
 {
     const norming norm = group_norm(s, s->x, &coder->norm_out, NORM_SWISH);
     conv_layer(s, &coder->conv_out, PLAIN, &norm);
-    return trace(s, "conv_out");
+    return trace(s, "conv_out", NONE);
 }
 
 static tsar_status coder_start(network *s, const tsar_coder *coder)
 {
     conv_layer(s, &coder->conv_in, PLAIN, NULL);
-    return trace(s, "conv_in");
+    return trace(s, "conv_in", NONE);
 }
 
 /* The middle, at the lowest resolution: ResnetBlock, AttnBlock, ResnetBlock. */
 static tsar_status coder_middle(network *s, const tsar_coder *coder)
 {
     resnet_block(s, &coder->mid0);
-    tsar_status status = trace(s, "mid.0");
+    tsar_status status = trace(s, "mid", 0);
     if (status == TSAR_OK) status = attn_block(s, &coder->mid1);
-    if (status == TSAR_OK) status = trace(s, "mid.1");
+    if (status == TSAR_OK) status = trace(s, "mid", 1);
     if (status == TSAR_OK) {
         resnet_block(s, &coder->mid2);
-        status = trace(s, "mid.2");
+        status = trace(s, "mid", 2);
     }
     return status;
 }
@@ -474,32 +594,32 @@ static tsar_status coder_levels(network *s, const tsar_coder *coder, resampling 
     tsar_status status = TSAR_OK;
     for (size_t i = 0; i < s->model->config.vq_levels && status == TSAR_OK; ++i) {
         const tsar_level *level = &coder->levels[i];
-        char name[32];
         for (size_t j = 0; j < level->n_res && status == TSAR_OK; ++j) {
             resnet_block(s, &level->res[j]);
             if (j < level->n_attn) status = attn_block(s, &level->attn[j]);
         }
         if (status != TSAR_OK) break;
         if (level->resample.out != 0) conv_layer(s, &level->resample, mode, NULL);
-        snprintf(name, sizeof name, "block.%u", (unsigned)i);
-        status = trace(s, name);
+        status = trace(s, "block", (int)i);
     }
     return status;
 }
 
-/* The encoder: conv_in, levels from the highest resolution to the lowest, middle, conv_out. */
+/* The encoder: conv_in, levels from the highest resolution to the lowest, middle, conv_out; Emu3's parts in time. */
 static tsar_status encoder(network *s, const tsar_coder *coder)
 {
     tsar_status status = coder_start(s, coder);
     if (status == TSAR_OK) status = coder_levels(s, coder, DOWNSAMPLE);
     if (status == TSAR_OK) status = coder_middle(s, coder);
-    return status == TSAR_OK ? coder_end(s, coder) : status;
+    if (status == TSAR_OK) status = coder_end(s, coder);
+    return status == TSAR_OK ? encoder_time(s, coder) : status;
 }
 
-/* The decoder: conv_in, middle, levels from the lowest resolution to the highest, conv_out. */
+/* The decoder: Emu3's parts in time; conv_in, middle, levels from the lowest resolution to the highest, conv_out. */
 static tsar_status decoder(network *s, const tsar_coder *coder)
 {
-    tsar_status status = coder_start(s, coder);
+    tsar_status status = decoder_time(s, coder);
+    if (status == TSAR_OK) status = coder_start(s, coder);
     if (status == TSAR_OK) status = coder_middle(s, coder);
     if (status == TSAR_OK) status = coder_levels(s, coder, UPSAMPLE);
     return status == TSAR_OK ? coder_end(s, coder) : status;
@@ -509,9 +629,10 @@ static tsar_status decoder(network *s, const tsar_coder *coder)
 static void measure_conv(network *s, const tsar_conv *conv, resampling mode, size_t H, size_t W)
 {
     const framing v = framing_of(conv, mode, H, W);
+    s->widest = larger(s->widest, larger(conv->in, conv->out));
     s->capacity = larger(s->capacity, tsar_product(tsar_product(H, W), conv->in));
     s->capacity = larger(s->capacity, tsar_product(tsar_product(v.out_H, v.out_W), conv->out));
-    s->band_size = larger(s->band_size, band_size(&v, conv->in));
+    s->band_size = larger(s->band_size, band_size(&v, conv->in * v.taps));
     s->sums_size = larger(s->sums_size, OUTPUTS * v.outputs);
 }
 
@@ -539,6 +660,15 @@ static void measure(network *s, const tsar_coder *coder, resampling mode, size_t
     measure_conv(s, &coder->conv_out, PLAIN, H, W);
 }
 
+/* The same for the parts in time, at the size of the latent picture. */
+static void measure_time(network *s, const tsar_coder *coder)
+{
+    const size_t volume = tsar_product(s->model->config.vq_temporal, s->model->config.vq_z_channels);
+    for (size_t i = 0; i < coder->n_time_conv; ++i) measure_conv(s, &coder->time_conv[i], PLAIN, s->h, s->w);
+    for (size_t j = 0; j < coder->n_time_res; ++j) measure_conv(s, &coder->time_res[j].conv1, PLAIN, s->h, s->w);
+    s->capacity = larger(s->capacity, tsar_product(tsar_product(s->h, s->w), volume));
+}
+
 static void network_close(network *s)
 {
     tsar_free(s->x);
@@ -548,6 +678,38 @@ static void network_close(network *s)
     tsar_free(s->weights);
     tsar_free(s->mean);
     tsar_free(s->spread);
+    tsar_free(s->guide);
+    tsar_free(s->factor);
+    tsar_free(s->term);
+}
+
+/* The tensors of a network that is measured. */
+static tsar_status network_allocate(network *s, int guided)
+{
+    const tsar_config *config = &s->model->config;
+    const size_t groups = larger((config->vq_groups + CHAINS - 1) / CHAINS * CHAINS, config->vq_z_channels), threads = s->model->threads;
+    const size_t guide = guided ? tsar_product(s->h, s->w) : 0;
+    const struct {
+        double **slot;
+        size_t count;
+    } tensors[] = {
+        { &s->x, s->capacity },
+        { &s->a, s->capacity },
+        { &s->band, s->band_size },
+        { &s->sums, tsar_product(threads, s->sums_size) },
+        { &s->weights, tsar_product(threads, SPREAD) },
+        { &s->mean, groups },
+        { &s->spread, groups },
+        { &s->guide, tsar_product(guide, config->vq_embed_dim) },
+        { &s->factor, tsar_product(guide, s->widest) },
+        { &s->term, tsar_product(guide, s->widest) },
+    };
+    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; ++i) {
+        double *tensor = tsar_alloc(tensors[i].count, sizeof *tensor, "the tensors of the image tokenizer", s->err);
+        if (tensor == NULL) return TSAR_ROOM;
+        *tensors[i].slot = tensor;
+    }
+    return TSAR_OK;
 }
 
 /* A network whose tensors hold what `coder` computes from H x W pixels, and what `outside`, quant_conv or post_quant_conv,
@@ -555,19 +717,12 @@ static void network_close(network *s)
 static tsar_status network_open(network *s, const tsar_model *model, const tsar_coder *coder, const tsar_conv *outside, const char *part, size_t H, size_t W,
                                 size_t h, size_t w, const tsar_sink *sink, tsar_error *err)
 {
-    static const char *const what = "the tensors of the image tokenizer";
-    const size_t groups = (model->config.vq_groups + CHAINS - 1) / CHAINS * CHAINS;
-    *s = (network){ .model = model, .sink = sink, .err = err, .part = part };
-    measure(s, coder, coder == &model->vq.encoder ? DOWNSAMPLE : UPSAMPLE, H, W);
+    const int decodes = coder == &model->vq.decoder;
+    *s = (network){ .model = model, .sink = sink, .err = err, .part = part, .frames = 1, .h = h, .w = w };
+    measure(s, coder, decodes ? UPSAMPLE : DOWNSAMPLE, H, W);
     measure_conv(s, outside, PLAIN, h, w);
-    s->x = tsar_alloc(s->capacity, sizeof *s->x, what, err);
-    if (s->x) s->a = tsar_alloc(s->capacity, sizeof *s->a, what, err);
-    if (s->a) s->band = tsar_alloc(s->band_size, sizeof *s->band, what, err);
-    if (s->band) s->sums = tsar_alloc(tsar_product(model->threads, s->sums_size), sizeof *s->sums, what, err);
-    if (s->sums) s->weights = tsar_alloc(tsar_product(model->threads, SPREAD), sizeof *s->weights, what, err);
-    if (s->weights) s->mean = tsar_alloc(groups, sizeof *s->mean, what, err);
-    if (s->mean) s->spread = tsar_alloc(groups, sizeof *s->spread, what, err);
-    return s->spread ? TSAR_OK : TSAR_ROOM;
+    measure_time(s, coder);
+    return network_allocate(s, decodes && model->config.vq_temporal > 0);
 }
 
 /* ---------------------------------------------------------------------------------------------------------- quantizer */
@@ -742,10 +897,12 @@ tsar_status tsar_vq_encode(const tsar_model *model, const uint8_t *rgb, size_t H
     return status;
 }
 
-/* floor(127.5 x + 128), clamped to 0 ... 255; 0 for NaN (QUIRKS, VQ 8). */
-static uint8_t to_byte(double x)
+/* floor(127.5 x + 128), clamped to 0 ... 255 (QUIRKS, VQ 8); vq_pixels=down: (x + 1) / 2 * 255 of x clamped to -1 ... 1, truncated
+ * (QUIRKS, Lumina, VQGAN 6). 0 for NaN. */
+static uint8_t to_byte(const tsar_config *config, double x)
 {
-    const double level = floor(127.5 * x + 128.0);
+    const double clamped = x >= 1.0 ? 1.0 : x > -1.0 ? x : -1.0;
+    const double level = config->vq_pixels_down ? floor((clamped + 1.0) / 2.0 * 255.0) : floor(127.5 * x + 128.0);
     return (uint8_t)(level >= 255.0 ? 255 : level > 0.0 ? (int)level : 0);
 }
 
@@ -761,15 +918,17 @@ static tsar_status decode(network *s, const int64_t *codes, size_t h, size_t w, 
         for (size_t e = 0; e < E; ++e) s->x[e * h * w + p] = word[e];
     }
     const size_t shape[3] = { E, h, w };
+    tsar_round_to(s->model, s->x, E * h * w);
     tsar_status status = tsar_emit(s->sink, s->err, TSAR_F64, s->x, 3, shape, "vq.quantized");
     if (status != TSAR_OK) return status;
+    if (s->model->config.vq_temporal) memcpy(s->guide, s->x, E * h * w * sizeof *s->x);
     conv_layer(s, &vq->post_quant_conv, PLAIN, NULL);
-    status = trace(s, "post_quant");
+    status = trace(s, "post_quant", NONE);
     if (status == TSAR_OK) status = decoder(s, &vq->decoder);
     if (status != TSAR_OK || rgb == NULL) return status;
     const size_t P = s->H * s->W;
     for (size_t c = 0; c < 3; ++c)
-        for (size_t p = 0; p < P; ++p) rgb[3 * p + c] = to_byte(s->x[c * P + p]);
+        for (size_t p = 0; p < P; ++p) rgb[3 * p + c] = to_byte(&s->model->config, s->x[c * P + p]);
     return TSAR_OK;
 }
 
