@@ -588,6 +588,14 @@ tsar_status tsar_bpe_decode(const tsar_bpe *bpe, const int64_t *ids, size_t n, c
 /* The id of an added token; -1 if there is none. */
 int64_t tsar_bpe_special(const tsar_bpe *bpe, const char *text);
 
+/* SentencePiece unigram (SPEC 11; QUIRKS-t5): `file` is spiece.model as it is and outlives the tokenizer, `name` is named in errors. Ids
+ * without the end; decode leaves out control pieces and the blank that normalising puts in front. */
+typedef struct tsar_spiece tsar_spiece;
+tsar_status tsar_spiece_open(tsar_spiece **spiece, const void *file, size_t bytes, const char *name, tsar_error *err);
+void tsar_spiece_close(tsar_spiece *spiece); /* accepts NULL */
+tsar_status tsar_spiece_encode(const tsar_spiece *spiece, const char *text, size_t bytes, int64_t **ids, size_t *n, tsar_error *err);
+tsar_status tsar_spiece_decode(const tsar_spiece *spiece, const int64_t *ids, size_t n, char **text, size_t *bytes, tsar_error *err);
+
 /* A sentence for a model, and what its template needs besides. */
 typedef struct {
     const char *text;
