@@ -596,6 +596,10 @@ void tsar_spiece_close(tsar_spiece *spiece); /* accepts NULL */
 tsar_status tsar_spiece_encode(const tsar_spiece *spiece, const char *text, size_t bytes, int64_t **ids, size_t *n, tsar_error *err);
 tsar_status tsar_spiece_decode(const tsar_spiece *spiece, const int64_t *ids, size_t n, char **text, size_t *bytes, tsar_error *err);
 
+/* LlamaGen's cleaning of captions (QUIRKS-t5): *clean [*n] is the caller's to tsar_free. Exact for printable ASCII without '<' and '&', also behind
+ * a %XX; TSAR_INPUT, with the character, for other text. */
+tsar_status tsar_caption_clean(const char *prompt, size_t bytes, char **clean, size_t *n, tsar_error *err);
+
 /* A sentence for a model, and what its template needs besides. */
 typedef struct {
     const char *text;
