@@ -111,8 +111,8 @@ static tsar_status check_published(const tsar_bpe *bpe, int64_t n_ids, const cha
     for (size_t i = 0; i < 256; i++) {
         const int never = i == 0xC0 || i == 0xC1 || i >= 0xF5;
         if (bpe->byte_ids[i] < (never ? -1 : 0) || bpe->byte_ids[i] >= n_ids)
-            return tsar_fail(err, TSAR_INPUT, "%s: byte %zu of the tokenizer has the id %" PRId64 ", which is not from 0 to %" PRId64, name, i, bpe->byte_ids[i],
-                             n_ids - 1);
+            return tsar_fail(err, TSAR_INPUT, "%s: byte %zu of the tokenizer has the id %" PRId64 ", which is not from 0 to %" PRId64, name, i,
+                             bpe->byte_ids[i], n_ids - 1);
     }
     for (size_t i = 0; i < bpe->n_merges; i++) {
         const int64_t part[3] = { bpe->merges[2 * i], bpe->merges[2 * i + 1], bpe->merge_ids[i] };
@@ -121,8 +121,8 @@ static tsar_status check_published(const tsar_bpe *bpe, int64_t n_ids, const cha
                 return tsar_fail(err, TSAR_INPUT, "%s: merge %zu of the tokenizer has the id %" PRId64 ", which is not from 0 to %" PRId64, name, i, part[k],
                                  n_ids - 1);
         if (bpe->merge_ranks[i] < 0 || bpe->merge_ranks[i] > INT32_MAX)
-            return tsar_fail(err, TSAR_INPUT, "%s: merge %zu of the tokenizer has the rank %" PRId64 ", which is not from 0 to %d", name, i, bpe->merge_ranks[i],
-                             INT32_MAX);
+            return tsar_fail(err, TSAR_INPUT, "%s: merge %zu of the tokenizer has the rank %" PRId64 ", which is not from 0 to %d", name, i,
+                             bpe->merge_ranks[i], INT32_MAX);
     }
     return TSAR_OK;
 }

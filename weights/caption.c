@@ -4,118 +4,11 @@
 
 #include <string.h>
 
-/* ------------------------------------------------------------------------------------------------------------- patterns */
-
-/* A pattern is a row of items, tried in order with backtracking, longest first:
- *     x  %x   one character: itself; %a letter, %d digit, %D none, %w letter, digit or _, %s blank, %S none, %. %- and so on themselves
- *     [xyz]   one of these, %a to %S among them
- *     ? * +   behind a character: 0 or 1, any number, at least one; {m,n}: m to n
- *     (a|b)   one of the words; ? behind it: or nothing
- *     %b      a border between word and other characters;  %!x  not followed by x;  ^ $  the ends of the text
- * The text is ASCII. */
-typedef struct {
-    const char *start, *end;
-} text;
-
-static int is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
-static int is_digit(char c) { return c >= '0' && c <= '9'; }
-static int is_word(char c) { return is_letter(c) || is_digit(c) || c == '_'; }
-
-/* Whether c is of %which. */
-static int is_of(char which, char c)
-{
-    switch (which) {
-    case 'a': return is_letter(c);
-    case 'd': return is_digit(c);
-    case 'D': return !is_digit(c);
-    case 'w': return is_word(c);
-    case 's': return c == ' ';
-    case 'S': return c != ' ';
-    default: return c == which;
-    }
-}
-
-/* The end of the one-character item at p. */
-static const char *item_end(const char *p)
-{
-    if (*p == '%') return p + 2;
-    if (*p != '[') return p + 1;
-    for (p++; *p != ']'; p++) p += *p == '%';
-    return p + 1;
-}
-
-static int item_takes(const char *p, char c)
-{
-    if (*p == '%') return is_of(p[1], c);
-    if (*p != '[') return *p == c;
-    for (p++; *p != ']'; p++) {
-        if (*p == '%' ? is_of(p[1], c) : *p == c) return 1;
-        p += *p == '%';
-    }
-    return 0;
-}
-
-static int at_border(const text *t, const char *at)
-{
-    const int before = at > t->start && is_word(at[-1]), behind = at < t->end && is_word(*at);
-    return before != behind;
-}
-
-/* How often an item may stand: the quantifier at p; returns its end. */
-static const char *read_times(const char *p, size_t *least, size_t *most)
-{
-    *least = *p == '?' || *p == '*' ? 0 : 1;
-    *most = *p == '*' || *p == '+' ? SIZE_MAX : 1;
-    if (*p == '?' || *p == '*' || *p == '+') return p + 1;
-    if (*p != '{') return p;
-    *least = *most = 0;
-    for (p++; *p != ','; p++) *least = 10 * *least + (size_t)(*p - '0');
-    for (p++; *p != '}'; p++) *most = 10 * *most + (size_t)(*p - '0');
-    if (*most == 0) *most = SIZE_MAX;
-    return p + 1;
-}
-
-static const char *match(const text *t, const char *p, const char *at);
-
-/* (a|b)rest and (a|b)?rest */
-static const char *match_words(const text *t, const char *p, const char *at)
-{
-    const char *close = strchr(p, ')');
-    const int optional = close[1] == '?';
-    for (const char *word = p + 1, *end; word < close; word = end + 1) {
-        end = word;
-        const char *to = at;
-        int same = 1;
-        for (; end < close && *end != '|'; end = item_end(end)) same = same && to < t->end && item_takes(end, *to++);
-        const char *found = same ? match(t, close + 1 + optional, to) : NULL;
-        if (found) return found;
-    }
-    return optional ? match(t, close + 2, at) : NULL;
-}
-
-/* Where the match of p that begins at `at` ends; NULL if there is none. Recursion is no deeper than the pattern is long. */
-static const char *match(const text *t, const char *p, const char *at)
-{
-    size_t least, most, taken = 0;
-    if (!*p) return at;
-    if (*p == '(') return match_words(t, p, at);
-    if (*p == '^') return at == t->start ? match(t, p + 1, at) : NULL;
-    if (*p == '$' && !p[1]) return at == t->end ? at : NULL;
-    if (p[0] == '%' && p[1] == 'b') return at_border(t, at) ? match(t, p + 2, at) : NULL;
-    if (p[0] == '%' && p[1] == '!') return at == t->end || *at != p[2] ? match(t, p + 3, at) : NULL;
-    const char *rest = read_times(item_end(p), &least, &most);
-    while (taken < most && at + taken < t->end && item_takes(p, at[taken])) taken++;
-    for (size_t n = taken + 1; n-- > least;) {
-        const char *found = match(t, rest, at + n);
-        if (found) return found;
-    }
-    return NULL;
-}
-
 /* ---------------------------------------------------------------------------------------------------------------- rules */
 
 typedef struct {
     const char *pattern, *with; /* "%0": the match itself, and what follows it */
+    int joined;                 /* the next rule is tried in the same sweep, after this one */
 } rule;
 
 /* Endings of site names and of files. */
@@ -123,93 +16,62 @@ typedef struct {
 #define FILES "(png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)"
 
 static const rule before[] = {
-    { "%bhttps?:/{1,3}", "" }, /* with the next three: addresses, in one sweep */
-    { "%bhttps?:[%a%d%%]", "" },
-    { "%b" SITE, "" },
-    { NULL, NULL },
-    { "%bwww:/{1,3}", "" },
-    { "%bwww:[%a%d%%]", "" },
-    { "%b" SITE, "" },
-    { NULL, NULL },
-    { "@%w+%b", "" }, /* @name */
-    { NULL, NULL },
-    { "%-+", "-" },
-    { NULL, NULL },
-    { "`", "\"" },
-    { NULL, NULL },
-    { "%d{1,3}[.]%d{1,3}[.]%d{1,3}[.]%d{1,3}", " " }, /* numbers of machines */
-    { NULL, NULL },
-    { "%d:%d%d%s+$", "" },
-    { NULL, NULL },
-    { "\\n", " " }, /* a backslash and an n */
-    { NULL, NULL },
-    { "#%d{1,3}%b", "" },
-    { NULL, NULL },
-    { "#%d{5,0}%b", "" },
-    { NULL, NULL },
-    { "%b%d{6,0}%b", "" },
-    { NULL, NULL },
-    { "%S+[.]" FILES, "" },
-    { NULL, NULL },
-    { "[\"']{2,0}", "\"" },
-    { NULL, NULL },
-    { "[.]{2,0}", " " },
-    { NULL, NULL },
-    { "[#&@~)(%][}{|\\/*]+", " " },
-    { NULL, NULL },
-    { "%s+[.]%s+", " " },
-    { NULL, NULL },
+    { "%bhttps?:/{1,3}", "", 1 }, /* with the next three: addresses, in one sweep */
+    { "%bhttps?:[%a%d%%]", "", 1 },
+    { "%b" SITE, "", 0 },
+    { "%bwww:/{1,3}", "", 1 },
+    { "%bwww:[%a%d%%]", "", 1 },
+    { "%b" SITE, "", 0 },
+    { "@%w+%b", "", 0 }, /* @name */
+    { "%-+", "-", 0 },
+    { "`", "\"", 0 },
+    { "%d{1,3}[.]%d{1,3}[.]%d{1,3}[.]%d{1,3}", " ", 0 }, /* numbers of machines */
+    { "%d:%d%d%s+$", "", 0 },
+    { "\\n", " ", 0 }, /* a backslash and an n */
+    { "#%d{1,3}%b", "", 0 },
+    { "#%d{5,0}%b", "", 0 },
+    { "%b%d{6,0}%b", "", 0 },
+    { "%S+[.]" FILES, "", 0 },
+    { "[\"']{2,0}", "\"", 0 },
+    { "[.]{2,0}", " ", 0 },
+    { "[#&@~)(%][}{|\\/*]+", " ", 0 },
+    { "%s+[.]%s+", " ", 0 },
 };
 
 /* Words joined by more than three of these are taken apart. */
-static const rule apart[] = { { "[%-_]", " " }, { NULL, NULL } };
+static const rule apart[] = { { "[%-_]", " ", 0 } };
 
 static const rule after[] = {
-    { "%b%a{1,3}%d{3,15}%b", "" }, /* jc6640, jc6640vc, 6640vc231 */
-    { NULL, NULL },
-    { "%b%a+%d+%a+%b", "" },
-    { NULL, NULL },
-    { "%b%d+%a+%d+%b", "" },
-    { NULL, NULL },
-    { "worldwide%s+free%s+shipping", "" }, /* in one sweep: the longer beginnings first */
-    { "worldwide%s+shipping", "" },
-    { "free%s+shipping", "" },
-    { "shipping", "" },
-    { NULL, NULL },
-    { "(free%s)?download(%sfree)?", "" },
-    { NULL, NULL },
-    { "%bclick%b%s(for|on)%s%w+", "" },
-    { NULL, NULL },
-    { "%b" FILES "(%simages|%simage)?", "" },
-    { NULL, NULL },
-    { "%bpage%s+%d+%b", "" },
-    { NULL, NULL },
-    { "%b%d*%a+%d+%a+%d+[%a%d]*%b", " " },
-    { NULL, NULL },
-    { "%b%d+[.]?%d*x%d+[.]?%d*%b", "" }, /* 16x9 */
-    { NULL, NULL },
-    { "%b%s+:%s+", ": " },
-    { NULL, NULL },
-    { "%D[,./]%b", "%0 " }, /* a,b */
-    { NULL, NULL },
-    { "%s+", " " },
-    { NULL, NULL },
+    { "%b%a{1,3}%d{3,15}%b", "", 0 }, /* jc6640, jc6640vc, 6640vc231 */
+    { "%b%a+%d+%a+%b", "", 0 },
+    { "%b%d+%a+%d+%b", "", 0 },
+    { "worldwide%s+free%s+shipping", "", 1 }, /* in one sweep: the longer beginnings first */
+    { "worldwide%s+shipping", "", 1 },
+    { "free%s+shipping", "", 1 },
+    { "shipping", "", 0 },
+    { "(free%s)?download(%sfree)?", "", 0 },
+    { "%bclick%b%s(for|on)%s%w+", "", 0 },
+    { "%b" FILES "(%simages|%simage)?", "", 0 },
+    { "%bpage%s+%d+%b", "", 0 },
+    { "%b%d*%a+%d+%a+%d+[%a%d]*%b", " ", 0 },
+    { "%b%d+[.]?%d*x%d+[.]?%d*%b", "", 0 }, /* 16x9 */
+    { "%b%s+:%s+", ": ", 0 },
+    { "%D[,./]%b", "%0 ", 0 }, /* a,b */
+    { "%s+", " ", 0 },
 };
 
-static const rule ends[] = {
-    { "^['_,%-:;]", "" }, { NULL, NULL }, { "['_,%-:+]$", "" }, { NULL, NULL }, { "^[.]%S+$", "" }, { NULL, NULL },
-};
+static const rule ends[] = { { "^['_,%-:;]", "", 0 }, { "['_,%-:+]$", "", 0 }, { "^[.]%S+$", "", 0 } };
 
-/* One sweep over the text: at each place the rules from `r` to the next end are tried in order. out has room for what comes out. */
+/* One sweep over the text: at each place `r` and the rules joined to it are tried in order. out has room for what comes out. */
 static size_t sweep(const rule *r, const char *in, size_t n, char *out)
 {
-    const text t = { in, in + n };
+    const char *stop = in + n;
     size_t used = 0;
-    for (const char *at = in; at < t.end;) {
+    for (const char *at = in; at < stop;) {
         const rule *hit = r;
         const char *end = NULL;
-        while (hit->pattern && !(end = match(&t, hit->pattern, at))) hit++;
-        if (!hit->pattern) {
+        while (!(end = tsar_pattern_match(in, stop, hit->pattern, at)) && hit->joined) hit++;
+        if (!end) {
             out[used++] = *at++;
             continue;
         }
@@ -231,7 +93,7 @@ static size_t apply(const rule *rules, size_t n_rules, char *here, size_t n, cha
     for (size_t i = 0; i < n_rules; i++) {
         n = sweep(rules + i, here, n, there);
         memcpy(here, there, n);
-        while (rules[i].pattern) i++;
+        while (rules[i].joined) i++;
     }
     return n;
 }
@@ -247,7 +109,7 @@ static size_t strip(char *here, size_t n)
     return n - first;
 }
 
-static int hex_digit(char c) { return is_digit(c) ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; }
+static int hex_digit(char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; }
 
 /* '+' is a blank, %41 is A; then what is left must be ASCII that the rules are exact for. */
 static tsar_status unquote(char *here, size_t *n, tsar_error *err)
@@ -259,8 +121,10 @@ static tsar_status unquote(char *here, size_t *n, tsar_error *err)
         if (c < 0x20 || c > 0x7E || c == '<' || c == '&') {
             size_t length;
             const uint32_t whole = code ? c : tsar_char_at(here + i, *n - i, &length);
-            return tsar_fail(err, TSAR_INPUT, "the prompt has the character U+%04X at byte %zu, and LlamaGen's cleaning of captions is followed for printable "
-                             "ASCII without < and & alone (--raw-prompt takes the prompt as it is)", (unsigned)whole, i);
+            return tsar_fail(err, TSAR_INPUT,
+                             "the prompt has the character U+%04X at byte %zu, and LlamaGen's cleaning of captions is followed for printable "
+                             "ASCII without < and & alone (--raw-prompt takes the prompt as it is)",
+                             (unsigned)whole, i);
         }
         here[used++] = (char)c;
         if (code) i += 2;

@@ -19,7 +19,7 @@ typedef struct {
 } piece;
 
 struct tsar_spiece {
-    piece *pieces; /* [n], the id is the index; texts belong to the file */
+    piece *pieces;   /* [n], the id is the index; texts belong to the file */
     uint32_t *order; /* [n_matched]: pieces that text can match (normal and user-defined), by their bytes */
     size_t n, n_matched, unknown;
     int64_t byte_ids[256]; /* -1: none */
@@ -265,7 +265,8 @@ static tsar_status check_pieces(tsar_spiece *s, const char *name, tsar_error *er
         if (p->length == 0) return tsar_fail(err, TSAR_INPUT, "%s: piece %zu is empty", name, i);
         if (!(fabs((double)p->score) <= (double)0x1.fffffep127f)) return tsar_fail(err, TSAR_INPUT, "%s: the score of piece %zu is no finite number", name, i);
         if (p->type == BYTE && (byte < 0 || !s->byte_fallback))
-            return tsar_fail(err, TSAR_INPUT, "%s: piece %zu stands for a byte, but %s", name, i, byte < 0 ? "is none of <0x00> to <0xFF>" : "byte_fallback is off");
+            return tsar_fail(err, TSAR_INPUT, "%s: piece %zu stands for a byte, but %s", name, i,
+                             byte < 0 ? "is none of <0x00> to <0xFF>" : "byte_fallback is off");
         if (byte >= 0) {
             bytes += s->byte_ids[byte] < 0;
             s->byte_ids[byte] = (int64_t)i;
@@ -322,8 +323,7 @@ static tsar_status read_model(tsar_spiece *s, const void *file, size_t bytes, co
     }
     if (!good || m.damaged) return tsar_fail(err, TSAR_INPUT, "%s: is cut off or damaged: it is no whole spiece.model", name);
     if (s->n == 0 || s->n > INT32_MAX) return tsar_fail(err, TSAR_INPUT, "%s: has %zu pieces: is it a spiece.model?", name, s->n);
-    if (s->model_type != UNIGRAM)
-        return tsar_fail(err, TSAR_INPUT, "%s: is of model_type %u, and tsar knows unigram (1) only", name, (unsigned)s->model_type);
+    if (s->model_type != UNIGRAM) return tsar_fail(err, TSAR_INPUT, "%s: is of model_type %u, and tsar knows unigram (1) only", name, (unsigned)s->model_type);
     if (s->suffix_blanks) return tsar_fail(err, TSAR_INPUT, "%s: treats a blank as the end of a word, which tsar does not follow", name);
     tsar_status status = check_pieces(s, name, err);
     if (status == TSAR_OK) status = order_pieces(s, name, err);
@@ -566,7 +566,8 @@ tsar_status tsar_spiece_decode(const tsar_spiece *spiece, const int64_t *ids, si
     *bytes = 0;
     for (size_t i = 0; i < n; i++) {
         if (ids[i] < 0 || (uint64_t)ids[i] >= spiece->n)
-            return tsar_fail(err, TSAR_INPUT, "id %lld at place %zu is no piece of this tokenizer (ids are from 0 to %zu)", (long long)ids[i], i, spiece->n - 1);
+            return tsar_fail(err, TSAR_INPUT, "id %lld at place %zu is no piece of this tokenizer (ids are from 0 to %zu)", (long long)ids[i], i,
+                             spiece->n - 1);
         if (total > SIZE_MAX / 2 - spiece->pieces[ids[i]].length) return tsar_fail(err, TSAR_INPUT, "the ids stand for too much text");
         total += spiece->pieces[ids[i]].length;
     }

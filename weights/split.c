@@ -194,24 +194,45 @@ typedef struct {
 enum { MAX_STEPS = 7 };
 #define GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 #define QWEN2 "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-#define PATTERN(function, text) { function, TSAR_STEP_PATTERN, text, TSAR_LETTER }
-#define LISTED(function, text, which) { function, TSAR_STEP_PATTERN, text, which }
+#define PATTERN(function, text)                                                                                                                                \
+    {                                                                                                                                                          \
+        function, TSAR_STEP_PATTERN, text, TSAR_LETTER                                                                                                         \
+    }
+#define LISTED(function, text, which)                                                                                                                          \
+    {                                                                                                                                                          \
+        function, TSAR_STEP_PATTERN, text, which                                                                                                               \
+    }
 
 static const struct {
     tsar_split split;
     size_t n;
     rule_step steps[MAX_STEPS];
 } rules[] = {
-    { TSAR_SPLIT_CHAMELEON, 6,
-      { PATTERN(sentinel, "<sentinel:[0-9]+>"), PATTERN(image_name, "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z"), PATTERN(layout, "([\\t\\n]|    |  )"),
-        { digit, TSAR_STEP_DIGITS, NULL, TSAR_LETTER }, { old_sign, TSAR_STEP_PUNCTUATION, NULL, TSAR_LETTER },
+    { TSAR_SPLIT_CHAMELEON,
+      6,
+      { PATTERN(sentinel, "<sentinel:[0-9]+>"),
+        PATTERN(image_name, "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z"),
+        PATTERN(layout, "([\\t\\n]|    |  )"),
+        { digit, TSAR_STEP_DIGITS, NULL, TSAR_LETTER },
+        { old_sign, TSAR_STEP_PUNCTUATION, NULL, TSAR_LETTER },
         { gpt2, TSAR_STEP_GPT2, NULL, TSAR_LETTER } } },
-    { TSAR_SPLIT_CHAMELEON_SPLITS, 7,
-      { PATTERN(sentinel, "<sentinel:[0-9]+>"), PATTERN(image_name, "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z"), PATTERN(layout, "([\\t\\n]|    |  )"),
-        PATTERN(number, "\\p{N}"), PATTERN(sign, "[\\p{P}!-/:-@\\[-`{-~]"), PATTERN(gpt2, GPT2), { NULL, TSAR_STEP_BYTES, NULL, TSAR_LETTER } } },
-    { TSAR_SPLIT_DEEPSEEK_LLM, 7,
-      { PATTERN(line_end, "[\r\n]"), LISTED(deepseek_word, "\\s?[%s]+", TSAR_DEEPSEEK_LETTER), LISTED(deepseek_signs, "\\s?[%s]+", TSAR_DEEPSEEK_SIGN),
-        PATTERN(last_blanks, "\\s+$"), LISTED(deepseek_cjk, "[%s]+", TSAR_DEEPSEEK_CJK), { digit, TSAR_STEP_DIGITS, NULL, TSAR_LETTER },
+    { TSAR_SPLIT_CHAMELEON_SPLITS,
+      7,
+      { PATTERN(sentinel, "<sentinel:[0-9]+>"),
+        PATTERN(image_name, "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z"),
+        PATTERN(layout, "([\\t\\n]|    |  )"),
+        PATTERN(number, "\\p{N}"),
+        PATTERN(sign, "[\\p{P}!-/:-@\\[-`{-~]"),
+        PATTERN(gpt2, GPT2),
+        { NULL, TSAR_STEP_BYTES, NULL, TSAR_LETTER } } },
+    { TSAR_SPLIT_DEEPSEEK_LLM,
+      7,
+      { PATTERN(line_end, "[\r\n]"),
+        LISTED(deepseek_word, "\\s?[%s]+", TSAR_DEEPSEEK_LETTER),
+        LISTED(deepseek_signs, "\\s?[%s]+", TSAR_DEEPSEEK_SIGN),
+        PATTERN(last_blanks, "\\s+$"),
+        LISTED(deepseek_cjk, "[%s]+", TSAR_DEEPSEEK_CJK),
+        { digit, TSAR_STEP_DIGITS, NULL, TSAR_LETTER },
         { NULL, TSAR_STEP_BYTES, NULL, TSAR_LETTER } } },
     { TSAR_SPLIT_QWEN2, 2, { PATTERN(qwen2, QWEN2), { NULL, TSAR_STEP_BYTES, NULL, TSAR_LETTER } } },
 };

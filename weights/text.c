@@ -7,8 +7,9 @@
 
 /* --------------------------------------------------------------------------------------------------------- templates */
 
-const char tsar_negative_prompt[] = "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, low quality, "
-                                    "normal quality, jpeg artifacts, signature, watermark, username, blurry.";
+const char tsar_negative_prompt[] =
+    "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, low quality, "
+    "normal quality, jpeg artifacts, signature, watermark, username, blurry.";
 static const char EMU3_SUFFIX[] = " masterpiece, film grained, best quality.";
 
 /* A prefix under way: the text that is still to be encoded, and the ids before it. A special token's own text is part of it, because

@@ -59,4 +59,15 @@ tsar_status tsar_bpe_unreached(const tsar_bpe *bpe, const tsar_pieces *pieces, u
 
 size_t tsar_spiece_count(const tsar_spiece *spiece); /* pieces: ids are below it */
 
+/* ------------------------------------------------------------------------------------------------- patterns (pattern.c) */
+
+/* A pattern is a row of items, tried in order with backtracking, longest first:
+ *     x  %x   one character: itself; %a letter, %d digit, %D none, %w letter, digit or _, %s blank, %S none, %. %- and so on themselves
+ *     [xyz]   one of these, %a to %S among them
+ *     ? * +   behind a character: 0 or 1, any number, at least one; {m,n}: m to n
+ *     (a|b)   one of the words; ? behind it: or nothing
+ *     %b      a border between word and other characters;  %!x  not followed by x;  ^ $  the ends of the text
+ * The text is ASCII. Where the match of a pattern that begins at `at` in the text from start to end ends; NULL if there is none. */
+const char *tsar_pattern_match(const char *start, const char *end, const char *pattern, const char *at);
+
 #endif

@@ -114,7 +114,9 @@ static tsar_status set_specials(tsar_bpe *bpe, const entry *entries, size_t n, t
 static tsar_status set_whole(tsar_bpe *bpe, entry *entries, size_t n, const char *path, tsar_error *err)
 {
     tsar_pieces all = { 0 };
-    tsar_bpe merges = { .merges = bpe->merges, .n_merges = bpe->n_merges, .merge_ids = bpe->merge_ids, .merge_ranks = bpe->merge_ranks, .byte_ids = bpe->byte_ids };
+    tsar_bpe merges = {
+        .merges = bpe->merges, .n_merges = bpe->n_merges, .merge_ids = bpe->merge_ids, .merge_ranks = bpe->merge_ranks, .byte_ids = bpe->byte_ids
+    };
     size_t kept = 0;
     unsigned char *unreached = tsar_alloc(n, 1, "a tokenizer", err);
     tsar_status status = unreached ? tsar_bpe_open(&merges, 0, path, err) : TSAR_ROOM;
@@ -513,8 +515,9 @@ static tsar_status set_added(reader *r)
         int64_t id = id_of(&r->vocab, token->text, token->length);
         if (id < 0) id = (int64_t)(r->vocab.n + lacking++);
         if (token->id != id)
-            return tsar_fail(r->err, TSAR_INPUT, "%s: added token %.60s has the id %" PRId64 ", but its place means %" PRId64 "; libraries disagree about such a file",
-                             r->path, token->text, token->id, id);
+            return tsar_fail(r->err, TSAR_INPUT,
+                             "%s: added token %.60s has the id %" PRId64 ", but its place means %" PRId64 "; libraries disagree about such a file", r->path,
+                             token->text, token->id, id);
     }
     return set_specials(r->bpe, r->added.entries, r->added.n, r->err);
 }
@@ -543,11 +546,14 @@ static tsar_status set_vocabulary_whole(reader *r)
 static tsar_status build(reader *r)
 {
     size_t twice = SIZE_MAX, odd = 0;
-    if (!r->has_model || r->vocab.n == 0)
-        return tsar_fail(r->err, TSAR_INPUT, "%s: is no tokenizer.json: it has no model with a vocab", r->path);
+    if (!r->has_model || r->vocab.n == 0) return tsar_fail(r->err, TSAR_INPUT, "%s: is no tokenizer.json: it has no model with a vocab", r->path);
     if (!tsar_split_recognise(&r->bpe->split, r->steps, r->n_steps, &odd))
-        return tsar_fail(r->err, TSAR_INPUT, "%s: its pre_tokenizer is none that tsar knows (step %zu, %.80s): Chameleon's, DeepSeek-LLM's and Qwen 2's are built in",
-                         r->path, odd + 1, odd >= r->n_steps ? "missing" : r->steps[odd].pattern ? r->steps[odd].pattern : "not a Split");
+        return tsar_fail(r->err, TSAR_INPUT,
+                         "%s: its pre_tokenizer is none that tsar knows (step %zu, %.80s): Chameleon's, DeepSeek-LLM's and Qwen 2's are built in", r->path,
+                         odd + 1,
+                         odd >= r->n_steps       ? "missing"
+                         : r->steps[odd].pattern ? r->steps[odd].pattern
+                                                 : "not a Split");
     tsar_status status = index_vocabulary(&r->vocab, &twice, r->err);
     if (status == TSAR_OK && twice != SIZE_MAX)
         status = tsar_fail(r->err, TSAR_INPUT, "%s: the vocabulary has %.60s twice", r->path, r->vocab.entries[twice].text);
@@ -742,8 +748,7 @@ static tsar_status read_tiktoken(tsar_bpe *bpe, char *text, size_t bytes, const 
     bpe->nfc = 1;
     tsar_status status = name ? read_ranks(&ranks, text, bytes, path, err) : TSAR_ROOM;
     if (status == TSAR_OK) status = index_vocabulary(&ranks, &twice, err);
-    if (status == TSAR_OK && twice != SIZE_MAX)
-        status = tsar_fail(err, TSAR_INPUT, "%s: line %zu is a token that an earlier line has", path, twice + 1);
+    if (status == TSAR_OK && twice != SIZE_MAX) status = tsar_fail(err, TSAR_INPUT, "%s: line %zu is a token that an earlier line has", path, twice + 1);
     if (status == TSAR_OK) status = set_rank_merges(bpe, &ranks, path, err);
     if (status == TSAR_OK) status = set_whole(bpe, ranks.entries, ranks.n, path, err);
     if (status == TSAR_OK) status = read_file(name, &vision, &vision_bytes, err);

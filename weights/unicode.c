@@ -108,8 +108,7 @@ static size_t decompose(uint32_t *out, uint32_t code)
 /* The character that a and b compose to; 0 for none. */
 static uint32_t compose(uint32_t a, uint32_t b)
 {
-    if (a >= LEADING && a < LEADING + LEADINGS && b >= VOWEL && b < VOWEL + VOWELS)
-        return HANGUL + ((a - LEADING) * VOWELS + (b - VOWEL)) * TRAILINGS;
+    if (a >= LEADING && a < LEADING + LEADINGS && b >= VOWEL && b < VOWEL + VOWELS) return HANGUL + ((a - LEADING) * VOWELS + (b - VOWEL)) * TRAILINGS;
     if (a >= HANGUL && a < HANGUL + SYLLABLES && (a - HANGUL) % TRAILINGS == 0 && b > TRAILING && b < TRAILING + TRAILINGS) return a + (b - TRAILING);
     size_t low = 0, high = sizeof compositions / sizeof *compositions;
     while (low < high) {
