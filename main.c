@@ -136,13 +136,7 @@ static int parse_count(const char *text, uint64_t most, uint64_t *out)
 }
 
 /* A finite decimal number and nothing else. */
-static int parse_real(const char *text, double *out)
-{
-    char *end;
-    if (strspn(text, "+-.0123456789eE") != strlen(text)) return 0;
-    *out = strtod(text, &end);
-    return end != text && *end == 0 && fabs(*out) < INFINITY;
-}
+static int parse_real(const char *text, double *out) { return tsar_real_read(out, text, NULL) && fabs(*out) < INFINITY; }
 
 /* "--prompt wants ..." for a value that does not fit its flag. */
 static tsar_status set_option(arguments *a, int index, const char *text, tsar_error *err)
@@ -240,9 +234,25 @@ static tsar_status parse_ids(const char *text, int64_t **ids, size_t *n, tsar_er
 
 /* ----------------------------------------------------------------------------------------------------- 3. what commands share */
 
+/* Text that came from a file or an argument: nothing in it moves the cursor or turns the line around. */
+static void print_text(FILE *out, const char *text)
+{
+    for (size_t length; *text; text += length) {
+        int is_plain;
+        length = tsar_character(text, NULL, &is_plain);
+        if (is_plain)
+            (void)fwrite(text, 1, length, out);
+        else
+            fputc('?', out);
+    }
+}
+
 static void note(const arguments *a, const char *text)
 {
-    if (!a->at[O_QUIET].text) fprintf(stderr, "tsar: %s\n", text);
+    if (a->at[O_QUIET].text) return;
+    fputs("tsar: ", stderr);
+    print_text(stderr, text);
+    fputc('\n', stderr);
 }
 
 static void print_note(void *context, const char *line) { note(context, line); }
@@ -562,7 +572,10 @@ static tsar_status save_image(generation *g, size_t i, tsar_error *err)
     if (status == TSAR_OK && c->has_vq && (picture || show))
         status = tsar_vq_decode(g->model, g->result.codes + i * c->grid_h * c->grid_w, c->grid_h, c->grid_w, g->rgb, NULL, err);
     if (status == TSAR_OK) status = tsar_job_save(&g->job, &g->prompt, &g->result, i, g->rgb, err);
-    if (status == TSAR_OK && picture && !g->a->at[O_QUIET].text) fprintf(stderr, "%s: %zu passes for %zu tokens\n", picture, g->result.passes[i], c->tokens);
+    if (status == TSAR_OK && picture && !g->a->at[O_QUIET].text) {
+        print_text(stderr, picture);
+        fprintf(stderr, ": %zu passes for %zu tokens\n", g->result.passes[i], c->tokens);
+    }
     if (status == TSAR_OK && show) show_picture(g->rgb, g->H, g->W);
     return status;
 }
@@ -614,11 +627,10 @@ static void note_new_words(const generation *g)
         while (shown > 0 && shown < length && ((unsigned char)prompt[at + shown] & 0xC0) == 0x80) shown--; /* no character is cut in two */
         used += (size_t)snprintf(names + used, sizeof names - used, "%s\"%.*s%s\"", words ? ", " : "", (int)shown, prompt + at, shown < length ? "..." : "");
     }
-    for (char *p = names; *p; p++)
-        if ((unsigned char)*p < 32) *p = '?';
     if (words == 0 || g->a->at[O_QUIET].text) return;
-    fprintf(stderr, "note: the model never saw the word%s %s%s in training; it does what it can\n", words > 1 ? "s" : "", names,
-            at != SIZE_MAX ? " and others" : "");
+    fputs(words > 1 ? "note: the model never saw the words " : "note: the model never saw the word ", stderr);
+    print_text(stderr, names);
+    fprintf(stderr, "%s in training; it does what it can\n", at != SIZE_MAX ? " and others" : "");
 }
 
 /* The images that are not done, as many at a time as are decoded side by side; each is written when these are. */
@@ -910,22 +922,29 @@ static tsar_status print_comparison(void *context, const tsar_comparison *r, tsa
     if (r->first) (void)snprintf(v->first, sizeof v->first, "%s", r->name);
     if (v->lines++ == 0) printf("%-28s %-16s %10s %10s  verdict\n", "name", "shape", "max abs", "max rel");
     tsar_comparison_text(text, sizeof text, r);
-    int width = 0;
-    for (unsigned char c; (c = (unsigned char)r->name[width]) != 0; width++) putchar(c < 0x20 || c == 0x7F ? '?' : c); /* one line, as in tsar_fail */
-    printf("%*s %s\n", width < 28 ? 28 - width : 0, "", text);
+    const size_t width = strlen(r->name);
+    print_text(stdout, r->name);
+    printf("%*s ", width < 28 ? 28 - (int)width : 0, "");
+    print_text(stdout, text);
+    putchar('\n');
     return TSAR_OK;
 }
 
+/* What a terminal must not get is escaped; what is no UTF-8 becomes U+FFFD. */
 static void print_json_string(const char *text)
 {
     putchar('"');
-    for (; *text; text++)
-        if (*text == '"' || *text == '\\')
+    for (size_t length; *text; text += length) {
+        uint32_t point;
+        int is_plain;
+        length = tsar_character(text, &point, &is_plain);
+        if (!is_plain) /* all of these are below U+10000 */
+            printf("\\u%04" PRIx32, point);
+        else if (*text == '"' || *text == '\\')
             printf("\\%c", *text);
-        else if ((unsigned char)*text < 32)
-            printf("\\u%04x", (unsigned)*text);
         else
-            putchar(*text);
+            (void)fwrite(text, 1, length, stdout);
+    }
     putchar('"');
 }
 
@@ -966,8 +985,14 @@ static tsar_status run_verify(const arguments *a, tsar_error *err)
                : status == TSAR_DIFFERENT ? "different"
                                           : "error");
     if (json || status > TSAR_DIFFERENT) return status;
-    if (v.missing) printf("not in the file, and so not compared: %s%s (%zu in all)\n", v.missing_names, v.missing > 6 ? ", ..." : "", v.missing);
-    printf("%zu tensors compared, %zu different%s%s; %zu of other names left alone\n", compared, v.different, *v.first ? ", first " : "", v.first, ignored);
+    if (v.missing) {
+        fputs("not in the file, and so not compared: ", stdout);
+        print_text(stdout, v.missing_names);
+        printf("%s (%zu in all)\n", v.missing > 6 ? ", ..." : "", v.missing);
+    }
+    printf("%zu tensors compared, %zu different%s", compared, v.different, *v.first ? ", first " : "");
+    print_text(stdout, v.first);
+    printf("; %zu of other names left alone\n", ignored);
     return status;
 }
 
@@ -1072,7 +1097,8 @@ static tsar_status run_cluster(const arguments *a, tsar_error *err)
 static void print_line(void *context, const char *text)
 {
     (void)context;
-    puts(text);
+    print_text(stdout, text);
+    putchar('\n');
 }
 
 static tsar_status run_info(const arguments *a, tsar_error *err) { return tsar_info(a->operands[0], print_line, NULL, err); }

@@ -73,11 +73,15 @@ typedef enum {
 } tsar_status;
 
 typedef struct {
-    char text[512]; /* one sentence without a full stop or newline; "" when there was no error */
+    char text[512]; /* one sentence without a full stop or newline, all of it fit for a terminal; "" when there was no error */
 } tsar_error;
 
-/* Writes the sentence into err (which may be NULL; a longer sentence is cut) and returns status. */
+/* Writes the sentence into err (which may be NULL; a longer sentence loses its middle) and returns status. */
 tsar_status tsar_fail(tsar_error *err, tsar_status status, const char *format, ...) TSAR_FORMAT(3, 4);
+
+/* The bytes of the character at `text`, which is not at its end: 1 for a byte that is no UTF-8, which counts as U+FFFD. *is_plain: a terminal
+ * may be given it, because it moves no cursor and turns no line around. point may be NULL. */
+size_t tsar_character(const char *text, uint32_t *point, int *is_plain);
 
 /* count * size zeroed bytes, aligned to 64; NULL and TSAR_ROOM's sentence in err (naming `what`) when the product
  * overflows or memory is out. count * size = 0 gives a valid pointer. Released by tsar_free, which accepts NULL. */
@@ -130,6 +134,9 @@ int tsar_dtype_is_float(tsar_dtype dtype);      /* F64, F32, F16 or BF16 */
  * same, text [32]. */
 const char *tsar_shape_text(char *text, size_t size, size_t rank, const size_t *shape);
 const char *tsar_real_text(char *text, double value);
+/* A decimal number (sign, digits, '.', exponent), correctly rounded under any locale; beyond the doubles it is infinite or 0. 0: there is
+ * none, or, if end is NULL, more than the number; else *end is behind it. */
+int tsar_real_read(double *value, const char *text, const char **end);
 
 /* Exact widening, and rounding to nearest even (subnormals and overflow to infinity included). */
 double tsar_widen_f16(uint16_t bits);

@@ -173,20 +173,8 @@ static int parse_u64(const char *text, uint64_t limit, uint64_t *value, const ch
     return at > text && (end || !*at);
 }
 
-/* A decimal number without sign: digits, a fraction, an exponent. strtod rounds it correctly, but would also take
- * "inf", "nan", blanks and hexadecimal. */
-static int parse_number(const char *text, double *value)
-{
-    const char *at = text;
-    while (is_digit(*at) || *at == '.') at++;
-    if (at > text && (*at == 'e' || *at == 'E')) {
-        at += at[1] == '+' || at[1] == '-' ? 2 : 1;
-        while (is_digit(*at)) at++;
-    }
-    char *end;
-    *value = strtod(text, &end);
-    return at > text && !*at && end == at && *value <= DBL_MAX;
-}
+/* A decimal number without sign: digits, a fraction, an exponent. */
+static int parse_number(const char *text, double *value) { return *text != '+' && *text != '-' && tsar_real_read(value, text, NULL) && *value <= DBL_MAX; }
 
 /* vq_ch_mult: "1,1,2,2,4". */
 static int parse_levels(tsar_config *c, const char *text)

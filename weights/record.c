@@ -100,10 +100,9 @@ static void get_count(reader *r, const char *flag, uint64_t most, uint64_t *out)
 static void get_real(reader *r, const char *flag, double *out)
 {
     const char *text = get_text(r, flag);
-    char *end;
+    double value;
     if (text == NULL) return;
-    const double value = strtod(text, &end);
-    if (*text != '\0' && strspn(text, "+-.0123456789eE") == strlen(text) && *end == '\0' && fabs(value) < INFINITY)
+    if (tsar_real_read(&value, text, NULL) && fabs(value) < INFINITY)
         *out = value;
     else
         refuse(r, flag, text, "a finite decimal number");

@@ -9,16 +9,36 @@
 
 /* ---------------------------------------------------------------------------------------------- errors and memory */
 
+/* Cuts a sentence that is longer than `room` bytes, final 0 included, in its middle, where long paths are: the file's beginning, the reason
+ * and the remedy stay. Characters are not cut in two. */
+static void shorten(char *text, size_t room)
+{
+    static const char gap[] = " ... ";
+    const size_t length = strlen(text), head = room / 3;
+    if (length < room) return;
+    size_t from = head, to = length - (room - 1 - head - (sizeof gap - 1));
+    while (from > 0 && ((unsigned char)text[from] & 0xC0) == 0x80) from--;
+    while (((unsigned char)text[to] & 0xC0) == 0x80) to++;
+    memcpy(text + from, gap, sizeof gap - 1);
+    memmove(text + from + sizeof gap - 1, text + to, length - to + 1);
+}
+
 tsar_status tsar_fail(tsar_error *err, tsar_status status, const char *format, ...)
 {
-    if (err != NULL) {
-        va_list arguments;
-        va_start(arguments, format);
-        (void)vsnprintf(err->text, sizeof err->text, format, arguments);
-        va_end(arguments);
-        for (char *c = err->text; *c; c++)
-            if ((unsigned char)*c < 0x20 || *c == 0x7F) *c = '?'; /* a hostile name must not break the one line */
+    enum { LONGEST = 10000 }; /* two paths of 4096 bytes and a sentence */
+    char text[LONGEST];
+    va_list arguments;
+    if (err == NULL) return status;
+    va_start(arguments, format);
+    (void)vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    shorten(text, sizeof err->text);
+    for (size_t at = 0, length; text[at]; at += length) { /* a hostile name must not break the one line */
+        int is_plain;
+        length = tsar_character(text + at, NULL, &is_plain);
+        if (!is_plain) memset(text + at, '?', length);
     }
+    strcpy(err->text, text);
     return status;
 }
 
@@ -86,6 +106,26 @@ int tsar_is_utf8(const char *string)
     return 1;
 }
 
+/* Not plain: control characters, U+0080 to U+009F, which many terminals take for such, separators of lines and paragraphs, and what turns the
+ * direction of writing around. */
+size_t tsar_character(const char *text, uint32_t *point, int *is_plain)
+{
+    static const struct {
+        uint32_t first, last;
+    } refused[] = { { 0, 0x1F }, { 0x7F, 0x9F }, { 0x61C, 0x61C }, { 0x200E, 0x200F }, { 0x2028, 0x202E }, { 0x2066, 0x2069 }, { 0xFFFD, 0xFFFD } };
+    static const unsigned char lead[5] = { 0, 0x7F, 0x1F, 0x0F, 0x07 };
+    size_t rest = 0;
+    while (rest < 4 && text[rest]) rest++;
+    const size_t length = tsar_utf8_length(text, rest);
+    uint32_t c = length ? (unsigned char)text[0] & lead[length] : 0xFFFD;
+    for (size_t i = 1; i < length; i++) c = c << 6 | ((unsigned char)text[i] & 0x3Fu);
+    *is_plain = 1;
+    for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++)
+        if (c >= refused[i].first && c <= refused[i].last) *is_plain = 0;
+    if (point != NULL) *point = c;
+    return length ? length : 1;
+}
+
 /* ---------------------------------------------------------------------------------------------------- number formats */
 
 size_t tsar_dtype_size(tsar_dtype dtype)
@@ -96,7 +136,8 @@ size_t tsar_dtype_size(tsar_dtype dtype)
 
 const char *tsar_dtype_name(tsar_dtype dtype)
 {
-    static const char *const names[TSAR_DTYPES] = { "F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "C64", "F8_E4M3", "F8_E5M2" };
+    static const char *const names[TSAR_DTYPES] = { "F64", "F32", "F16", "BF16", "I64",  "I32", "I16",     "I8",
+                                                    "U64", "U32", "U16", "U8",   "BOOL", "C64", "F8_E4M3", "F8_E5M2" };
     return names[dtype];
 }
 
@@ -107,15 +148,6 @@ const char *tsar_shape_text(char *text, size_t size, size_t rank, const size_t *
     size_t used = (size_t)snprintf(text, size, "[");
     for (size_t i = 0; i < rank && used < size; i++) used += (size_t)snprintf(text + used, size - used, i ? ", %zu" : "%zu", shape[i]);
     if (used < size) snprintf(text + used, size - used, "]");
-    return text;
-}
-
-const char *tsar_real_text(char *text, double value)
-{
-    for (int digits = 15; digits <= 17; digits++) {
-        (void)snprintf(text, 32, "%.*g", digits, value);
-        if (strtod(text, NULL) == value) break;
-    }
     return text;
 }
 
@@ -176,18 +208,10 @@ void tsar_table_row(double *out, const tsar_table *table, size_t row)
     const size_t cols = table->cols, first = row * cols;
     for (size_t k = 0; k < cols; k++) {
         switch (table->dtype) {
-        case TSAR_F64:
-            out[k] = ((const double *)table->values)[first + k];
-            break;
-        case TSAR_F32:
-            out[k] = ((const float *)table->values)[first + k];
-            break;
-        case TSAR_F16:
-            out[k] = tsar_widen_f16(((const uint16_t *)table->values)[first + k]);
-            break;
-        default:
-            out[k] = tsar_widen_bf16(((const uint16_t *)table->values)[first + k]);
-            break;
+        case TSAR_F64: out[k] = ((const double *)table->values)[first + k]; break;
+        case TSAR_F32: out[k] = ((const float *)table->values)[first + k]; break;
+        case TSAR_F16: out[k] = tsar_widen_f16(((const uint16_t *)table->values)[first + k]); break;
+        default: out[k] = tsar_widen_bf16(((const uint16_t *)table->values)[first + k]); break;
         }
     }
 }
