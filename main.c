@@ -29,7 +29,7 @@ enum { GENERATE = 1, ENCODE = 2, DECODE = 4, TRACE = 8, VERIFY = 16, IMPORT = 32
 /* clang-format off */
 enum { O_MODEL, O_OUTPUT, O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_IMAGES, O_SEED, O_CFG, O_SCHEDULE, O_INTERVAL, O_TEMPERATURE, O_TOP_K,
        O_TOP_P, O_GREEDY, O_DECODE, O_CODES, O_FRAMES, O_ORDER_MAP, O_SHOW, O_INPUTS, O_IMAGE, O_RTOL, O_JSON, O_LIKE, O_DTYPE, O_LABELS, O_THREADS,
-       O_RESUME, O_FORCE, O_QUIET, O_HELP, OPTIONS };
+       O_PROMPTS, O_SHARD, O_RESUME, O_FORCE, O_QUIET, O_HELP, OPTIONS };
 /* clang-format on */
 
 typedef enum { IS_SWITCH, IS_TEXT, IS_COUNT, IS_INTEGER, IS_REAL } option_kind;
@@ -88,6 +88,10 @@ static const option options[OPTIONS] = {
     { "dtype", 0, "TYPE", IS_TEXT, 0, 0, SYNTH | IMPORT, 0, "f32, bf16 or f16 (f32); import: bf16 rounds the weights to it (unchanged)" },
     { "labels", 'k', "K", IS_COUNT, 1, INT32_MAX, CLUSTER, CLUSTER, "number of coarse labels" },
     { "threads", 0, "N", IS_COUNT, 1, MAX_THREADS, COMPUTES, 0, "threads, which never change a result (all of the machine's, if built with OMP=1)" },
+    { "prompts", 0, "FILE", IS_TEXT, 0, 0, GENERATE, 0,
+      "a list of prompts, one on each line, or a JSON object on each line with prompt, seed and n (- is standard input); line I, from 0, has the seed --seed + I unless "
+      "it has its own, and the picture -o FOLDER/0000I" PICTURE_ENDING " or, with a picture's name, -o NAME-0000I" PICTURE_ENDING },
+    { "shard", 0, "I/N", IS_TEXT, 0, 0, GENERATE, 0, "of the list only every N-th prompt from I on, 0/N to N-1/N or 1/N to N/N, to spread it over N machines" },
     { "resume", 0, NULL, IS_SWITCH, 0, 0, GENERATE, 0,
       "go on with images that were interrupted: those whose file is there, with the same command in its text, are left as they are (PNG or --codes)" },
     { "force", 0, NULL, IS_SWITCH, 0, 0, IMPORT | CLUSTER, 0, "let the output replace a file that is read" },
@@ -108,6 +112,8 @@ typedef struct {
     option_value at[OPTIONS];
     char **operands;
     size_t n;
+    tsar_model *model;    /* that commands of a list share; NULL: each opens its own */
+    size_t index, listed; /* of the list: which command this is, how many there are */
 } arguments;
 
 typedef struct {
@@ -307,7 +313,7 @@ typedef struct {
 
 static tsar_status list_inputs(input_list *list, const arguments *a, tsar_error *err)
 {
-    static const int flags[] = { O_CAPTION, O_INPUTS, O_IMAGE, O_LIKE };
+    static const int flags[] = { O_CAPTION, O_INPUTS, O_IMAGE, O_LIKE, O_PROMPTS };
     tsar_file *file = NULL;
     memset(list, 0, sizeof *list);
     tsar_status status = a->at[O_LIKE].text ? TSAR_OK : find_model(a, list->model, sizeof list->model, err);
@@ -406,7 +412,7 @@ static void close_generation(generation *g)
     tsar_free(g->frame);
     tsar_job_close(&g->job);
     tsar_free(g->done);
-    tsar_model_close(g->model);
+    if (!g->a->model) tsar_model_close(g->model);
 }
 
 /* The model's defaults, then the flags. */
@@ -451,21 +457,19 @@ static tsar_status read_condition(generation *g, tsar_error *err)
 /* The job that the flags describe. */
 static tsar_status describe_job(generation *g, tsar_error *err)
 {
-    static const int sources[] = { O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION };
+    static const int drawn[] = { O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION }; /* what a command is drawn from, in its order */
     const option_value *at = g->a->at;
-    int source = 0;
-    while (source < 3 && !at[sources[source]].text) source++;
+    tsar_job *job = &g->job;
+    job->model = g->model, job->settings = &g->settings, job->model_path = at[O_MODEL].text, job->images = g->images;
+    for (size_t i = 0; i < sizeof drawn / sizeof drawn[0]; i++) {
+        const option *o = &options[drawn[i]];
+        if (at[drawn[i]].text) job->flags[job->n_flags] = o->name, job->values[job->n_flags++] = o->kind == IS_SWITCH ? NULL : at[drawn[i]].text;
+    }
     const char *const picture = at[O_OUTPUT].text ? at[O_OUTPUT].text : at[O_CODES].text ? NULL : "out" PICTURE_ENDING; /* NULL: only codes are wanted */
-    const tsar_job job = { g->model,
-                           &g->settings,
-                           at[O_MODEL].text,
-                           options[sources[source]].name,
-                           at[sources[source]].text,
-                           g->images,
-                           { g->model->config.has_vq ? picture : NULL, at[O_CODES].text, at[O_ORDER_MAP].text },
-                           NULL };
-    g->job = job;
-    return tsar_job_open(&g->job, err);
+    job->files[TSAR_JOB_PICTURE] = g->model->config.has_vq ? picture : NULL;
+    job->files[TSAR_JOB_CODES] = at[O_CODES].text;
+    job->files[TSAR_JOB_ORDER_MAP] = at[O_ORDER_MAP].text;
+    return tsar_job_open(job, err);
 }
 
 /* Room for as many images as are generated at a time. */
@@ -494,24 +498,10 @@ static tsar_status name_frame(char path[PATH_ROOM], const generation *g, size_t 
     return length > 0 && (size_t)length < PATH_ROOM ? TSAR_OK : tsar_fail(err, TSAR_USAGE, "--frames: the name is too long");
 }
 
-/* An unfinished picture: codes [gh][gw], -1 where nothing is decoded: these cells become grey. Labels of a coarse-to-fine
- * model are shown by the lowest code of their cluster. */
 static tsar_status write_frame(generation *g, const int64_t *codes, int are_labels, size_t image, size_t pass, tsar_error *err)
 {
-    const tsar_config *c = &g->model->config;
     char path[PATH_ROOM];
-    for (size_t i = 0; i < c->grid_h * c->grid_w; i++) {
-        g->frame[i] = codes[i] < 0 ? 0 : codes[i];
-        for (size_t k = 0; are_labels && codes[i] >= 0 && k < c->codebook_size; k++)
-            if (g->model->cluster_of[k] == codes[i]) {
-                g->frame[i] = (int64_t)k;
-                break;
-            }
-    }
-    tsar_status status = tsar_vq_decode(g->model, g->frame, c->grid_h, c->grid_w, g->rgb, NULL, err);
-    for (size_t y = 0; status == TSAR_OK && y < g->H; y++)
-        for (size_t x = 0; x < c->grid_w; x++)
-            if (codes[y / c->vq_factor * c->grid_w + x] < 0) memset(g->rgb + (y * g->W + x * c->vq_factor) * 3, 128, 3 * c->vq_factor);
+    tsar_status status = tsar_job_frame(g->model, codes, are_labels, g->frame, g->rgb, err);
     if (status == TSAR_OK) status = name_frame(path, g, image, pass, err);
     return status == TSAR_OK ? tsar_image_write(path, g->rgb, g->H, g->W, NULL, NULL, 0, err) : status;
 }
@@ -523,7 +513,9 @@ static void draw_bar(generation *g, const tsar_progress *p)
     const double done = (double)g->made * (double)p->tokens + (double)p->images * (double)p->decoded;
     const double seconds = tsar_seconds() - g->start, rate = seconds > 0 ? done / seconds : 0;
     const int filled = (int)(done / all * (double)WIDTH);
-    fprintf(stderr, "\r[%.*s%*s] %.0f/%.0f tokens, %.1f tokens/s, %.0f s left \033[K", filled, "==============================", WIDTH - filled, "", done, all,
+    fputc('\r', stderr);
+    if (g->a->listed) fprintf(stderr, "%zu/%zu ", g->a->index + 1, g->a->listed);
+    fprintf(stderr, "[%.*s%*s] %.0f/%.0f tokens, %.1f tokens/s, %.0f s left \033[K", filled, "==============================", WIDTH - filled, "", done, all,
             rate, rate > 0 ? (all - done) / rate : 0.0);
     fflush(stderr);
 }
@@ -544,7 +536,8 @@ static tsar_status open_generation(generation *g, const arguments *a, unsigned p
     memset(g, 0, sizeof *g);
     g->a = a, g->images = g->pending = images;
     g->bar = !a->at[O_QUIET].text && tsar_is_terminal(2);
-    tsar_status status = open_model(a, parts, &g->model, err);
+    tsar_status status = a->model ? TSAR_OK : open_model(a, parts, &g->model, err);
+    if (a->model) g->model = a->model;
     return status == TSAR_OK ? read_settings(g, err) : status;
 }
 
@@ -648,27 +641,90 @@ static tsar_status generate_pending(generation *g, tsar_error *err)
     return status;
 }
 
-static tsar_status run_generate(const arguments *a, tsar_error *err)
+static unsigned generated_parts(const arguments *a)
+{
+    const int pictures = a->at[O_OUTPUT].text || a->at[O_FRAMES].text || a->at[O_SHOW].text || !a->at[O_CODES].text;
+    return TSAR_PART_GPT | TSAR_PART_FINE | TSAR_PART_TEXT | (pictures ? TSAR_PART_VQ : 0u) | (a->at[O_PROMPT].text || a->at[O_PROMPTS].text ? TSAR_PART_T5 : 0u);
+}
+
+/* One command: everything that it could fail for before the work, and the work. */
+enum { CHECK_ONLY, CHECK_AND_GENERATE };
+static tsar_status generate_images(const arguments *a, int what, tsar_error *err)
 {
     generation g;
-    const int pictures = a->at[O_OUTPUT].text || a->at[O_FRAMES].text || a->at[O_SHOW].text || !a->at[O_CODES].text;
-    const unsigned parts = TSAR_PART_GPT | TSAR_PART_FINE | TSAR_PART_TEXT | (pictures ? TSAR_PART_VQ : 0u) | (a->at[O_PROMPT].text ? TSAR_PART_T5 : 0u);
-    tsar_status status = open_generation(&g, a, parts, a->at[O_IMAGES].text ? (size_t)a->at[O_IMAGES].count : 1, err);
+    tsar_status status = open_generation(&g, a, generated_parts(a), a->at[O_IMAGES].text ? (size_t)a->at[O_IMAGES].count : 1, err);
     if (status == TSAR_OK) status = read_condition(&g, err);
     if (status == TSAR_OK) status = check_outputs(&g, err);
     if (status == TSAR_OK) status = describe_job(&g, err);
     if (status == TSAR_OK && a->at[O_CODES].text && !tsar_is_utf8(g.job.command))
         status = tsar_fail(err, TSAR_USAGE, "--codes %s: the file keeps the command line, whose prompt or path is not UTF-8", a->at[O_CODES].text);
-    if (status == TSAR_OK) note_new_words(&g);
     if (status == TSAR_OK) status = check_files(&g, err);
-    if (status == TSAR_OK) status = generate_pending(&g, err);
-    if (status == TSAR_OK && !a->at[O_QUIET].text && g.pending < g.images)
-        fprintf(stderr, "%zu of %zu images were there already\n", g.images - g.pending, g.images);
-    if (status == TSAR_OK && !a->at[O_QUIET].text && g.seconds > 0)
-        fprintf(stderr, "%zu tokens in %.2f s, %.1f tokens/s\n", g.pending * g.model->config.tokens, g.seconds,
-                (double)(g.pending * g.model->config.tokens) / g.seconds);
+    if (status == TSAR_OK && what == CHECK_AND_GENERATE) {
+        note_new_words(&g);
+        status = generate_pending(&g, err);
+        if (status == TSAR_OK && !a->at[O_QUIET].text && g.pending < g.images)
+            fprintf(stderr, "%zu of %zu images were there already\n", g.images - g.pending, g.images);
+        if (status == TSAR_OK && !a->at[O_QUIET].text && g.seconds > 0)
+            fprintf(stderr, "%zu tokens in %.2f s, %.1f tokens/s\n", g.pending * g.model->config.tokens, g.seconds,
+                    (double)(g.pending * g.model->config.tokens) / g.seconds);
+    }
     close_generation(&g);
     return status;
+}
+
+/* The command of one line of a list: with its prompt, seed and number of images, and files that have its number. */
+static tsar_status listed_command(arguments *one, const arguments *a, const tsar_prompt_line *line, char room[3][PATH_ROOM], tsar_error *err)
+{
+    static const int files[] = { O_OUTPUT, O_CODES, O_ORDER_MAP };
+    const char *given[] = { a->at[O_OUTPUT].text, a->at[O_CODES].text, a->at[O_ORDER_MAP].text };
+    tsar_status status = TSAR_OK;
+    one->at[O_PROMPT].text = line->text;
+    one->at[O_SEED].text = one->at[O_IMAGES].text = "";
+    one->at[O_SEED].count = line->seed;
+    one->at[O_IMAGES].count = line->images;
+    if (!given[0] && !given[1]) given[0] = ".";
+    for (int i = 0; i < 3 && status == TSAR_OK; i++) {
+        const int folder = i == 0 && given[i] && tsar_image_name_check(given[i], NULL) != TSAR_OK;
+        if (given[i]) status = tsar_prompts_name(room[i], PATH_ROOM, given[i], folder ? PICTURE_ENDING : NULL, line->number, err);
+        one->at[files[i]].text = given[i] ? room[i] : NULL;
+    }
+    return status;
+}
+
+/* A list of prompts: one command after the other with one model; all of them are checked before the first one works. */
+static tsar_status generate_list(const arguments *a, tsar_error *err)
+{
+    static const int alone[] = { O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_FRAMES };
+    tsar_prompts *list = NULL;
+    char room[3][PATH_ROOM];
+    arguments one = *a;
+    size_t shard = 0, shards = 1;
+    tsar_status status = a->at[O_SHARD].text ? tsar_shard_parse(&shard, &shards, a->at[O_SHARD].text, err) : TSAR_OK;
+    for (size_t i = 0; i < sizeof alone / sizeof alone[0] && status == TSAR_OK; i++)
+        if (a->at[alone[i]].text) status = tsar_fail(err, TSAR_USAGE, "--prompts and --%s do not go together", options[alone[i]].name);
+    if (status == TSAR_OK)
+        status = tsar_prompts_open(&list, a->at[O_PROMPTS].text, a->at[O_SEED].count, a->at[O_IMAGES].text ? (size_t)a->at[O_IMAGES].count : 1, shard, shards, err);
+    if (status == TSAR_OK) status = open_model(a, generated_parts(a), &one.model, err);
+    one.listed = list ? tsar_prompts_count(list) : 0;
+    for (int what = CHECK_ONLY; what <= CHECK_AND_GENERATE; what++)
+        for (one.index = 0; one.index < one.listed && status == TSAR_OK; one.index++) {
+            const tsar_prompt_line *line = tsar_prompts_at(list, one.index);
+            tsar_error reason = { "" };
+            status = listed_command(&one, a, line, room, &reason);
+            if (status == TSAR_OK) status = generate_images(&one, what, &reason);
+            if (status != TSAR_OK) (void)tsar_fail(err, status, "line %zu of %.80s: %s", line->number + 1, a->at[O_PROMPTS].text, reason.text);
+        }
+    if (status == TSAR_OK && one.listed == 0 && !a->at[O_QUIET].text) fprintf(stderr, "no prompt of the list falls to this shard\n");
+    tsar_model_close(one.model);
+    tsar_prompts_close(list);
+    return status;
+}
+
+static tsar_status run_generate(const arguments *a, tsar_error *err)
+{
+    if (a->at[O_PROMPTS].text) return generate_list(a, err);
+    if (a->at[O_SHARD].text) return tsar_fail(err, TSAR_USAGE, "--shard %s: it divides a list of prompts; give one with --prompts FILE", a->at[O_SHARD].text);
+    return generate_images(a, CHECK_AND_GENERATE, err);
 }
 
 /* ------------------------------------------------------------------------------------------------- 5. encode, decode, trace */
@@ -1131,7 +1187,7 @@ static tsar_status run_bench(const arguments *a, tsar_error *err)
 /* ------------------------------------------------------------------------------------------ 9. the table of commands, help, manual */
 
 static const command commands[] = {
-    { GENERATE, "generate", "", 0, 0, run_generate, "Generates images from a text prompt, a class or caption features." },
+    { GENERATE, "generate", "", 0, 0, run_generate, "Generates images from a text prompt or a list of them, a class or caption features." },
     { ENCODE, "encode", "IMAGE.ppm", 1, 1, run_encode, "Turns a picture (binary PPM, - is standard input) into codes: a safetensors file with codes [h, w]." },
     { DECODE, "decode", "CODES.safetensors", 1, 1, run_decode, "Turns codes [h, w], as encode and generate --codes write them, into a picture." },
     { TRACE, "trace", "", 0, 0, run_trace,

@@ -849,12 +849,14 @@ tsar_status tsar_record_settings(tsar_settings *settings, uint64_t *image, const
 
 /* The images of one prompt and their files (weights/job.c). Who prints, and whatever is shown on the way, is the caller's business:
  *     tsar_job_open, tsar_job_check; for each part of the images tsar_generate and, image by image, tsar_job_save; tsar_job_close. */
-enum { TSAR_JOB_PICTURE, TSAR_JOB_CODES, TSAR_JOB_ORDER_MAP, TSAR_JOB_KINDS, TSAR_JOB_PATH = 4096 };
+enum { TSAR_JOB_PICTURE, TSAR_JOB_CODES, TSAR_JOB_ORDER_MAP, TSAR_JOB_KINDS, TSAR_JOB_FLAGS = 12, TSAR_JOB_PATH = 4096 };
 typedef struct {
     const tsar_model *model;
     const tsar_settings *settings;      /* first_image: of the part that is under way */
     const char *model_path;             /* as the user named it; NULL: the shipped model */
-    const char *flag, *condition;       /* "prompt" and the prompt; or "prompt-ids", "class", "caption" */
+    const char *flags[TSAR_JOB_FLAGS];  /* what is drawn, in the order of the command: "prompt" with the prompt, "class", "grid" ... */
+    const char *values[TSAR_JOB_FLAGS]; /* NULL: a switch */
+    size_t n_flags;
     size_t images;
     const char *files[TSAR_JOB_KINDS];  /* names to write, or of which FILE-I is made for image I of several; NULL: not wanted */
     char *command;                      /* owned: what makes the same bytes again, in the text of pictures and codes */
@@ -872,6 +874,9 @@ tsar_status tsar_job_names(tsar_job_files *files, const tsar_job *job, size_t im
 tsar_status tsar_job_check(const tsar_job *job, const char *const *inputs, size_t n, char *done, tsar_error *err);
 /* Writes the files of image i of a result, with its picture rgb (NULL if none is wanted). */
 tsar_status tsar_job_save(const tsar_job *job, const tsar_prompt *prompt, const tsar_result *result, size_t i, const uint8_t *rgb, tsar_error *err);
+/* An unfinished picture rgb of codes [gh][gw] (are_labels: coarse labels, shown by the lowest code of their cluster), -1 where nothing is decoded:
+ * these cells become grey. room [gh][gw] is scratch. */
+tsar_status tsar_job_frame(const tsar_model *model, const int64_t *codes, int are_labels, int64_t *room, uint8_t *rgb, tsar_error *err);
 
 /* A list of prompts (weights/prompts.c): one on each line, or one JSON object on each line with "prompt" and, where wanted, "seed" and "n" (other members
  * are left alone); blank lines hold none. Each prompt is a command of its own, so that a list gives the bytes of as many single commands on as many machines. */

@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
+enum { GREY = 128 }; /* of what is not decoded yet */
+
 /* -------------------------------------------------------------------------------------------------------- the command */
 
 /* text for a shell, in single quotes where it needs them, appended to out; returns the new end. */
@@ -34,13 +36,16 @@ tsar_status tsar_job_open(tsar_job *job, tsar_error *err)
     const tsar_settings *s = job->settings;
     const char *model = job->model_path ? job->model_path : "";
     char cfg[32], temperature[32], top_p[32], order[64];
-    const size_t size = QUOTED * (strlen(job->condition) + strlen(model)) + REST;
+    size_t size = QUOTED * strlen(model) + REST;
+    for (size_t i = 0; i < job->n_flags; i++) size += strlen(job->flags[i]) + 4 + (job->values[i] ? QUOTED * strlen(job->values[i]) : 0);
     job->command = tsar_alloc(size, 1, "the command line", err);
     if (job->command == NULL) return TSAR_ROOM;
     char *end = job->command + sprintf(job->command, "tsar generate%s", job->model_path ? " -m " : "");
     if (job->model_path) end = put_quoted(end, model);
-    end += sprintf(end, " --%s ", job->flag);
-    end = put_quoted(end, job->condition);
+    for (size_t i = 0; i < job->n_flags; i++) {
+        end += sprintf(end, " --%s%s", job->flags[i], job->values[i] ? " " : "");
+        if (job->values[i]) end = put_quoted(end, job->values[i]);
+    }
     (void)snprintf(end, size - (size_t)(end - job->command),
                    " -n %zu --seed %" PRIu64 " --cfg %s --cfg-schedule %s --cfg-interval %" PRId64 " --temperature %s --top-k %zu --top-p %s%s --decode %s",
                    job->images, s->seed, tsar_real_text(cfg, s->cfg), tsar_schedule_names[s->schedule], s->cfg_interval,
@@ -119,21 +124,28 @@ tsar_status tsar_job_check(const tsar_job *job, const char *const *inputs, size_
 
 /* The text of a PNG: the prompt, every setting, and the command that makes the same bytes again. */
 typedef struct {
-    const char *keys[16], *values[16];
-    char buffers[8][64];
+    const char *keys[TSAR_JOB_FLAGS + 12], *values[TSAR_JOB_FLAGS + 12];
+    char titles[TSAR_JOB_FLAGS][24], buffers[8][64];
     size_t n;
 } picture_text;
 
 static void add_text(picture_text *t, const char *key, const char *value) { t->keys[t->n] = key, t->values[t->n++] = value; }
 
+/* "prompt-ids" as a key: Prompt-Ids. */
+static const char *title(char text[24], const char *flag)
+{
+    (void)snprintf(text, 24, "%s", flag);
+    for (char *p = text; *p; p++)
+        if ((p == text || p[-1] == '-') && *p >= 'a' && *p <= 'z') *p = (char)(*p - 'a' + 'A');
+    return text;
+}
+
 static void describe_picture(picture_text *t, const tsar_job *job, size_t image)
 {
-    static const char *const flags[] = { "prompt", "prompt-ids", "class", "caption" }, *const keys[] = { "Prompt", "Prompt-Ids", "Class", "Caption" };
     const tsar_settings *s = job->settings;
     t->n = 0;
     add_text(t, "Software", "tsar " TSAR_VERSION);
-    for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++)
-        if (strcmp(job->flag, flags[i]) == 0) add_text(t, keys[i], job->condition);
+    for (size_t i = 0; i < job->n_flags; i++) add_text(t, title(t->titles[i], job->flags[i]), job->values[i] ? job->values[i] : "yes");
     (void)snprintf(t->buffers[0], 64, "%" PRIu64, s->seed);
     (void)snprintf(t->buffers[1], 64, "%" PRId64, s->cfg_interval);
     (void)snprintf(t->buffers[2], 64, "%zu", s->top_k);
@@ -166,5 +178,22 @@ tsar_status tsar_job_save(const tsar_job *job, const tsar_prompt *prompt, const 
         status = tsar_record_write(files.paths[TSAR_JOB_CODES], job->model, prompt, job->settings, result, i, job->command, err);
     if (status == TSAR_OK && files.paths[TSAR_JOB_ORDER_MAP])
         status = tsar_order_map_write(files.paths[TSAR_JOB_ORDER_MAP], result->step_of + i * c->tokens, c->rows, c->columns, err);
+    return status;
+}
+
+tsar_status tsar_job_frame(const tsar_model *model, const int64_t *codes, int are_labels, int64_t *room, uint8_t *rgb, tsar_error *err)
+{
+    const tsar_config *c = &model->config;
+    const size_t gw = c->grid_w, factor = c->vq_factor, H = c->grid_h * factor, W = gw * factor;
+    for (size_t i = 0; i < c->grid_h * gw; i++) {
+        size_t code = codes[i] < 0 ? 0 : (size_t)codes[i];
+        if (are_labels && codes[i] >= 0) /* its lowest member; no cluster is empty */
+            for (code = 0; code + 1 < c->codebook_size && model->cluster_of[code] != codes[i];) code++;
+        room[i] = (int64_t)code;
+    }
+    const tsar_status status = tsar_vq_decode(model, room, c->grid_h, gw, rgb, NULL, err);
+    for (size_t y = 0; status == TSAR_OK && y < H; y++)
+        for (size_t x = 0; x < gw; x++)
+            if (codes[y / factor * gw + x] < 0) memset(rgb + (y * W + x * factor) * 3, GREY, 3 * factor);
     return status;
 }
