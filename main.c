@@ -5,10 +5,12 @@
 
 #include <inttypes.h>
 #include <math.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifndef __wasi__ /* it has no signals */
+#include <signal.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -275,24 +277,17 @@ static size_t thread_count(const arguments *a)
 #endif
 }
 
-static int is_readable(const char *path)
-{
-    FILE *stream = fopen(path, "rb");
-    if (stream) fclose(stream);
-    return stream != NULL;
-}
-
 /* -m, or the shipped model beside the program or in the data directory. */
 static tsar_status find_model(const arguments *a, char *path, size_t size, tsar_error *err)
 {
-    const char *slash = strrchr(a->program, '/'), *given = a->at[O_MODEL].text;
-    const int folder = slash ? (int)(slash - a->program) + 1 : 0;
-    int length = given ? snprintf(path, size, "%s", given) : slash ? snprintf(path, size, "%.*sweights/" SHIPPED_MODEL, folder, a->program) : 0;
+    const char *given = a->at[O_MODEL].text;
+    const int folder = (int)tsar_path_folder(a->program);
+    int length = given ? snprintf(path, size, "%s", given) : folder ? snprintf(path, size, "%.*sweights/" SHIPPED_MODEL, folder, a->program) : 0;
     if (given && (size_t)length >= size) return tsar_fail(err, TSAR_USAGE, "-m %s: the name is too long", given);
-    if (given || (length > 0 && (size_t)length < size && is_readable(path))) return TSAR_OK;
+    if (given || (length > 0 && (size_t)length < size && tsar_path_is_readable(path))) return TSAR_OK;
 #ifdef TSAR_DATADIR
     length = snprintf(path, size, "%s", TSAR_DATADIR "/" SHIPPED_MODEL);
-    if ((size_t)length < size && is_readable(path)) return TSAR_OK;
+    if ((size_t)length < size && tsar_path_is_readable(path)) return TSAR_OK;
 #endif
     return tsar_fail(err, TSAR_INPUT, "the shipped model " SHIPPED_MODEL " was not found; name a model with -m MODEL");
 }
@@ -1385,6 +1380,7 @@ static tsar_status run(int argc, char **argv, tsar_error *err)
     return status == TSAR_OK ? commands[i].run(&a, err) : status;
 }
 
+#ifdef SIGINT
 /* A signal that ends the program leaves no half-written file, and still ends it. */
 static void on_signal(int number)
 {
@@ -1412,11 +1408,14 @@ static void catch_signals(void)
     (void)signal(SIGXFSZ, SIG_IGN); /* a file that grows beyond its limit is an error of writing */
 #endif
 }
+#else
+static void catch_signals(void) {}
+#endif
 
 int main(int argc, char **argv)
 {
     tsar_error err = { "" };
-    tsar_system_start();
+    tsar_system_start(&argc, &argv);
     catch_signals();
     tsar_status status = run(argc, argv, &err);
     if ((fflush(stdout) != 0 || ferror(stdout)) && status <= TSAR_DIFFERENT)

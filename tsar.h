@@ -249,11 +249,16 @@ int tsar_path_same(const char *a, const char *b); /* whether two names stand for
  * handler, at any moment; what is left to do then is to end the process. */
 void tsar_output_clean(void);
 
-/* What else a program needs from the system (weights/files/system.c): seconds of a clock that is never set; whether a descriptor is a
- * terminal; and, once at its start, descriptors 0 to 2 that exist (a closed one reads and writes with an error). */
+/* What else a program needs from the system (weights/files/system.c): bytes of the folder's part of a name, its last separator included
+ * (also '\\' on Windows); whether a file can be read; seconds of a clock that is never set, and those that the process computed, all threads
+ * together; whether a descriptor is a terminal; and, once at its start, descriptors 0 to 2 that exist (a closed one reads and writes with
+ * an error), and arguments in UTF-8 on Windows, where main's are not. */
+size_t tsar_path_folder(const char *path);
+int tsar_path_is_readable(const char *path);
 double tsar_seconds(void);
+double tsar_processor_seconds(void);
 int tsar_is_terminal(int descriptor);
-void tsar_system_start(void);
+void tsar_system_start(int *argc, char ***argv);
 
 /* A safetensors writer: declare everything, then give the data in declared order, any number of elements at a time.
  * Deterministic: the metadata is sorted by key; tensors are laid out by descending element size, else as declared. */

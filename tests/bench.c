@@ -4,31 +4,17 @@
  * (double, no fused multiply-add). What is measured takes turns with its limit, round after round, and the best round of each
  * counts: on a machine with other work, both see the same disturbance, and only their ratio means anything. One thread is
  * measured in processor time, so that the turns of other programs do not count; several are measured by the clock. */
-#if defined(__unix__) || defined(__APPLE__)
-#define _POSIX_C_SOURCE 199309L
-#define HAVE_POSIX
-#endif
 #include "../tsar.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #define ROUNDS 8
 #define BUFFER_BYTES ((size_t)1 << 30)
 #define MOST_THREADS 256
 
-static double seconds(size_t threads)
-{
-#if defined(HAVE_POSIX) && defined(CLOCK_MONOTONIC) && defined(CLOCK_PROCESS_CPUTIME_ID)
-    struct timespec t;
-    if (clock_gettime(threads > 1 ? CLOCK_MONOTONIC : CLOCK_PROCESS_CPUTIME_ID, &t) == 0) return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-#else
-    (void)threads;
-#endif
-    return (double)clock() / CLOCKS_PER_SEC; /* processor time of all threads together: too large for several */
-}
+static double seconds(size_t threads) { return threads > 1 ? tsar_seconds() : tsar_processor_seconds(); }
 
 /* ------------------------------------------------------------------------------------------------------------ limits */
 

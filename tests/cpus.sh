@@ -63,7 +63,7 @@ hppa|hppa-linux-gnu-gcc -O2 -static|qemu-hppa|c|gcc-hppa-linux-gnu libc6-dev-hpp
 alpha|alpha-linux-gnu-gcc -O2 -mieee|qemu-alpha -L /usr/alpha-linux-gnu|c|gcc-alpha-linux-gnu libc6.1-dev-alpha-cross
 m68k|m68k-linux-gnu-gcc -O2 -static|qemu-m68k|c|gcc-m68k-linux-gnu libc6-dev-m68k-cross
 cortex-m3|arm-none-eabi-gcc -O2 -mcpu=cortex-m3 -mthumb --specs=picolibc.specs|board|d|gcc-arm-none-eabi picolibc-arm-none-eabi qemu-system-arm
-wasm32|clang-14 --target=wasm32-wasi -O2 -D_WASI_EMULATED_SIGNAL -D_WASI_EMULATED_PROCESS_CLOCKS|browser|c|clang-14 wasi-libc libclang-rt-14-dev-wasm32 lld nodejs
+wasm32|clang-14 --target=wasm32-wasi -O2|browser|c|clang-14 wasi-libc libclang-rt-14-dev-wasm32 lld nodejs
 windows|x86_64-w64-mingw32-gcc-win32 -O2 -static|windows|c|gcc-mingw-w64-x86-64-win32 wine64
 END
 }
@@ -103,7 +103,7 @@ browser() {
             .then(({ instance }) => { process.exitCode = wasi.start(instance); });' "$@"
 }
 
-windows() { WINEPREFIX=$PWD/wine WINEDEBUG=-all "$wine" "$@" | tr -d '\r'; }
+windows() { LC_ALL=C.UTF-8 WINEPREFIX=$PWD/wine WINEDEBUG=-all "$wine" "$@"; }
 wine=$(command -v wine64 || echo /usr/lib/wine/wine64)
 
 # ---- one target --------------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ build() {
     [ "$runs" = c ] && sources="main.c $sources"
     case $runner in
     board) board_support >"$scratch/board.c" && sources="$sources $scratch/board.c" libraries="$board_memory -lm" ;;
-    browser) libraries='-lm -lwasi-emulated-signal -lwasi-emulated-process-clocks -Wl,-z,stack-size=1048576' ;;
+    browser) libraries='-lm -Wl,-z,stack-size=1048576' ;;
     esac
     case $compiler in
     tcc) warnings=-Wall ;;
@@ -155,16 +155,18 @@ build() {
     rm -f "$scratch"/*.o
 }
 
-# A model of each dtype made, generated from, traced and verified; a picture encoded and decoded; checkpoints imported.
+# Models made, generated from, traced and verified; a picture encoded and decoded, under a name that is not ASCII; checkpoints imported.
 command_line() {
     tsar() { $runner ./tsar "$@"; }
+    folder=./
+    [ "$runner" = windows ] && folder='.\'
     shape='dim=16 n_layer=1 n_head=2 n_kv_head=1 ffn_hidden=24 norm_eps=1e-5 rope=1d text_vocab=300 codebook_size=32 grid_h=6 grid_w=4 shuffle=2 shuffle_blocks=1 shuffle_hidden=10'
     tokenizer='vq_ch=8 vq_ch_mult=1,2 vq_res_blocks=1 vq_z_channels=8 vq_embed_dim=4 vq_l2_norm=1 vq_groups=4'
     # shellcheck disable=SC2086
     tsar synth -q --dtype bf16 arch=token-shuffle $shape $tokenizer seed=5 -o model.safetensors &&
         tsar generate -q -m model.safetensors -p 'a red ring' --seed 3 --decode zipar:1 -o picture.ppm --codes codes.safetensors &&
         tsar encode -q -m model.safetensors picture.ppm -o encoded.safetensors &&
-        tsar decode -q -m model.safetensors codes.safetensors -o decoded.ppm &&
+        tsar decode -q -m model.safetensors codes.safetensors -o "${folder}größe.ppm" &&
         tsar trace -q -m model.safetensors --prompt-ids 0,7,1 -o trace.safetensors &&
         tsar verify -m model.safetensors trace.safetensors >verdict.txt &&
         tsar synth -q --dtype f16 --like model.safetensors seed=6 -o half.safetensors &&
@@ -189,13 +191,13 @@ one() {
     if [ -z "$count" ]; then echo "$1: FAILED, no result"; cat log; return; fi
     if [ "$runs" = d ]; then echo "$1: the same bits ($count digests)"; return; fi
     if ! command_line >>log 2>&1; then echo "$1: FAILED the command line"; cat log; return; fi
-    for file in model.safetensors picture.ppm codes.safetensors encoded.safetensors decoded.ppm trace.safetensors verdict.txt half.safetensors \
+    for file in model.safetensors picture.ppm codes.safetensors encoded.safetensors größe.ppm trace.safetensors verdict.txt half.safetensors \
         imported.safetensors tokenizer.safetensors information.txt; do
         if ! cmp "$file" "$reference/$file" >>log 2>&1; then echo "$1: FAILED, $file differs"; cat log; return; fi
         count=$((count + 1))
     done
     echo "$1: the same bits ($count digests and files)"
-    [ "$1" = own ] || rm -rf ./*.safetensors ./*.pt wine
+    [ "$1" = own ] || rm -rf ./*.safetensors ./*.pt wine 2>/dev/null
 }
 
 # ---- all ---------------------------------------------------------------------------------------------------------------

@@ -65,8 +65,8 @@ void tsar_job_close(tsar_job *job)
 /* "out.png" as it is for one image, "out-3.png" for image 3 of several. */
 static tsar_status put_number(char out[TSAR_JOB_PATH], const char *path, size_t image, size_t images, tsar_error *err)
 {
-    const char *slash = strrchr(path, '/'), *dot = strrchr(path, '.');
-    const int stem = dot && (!slash || dot > slash) ? (int)(dot - path) : (int)strlen(path);
+    const char *name = path + tsar_path_folder(path), *dot = strrchr(name, '.');
+    const int stem = dot ? (int)(dot - path) : (int)strlen(path);
     const int length = images == 1 ? snprintf(out, TSAR_JOB_PATH, "%s", path) : snprintf(out, TSAR_JOB_PATH, "%.*s-%zu%s", stem, path, image, path + stem);
     return length > 0 && length < TSAR_JOB_PATH ? TSAR_OK : tsar_fail(err, TSAR_USAGE, "%s: the name is too long (give a shorter one)", path);
 }
@@ -79,13 +79,6 @@ tsar_status tsar_job_names(tsar_job_files *files, const tsar_job *job, size_t im
         files->paths[i] = job->files[i] ? files->room[i] : NULL;
     }
     return status;
-}
-
-static int exists(const char *path)
-{
-    FILE *stream = fopen(path, "rb");
-    if (stream) (void)fclose(stream);
-    return stream != NULL;
 }
 
 /* Whether a file of codes carries this command. */
@@ -103,9 +96,9 @@ static int is_done(const tsar_job *job, const tsar_job_files *files)
 {
     const char *picture = files->paths[TSAR_JOB_PICTURE], *codes = files->paths[TSAR_JOB_CODES], *map = files->paths[TSAR_JOB_ORDER_MAP];
     const int told = picture && tsar_image_has_text(picture, "Command", job->command);
-    if (picture && !told && !(codes && exists(picture))) return 0;
+    if (picture && !told && !(codes && tsar_path_is_readable(picture))) return 0;
     if (codes && !has_command(codes, job->command)) return 0;
-    return (told || codes) && (!map || exists(map));
+    return (told || codes) && (!map || tsar_path_is_readable(map));
 }
 
 tsar_status tsar_job_check(const tsar_job *job, const char *const *inputs, size_t n, char *done, tsar_error *err)

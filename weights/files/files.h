@@ -32,7 +32,6 @@ typedef enum {
 } tsar_path_type;
 
 tsar_path_type tsar_path_kind(const char *path);  /* symbolic links are followed, here and below */
-size_t tsar_path_folder(const char *path);        /* bytes of the folder's part of it, the last '/' included */
 int tsar_path_target(char target[TSAR_PATH_ROOM], const char *path); /* where the name's own links lead; 0: too long or too many, errno */
 int tsar_path_is_stream(const char *path);        /* written to, never replaced: a device, FIFO, socket or standard output */
 int tsar_path_room(const char *path, uint64_t *bytes); /* what the disk of a file has room for; 0: unknown */
@@ -40,6 +39,10 @@ int tsar_path_room(const char *path, uint64_t *bytes); /* what the disk of a fil
 tsar_status tsar_system_status(int error); /* of an errno: TSAR_ROOM if memory, disk or descriptors are used up, else TSAR_INPUT */
 /* Opens a file for reading, or says why not: TSAR_ROOM where memory or descriptors are used up, else TSAR_INPUT. */
 tsar_status tsar_system_open_read(FILE **stream, const char *path, tsar_error *err);
+FILE *tsar_system_fopen(const char *path, const char *mode); /* fopen, of a name in UTF-8 everywhere */
+int tsar_system_seek(FILE *stream, uint64_t offset);         /* from the start, beyond 2 GiB too; 0: it cannot */
+int tsar_system_size(FILE *stream, uint64_t *size);          /* goes back to the start; 0: it has none */
+void tsar_system_remove(const char *path);
 FILE *tsar_system_create(const char *path, const char *old); /* a new file, with the mode of `old` if that exists; NULL and errno */
 FILE *tsar_system_open_device(const char *path);             /* what tsar_path_is_stream tells, for writing; NULL and errno */
 int tsar_system_flush(FILE *stream);                         /* down to the disk; 0 and errno */

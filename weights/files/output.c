@@ -108,7 +108,7 @@ tsar_status tsar_output_commit(tsar_output *output, tsar_error *err)
     errno = 0;
     if (status == TSAR_OK && output->temporary != NULL && !tsar_system_replace(output->temporary, output->target))
         status = tsar_fail(err, tsar_system_status(errno), "cannot write %s: %s (check the folder and its permissions)", output->path, reason());
-    if (status != TSAR_OK && output->temporary != NULL) (void)remove(output->temporary);
+    if (status != TSAR_OK && output->temporary != NULL) tsar_system_remove(output->temporary);
     tsar_temporary_drop(output->slot);
     output_release(output);
     return status;
@@ -118,7 +118,7 @@ void tsar_output_abandon(tsar_output *output)
 {
     if (output == NULL) return;
     (void)fclose(output->stream);
-    if (output->temporary != NULL) (void)remove(output->temporary);
+    if (output->temporary != NULL) tsar_system_remove(output->temporary);
     tsar_temporary_drop(output->slot);
     output_release(output);
 }

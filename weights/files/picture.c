@@ -248,7 +248,7 @@ int tsar_image_has_text(const char *path, const char *key, const char *value)
 {
     enum { SIGNATURE = 8, FRAME = 12 }; /* a chunk's length, type and checksum */
     int found = 0;
-    FILE *stream = is_png(path) ? fopen(path, "rb") : NULL;
+    FILE *stream = is_png(path) ? tsar_system_fopen(path, "rb") : NULL;
     if (stream == NULL) return 0;
     uint8_t head[8], last[4] = { 0 };
     long at = SIGNATURE;

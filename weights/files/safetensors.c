@@ -11,7 +11,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -93,23 +92,8 @@ struct tsar_file {
     size_t n_own;      /* tensors before those of the lender */
 };
 
-/* Moves to `offset`; 0 if the file ends before it. fseek takes a long, which has 32 bits on some hosts: there it goes in
- * steps, and reads a byte at each, so that a false offset ends at the end of the file and not after 2^32 steps. */
-static int seek_to(FILE *stream, uint64_t offset)
-{
-    uint64_t step = offset < (uint64_t)LONG_MAX ? offset : (uint64_t)LONG_MAX;
-    if (fseek(stream, (long)step, SEEK_SET)) return 0;
-    for (offset -= step; offset > 0; offset -= step) {
-        if (getc(stream) == EOF) return 0;
-        offset--;
-        step = offset < (uint64_t)LONG_MAX ? offset : (uint64_t)LONG_MAX;
-        if (step && fseek(stream, (long)step, SEEK_CUR)) return 0;
-    }
-    return 1;
-}
-
 /* Whether the file has at least `size` bytes; then the stream stands behind the last of them. */
-static int has_bytes(FILE *stream, uint64_t size) { return seek_to(stream, size - 1) && getc(stream) != EOF; }
+static int has_bytes(FILE *stream, uint64_t size) { return tsar_system_seek(stream, size - 1) && getc(stream) != EOF; }
 
 static int compare_meta(const void *a, const void *b)
 {
@@ -342,7 +326,7 @@ static tsar_status read_header(tsar_file *file, tsar_error *err)
         return tsar_fail(err, TSAR_INPUT, "%s ends within its header of %" PRIu64 " bytes: it was cut short, or is no safetensors file", file->path, length);
     file->header = tsar_alloc((size_t)length + 1, 1, "the header of a file", err);
     if (!file->header) return TSAR_ROOM;
-    if (!seek_to(file->stream, 8) || fread(file->header, 1, (size_t)length, file->stream) != length)
+    if (!tsar_system_seek(file->stream, 8) || fread(file->header, 1, (size_t)length, file->stream) != length)
         return tsar_fail(err, TSAR_INPUT, "cannot read the header of %s", file->path);
 
     tsar_json json;
@@ -492,7 +476,7 @@ tsar_status tsar_file_read(tsar_file *file, const tsar_tensor *tensor, uint64_t 
     if (count == 0) return TSAR_OK;
     const uint64_t offset = tensor->offset + first * size;
     const size_t bytes = (size_t)count * size;
-    if ((file->position != offset && !seek_to(file->stream, offset)) || fread(out, 1, bytes, file->stream) != bytes) {
+    if ((file->position != offset && !tsar_system_seek(file->stream, offset)) || fread(out, 1, bytes, file->stream) != bytes) {
         file->position = UINT64_MAX;
         return tsar_fail(err, TSAR_INPUT, "%s: cannot read the data of tensor %.100s (the file changed meanwhile, or its disk is failing)", file->path,
                          tensor->name);

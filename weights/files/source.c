@@ -3,7 +3,6 @@
 
 #include <ctype.h>
 #include <inttypes.h>
-#include <limits.h>
 #include <string.h>
 
 uint32_t tsar_get_u16(const uint8_t *bytes) { return (uint32_t)bytes[0] | (uint32_t)bytes[1] << 8; }
@@ -19,13 +18,10 @@ tsar_status tsar_source_open(tsar_source *source, const char *path, tsar_error *
     const tsar_status status = tsar_system_open_read(&source->file, path, err);
     if (status != TSAR_OK) return status;
     setvbuf(source->file, NULL, _IONBF, 0); /* callers read in blocks of their own */
-    long size = -1;
-    if (fseek(source->file, 0, SEEK_END) == 0) size = ftell(source->file);
-    if (size < 0 || size == LONG_MAX || fseek(source->file, 0, SEEK_SET) != 0) {
+    if (!tsar_system_size(source->file, &source->size)) {
         tsar_source_close(source);
         return tsar_fail(err, TSAR_INPUT, "%s: has no size that this system can tell; give a regular file", path);
     }
-    source->size = (uint64_t)size;
     return TSAR_OK;
 }
 
@@ -40,7 +36,7 @@ tsar_status tsar_source_read(tsar_source *source, uint64_t offset, void *bytes, 
     if (offset > source->size || count > source->size - offset)
         return tsar_fail(err, TSAR_INPUT, "%s: ends at byte %" PRIu64 ", inside the %zu bytes wanted at %" PRIu64 "; the file is cut or damaged", source->path,
                          source->size, count, offset);
-    if (offset != source->position && fseek(source->file, (long)offset, SEEK_SET) != 0)
+    if (offset != source->position && !tsar_system_seek(source->file, offset))
         return tsar_fail(err, TSAR_INPUT, "%s: cannot be read at byte %" PRIu64, source->path, offset);
     size_t got = fread(bytes, 1, count, source->file);
     source->position = offset + got;

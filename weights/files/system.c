@@ -1,26 +1,37 @@
 /* What tsar takes from the operating system beyond C99, all of it in this file, and what stands in its place where there is none of it:
  *
- *     function                 for                                     POSIX                       elsewhere
- *     tsar_path_kind           what a name stands for                  stat                        fopen
- *     tsar_path_same           whether two names are one file          device and inode            the same name
- *     tsar_path_target         where symbolic links lead               readlink                    the name itself
- *     tsar_path_room           bytes that a disk has room for          statvfs, getrlimit          unknown
- *     tsar_system_open_read    a file to read, and why not             fopen, errno                fopen
- *     tsar_system_create       a file that nobody else has             open with O_EXCL            fopen, once nothing is there
- *     tsar_system_open_device  a device, FIFO, socket, standard output open, connect, dup          fopen
- *     tsar_system_flush        bytes that outlive a power failure      fsync                       fflush
- *     tsar_system_replace      a file in the place of another          rename                      remove, rename
- *     tsar_temporary_*         which files a signal has to remove      atomic builtins, unlink     plain variables, remove
- *     tsar_seconds             a clock that is never set               clock_gettime               time
- *     tsar_is_terminal         whether a bar can be drawn              isatty                      no
- *     tsar_system_start        descriptors 0 to 2 are there            fcntl                       nothing */
+ *     function                 for                                     POSIX                       Windows                   plain C
+ *     tsar_path_kind           what a name stands for                  stat                        GetFileAttributes         fopen
+ *     tsar_path_same           whether two names are one file          device and inode            GetFullPathName           the same name
+ *     tsar_path_target         where symbolic links lead               readlink                    the name itself           the name itself
+ *     tsar_path_room           bytes that a disk has room for          statvfs, getrlimit          GetDiskFreeSpaceEx        unknown
+ *     tsar_system_fopen        a file by its name in UTF-8             fopen                       _wfopen                   fopen
+ *     tsar_system_seek, _size  files above 2 GiB where long is short   fseeko, ftello              _fseeki64, _ftelli64      fseek in steps, ftell
+ *     tsar_system_create       a file that nobody else has             open with O_EXCL            the same                  fopen, once nothing is there
+ *     tsar_system_open_device  a device, FIFO, socket, standard output open, connect, dup          fopen                     fopen
+ *     tsar_system_flush        bytes that outlive a power failure      fsync                       _commit                   fflush
+ *     tsar_system_replace      a file in the place of another          rename                      MoveFileEx                remove, rename
+ *     tsar_temporary_*         which files a signal has to remove      atomic builtins, unlink     plain variables, remove   plain variables, remove
+ *     tsar_seconds             a clock that is never set               clock_gettime               QueryPerformanceCounter   time
+ *     tsar_processor_seconds   what this process has computed          clock_gettime               GetProcessTimes           clock
+ *     tsar_is_terminal         whether a bar can be drawn              isatty                      GetConsoleMode            no
+ *     tsar_system_start        descriptors 0 to 2; names in UTF-8      fcntl                       CommandLineToArgvW        nothing
+ *
+ * WASI has POSIX's clocks and its fseeko, and otherwise counts as plain C. */
 #if defined(__unix__) || defined(__APPLE__)
-#define _POSIX_C_SOURCE 200809L
 #define HAVE_POSIX
+#endif
+#if defined(HAVE_POSIX) || defined(__wasi__)
+#define HAVE_CLOCKS /* and off_t */
+#define _POSIX_C_SOURCE 200809L
+#ifndef _FILE_OFFSET_BITS
+#define _FILE_OFFSET_BITS 64
+#endif
 #endif
 #include "files.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
 #include <time.h>
 #ifdef HAVE_POSIX
@@ -31,6 +42,12 @@
 #include <sys/statvfs.h>
 #include <sys/un.h>
 #include <unistd.h>
+#elif defined(_WIN32)
+#include <fcntl.h>
+#include <io.h>
+#include <sys/stat.h>
+#include <windows.h>
+#include <shellapi.h>
 #endif
 
 tsar_status tsar_system_status(int error)
@@ -61,6 +78,17 @@ tsar_status tsar_system_status(int error)
 
 /* -------------------------------------------------------------------------------------------------------------- names */
 
+#ifdef _WIN32
+enum { WIDE_ROOM = 2048 }; /* of a name; Windows itself takes 260 as a rule */
+
+/* A name as Windows takes it; an empty one, which names no file, if it is no UTF-8 or too long. */
+static const wchar_t *widen(wchar_t wide[WIDE_ROOM], const char *path)
+{
+    if (MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, wide, WIDE_ROOM) == 0) wide[0] = 0;
+    return wide;
+}
+#endif
+
 #ifdef HAVE_POSIX
 static tsar_path_type type_of(const struct stat *info)
 {
@@ -74,6 +102,10 @@ tsar_path_type tsar_path_kind(const char *path)
     struct stat info;
     if (stat(path, &info) == 0) return type_of(&info);
     return errno == ENOENT ? TSAR_PATH_NOTHING : TSAR_PATH_UNKNOWN;
+#elif defined(_WIN32)
+    wchar_t wide[WIDE_ROOM];
+    const DWORD bits = GetFileAttributesW(widen(wide, path));
+    return bits == INVALID_FILE_ATTRIBUTES ? TSAR_PATH_NOTHING : bits & FILE_ATTRIBUTE_DIRECTORY ? TSAR_PATH_FOLDER : TSAR_PATH_FILE;
 #else
     FILE *stream = fopen(path, "rb");
     if (stream == NULL) return TSAR_PATH_NOTHING;
@@ -117,6 +149,9 @@ int tsar_path_same(const char *a, const char *b)
     if (first || second || !tsar_path_target(x, a) || !tsar_path_target(y, b)) return 0;
     return folder_stat(x, &p) && folder_stat(y, &q) && p.st_dev == q.st_dev && p.st_ino == q.st_ino &&
            strcmp(x + tsar_path_folder(x), y + tsar_path_folder(y)) == 0; /* neither exists: the same name in the same folder */
+#elif defined(_WIN32)
+    wchar_t wide[WIDE_ROOM], x[WIDE_ROOM], y[WIDE_ROOM];
+    return GetFullPathNameW(widen(wide, a), WIDE_ROOM, x, NULL) != 0 && GetFullPathNameW(widen(wide, b), WIDE_ROOM, y, NULL) != 0 && _wcsicmp(x, y) == 0;
 #else
     return strcmp(a, b) == 0;
 #endif
@@ -159,6 +194,17 @@ int tsar_path_room(const char *path, uint64_t *bytes)
     *bytes = size != 0 && blocks > UINT64_MAX / size ? UINT64_MAX : blocks * size;
     if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && limit.rlim_cur < *bytes) *bytes = limit.rlim_cur;
     return 1;
+#elif defined(_WIN32)
+    char folder[TSAR_PATH_ROOM];
+    wchar_t wide[WIDE_ROOM];
+    ULARGE_INTEGER room;
+    const size_t length = tsar_path_folder(path);
+    if (length >= sizeof folder) return 0;
+    memcpy(folder, length ? path : ".", length ? length : 2);
+    if (length) folder[length] = 0;
+    if (!GetDiskFreeSpaceExW(widen(wide, folder), &room, NULL, NULL)) return 0;
+    *bytes = room.QuadPart;
+    return 1;
 #else
     (void)path, (void)bytes;
     return 0;
@@ -167,11 +213,63 @@ int tsar_path_room(const char *path, uint64_t *bytes)
 
 /* -------------------------------------------------------------------------------------------------------------- files */
 
+FILE *tsar_system_fopen(const char *path, const char *mode)
+{
+#ifdef _WIN32
+    wchar_t wide[WIDE_ROOM], wide_mode[8] = { 0 };
+    for (size_t i = 0; mode[i] != 0 && i < 7; i++) wide_mode[i] = (wchar_t)mode[i];
+    return _wfopen(widen(wide, path), wide_mode);
+#else
+    return fopen(path, mode);
+#endif
+}
+
+int tsar_path_is_readable(const char *path)
+{
+    FILE *stream = tsar_system_fopen(path, "rb");
+    if (stream != NULL) (void)fclose(stream);
+    return stream != NULL;
+}
+
+int tsar_system_seek(FILE *stream, uint64_t offset)
+{
+#if defined(HAVE_CLOCKS)
+    const off_t place = (off_t)offset;
+    return place >= 0 && (uint64_t)place == offset && fseeko(stream, place, SEEK_SET) == 0;
+#elif defined(_WIN32)
+    return offset <= INT64_MAX && _fseeki64(stream, (int64_t)offset, SEEK_SET) == 0;
+#else /* a step is a long, and a byte is read at each, so that a false offset ends at the end of the file */
+    uint64_t step = offset < (uint64_t)LONG_MAX ? offset : (uint64_t)LONG_MAX;
+    if (fseek(stream, (long)step, SEEK_SET) != 0) return 0;
+    for (offset -= step; offset > 0; offset -= step) {
+        if (getc(stream) == EOF) return 0;
+        offset--;
+        step = offset < (uint64_t)LONG_MAX ? offset : (uint64_t)LONG_MAX;
+        if (step > 0 && fseek(stream, (long)step, SEEK_CUR) != 0) return 0;
+    }
+    return 1;
+#endif
+}
+
+int tsar_system_size(FILE *stream, uint64_t *size)
+{
+    const int at_end = fseek(stream, 0, SEEK_END) == 0;
+#if defined(HAVE_CLOCKS)
+    const int64_t end = at_end ? (int64_t)ftello(stream) : -1;
+#elif defined(_WIN32)
+    const int64_t end = at_end ? _ftelli64(stream) : -1;
+#else
+    const int64_t end = at_end ? ftell(stream) : -1;
+#endif
+    *size = (uint64_t)end;
+    return end >= 0 && end < INT64_MAX && fseek(stream, 0, SEEK_SET) == 0; /* folders end at the largest number */
+}
+
 tsar_status tsar_system_open_read(FILE **stream, const char *path, tsar_error *err)
 {
     if (tsar_path_kind(path) == TSAR_PATH_FOLDER) return tsar_fail(err, TSAR_INPUT, "cannot open %s: it is a folder (give the name of a file)", path);
     errno = 0;
-    *stream = fopen(path, "rb");
+    *stream = tsar_system_fopen(path, "rb");
     if (*stream != NULL) return TSAR_OK;
     const tsar_status status = tsar_system_status(errno);
     return tsar_fail(err, status, "cannot open %s: %s (%s)", path, errno ? strerror(errno) : "the system gives no reason",
@@ -194,6 +292,11 @@ FILE *tsar_system_create(const char *path, const char *old)
     (void)unlink(path);
     errno = error;
     return NULL;
+#elif defined(_WIN32)
+    wchar_t wide[WIDE_ROOM];
+    (void)old;
+    const int descriptor = _wopen(widen(wide, path), _O_WRONLY | _O_CREAT | _O_EXCL | _O_BINARY | _O_NOINHERIT, _S_IREAD | _S_IWRITE);
+    return descriptor < 0 ? NULL : _fdopen(descriptor, "wb");
 #else
     (void)old;
     FILE *taken = fopen(path, "rb");
@@ -241,6 +344,8 @@ int tsar_path_is_stream(const char *path)
     struct stat info;
     if (stat(path, &info) != 0) return 0;
     return type_of(&info) == TSAR_PATH_DEVICE || type_of(&info) == TSAR_PATH_SOCKET || standard_descriptor(&info) >= 0;
+#elif defined(_WIN32)
+    return _stricmp(path, "NUL") == 0 || _stricmp(path, "CON") == 0;
 #else
     return strncmp(path, "/dev/", 5) == 0;
 #endif
@@ -258,7 +363,7 @@ FILE *tsar_system_open_device(const char *path)
     if (stream == NULL && descriptor >= 0) (void)close(descriptor);
     return stream;
 #else
-    return fopen(path, "wb");
+    return tsar_system_fopen(path, "wb");
 #endif
 }
 
@@ -267,6 +372,8 @@ int tsar_system_flush(FILE *stream)
     if (fflush(stream) != 0 || ferror(stream)) return 0;
 #ifdef HAVE_POSIX
     if (fsync(fileno(stream)) != 0 && (errno == EIO || tsar_system_status(errno) == TSAR_ROOM)) return 0; /* others: what cannot be flushed */
+#elif defined(_WIN32)
+    if (_commit(_fileno(stream)) != 0 && (errno == EIO || tsar_system_status(errno) == TSAR_ROOM)) return 0;
 #endif
     return 1;
 }
@@ -274,9 +381,29 @@ int tsar_system_flush(FILE *stream)
 int tsar_system_replace(const char *from, const char *to)
 {
 #ifdef _WIN32
-    (void)remove(to); /* rename does not replace a file there */
+    wchar_t x[WIDE_ROOM], y[WIDE_ROOM];
+    if (MoveFileExW(widen(x, from), widen(y, to), MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH)) return 1;
+    errno = EACCES;
+    return 0;
+#else
+#ifndef HAVE_POSIX
+    (void)remove(to); /* C leaves it to the system whether rename replaces a file */
 #endif
     return rename(from, to) == 0;
+#endif
+}
+
+/* Safe in a signal handler where there is POSIX. */
+void tsar_system_remove(const char *path)
+{
+#if defined(HAVE_POSIX)
+    (void)unlink(path);
+#elif defined(_WIN32)
+    wchar_t wide[WIDE_ROOM];
+    (void)_wremove(widen(wide, path));
+#else
+    (void)remove(path);
+#endif
 }
 
 /* --------------------------------------------------------------------------------- temporary files, for signal handlers */
@@ -321,21 +448,22 @@ void tsar_temporary_drop(int slot)
 void tsar_output_clean(void)
 {
     for (int i = 0; i < SLOTS; i++)
-        if (get(&temporaries[i].used))
-#ifdef HAVE_POSIX
-            (void)unlink(temporaries[i].path);
-#else
-            (void)remove(temporaries[i].path);
-#endif
+        if (get(&temporaries[i].used)) tsar_system_remove(temporaries[i].path);
 }
 
 /* A number that no other process and no other moment has. */
 uint64_t tsar_system_seed(void)
 {
-    uint64_t seed = (uint64_t)time(NULL) << 20 ^ (uint64_t)clock();
-#ifdef HAVE_POSIX
+    uint64_t seed = (uint64_t)time(NULL) << 20;
+#if defined(HAVE_CLOCKS)
     struct timespec now;
     if (clock_gettime(CLOCK_REALTIME, &now) == 0) seed ^= (uint64_t)now.tv_nsec << 32;
+#elif defined(_WIN32)
+    LARGE_INTEGER ticks;
+    if (QueryPerformanceCounter(&ticks)) seed ^= (uint64_t)ticks.QuadPart << 32;
+    seed ^= (uint64_t)GetCurrentProcessId() << 44;
+#endif
+#ifdef HAVE_POSIX
     seed ^= (uint64_t)getpid() << 44;
 #endif
     return seed;
@@ -345,27 +473,76 @@ uint64_t tsar_system_seed(void)
 
 double tsar_seconds(void)
 {
-#ifdef HAVE_POSIX
+#if defined(HAVE_CLOCKS)
     struct timespec now;
     if (clock_gettime(CLOCK_MONOTONIC, &now) == 0) return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+#elif defined(_WIN32)
+    LARGE_INTEGER ticks, rate;
+    if (QueryPerformanceCounter(&ticks) && QueryPerformanceFrequency(&rate)) return (double)ticks.QuadPart / (double)rate.QuadPart;
 #endif
     return (double)time(NULL);
 }
 
+double tsar_processor_seconds(void)
+{
+#if defined(HAVE_POSIX)
+    struct timespec now;
+    if (clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now) == 0) return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+#elif defined(_WIN32)
+    FILETIME start, end, kernel, user; /* in units of 100 ns */
+    if (GetProcessTimes(GetCurrentProcess(), &start, &end, &kernel, &user))
+        return 1e-7 * ((double)kernel.dwLowDateTime + (double)user.dwLowDateTime + 0x1p32 * ((double)kernel.dwHighDateTime + (double)user.dwHighDateTime));
+#endif
+#ifdef __wasi__
+    return tsar_seconds();
+#else
+    return (double)clock() / CLOCKS_PER_SEC;
+#endif
+}
+
 int tsar_is_terminal(int descriptor)
 {
-#ifdef HAVE_POSIX
+#if defined(HAVE_POSIX)
     return isatty(descriptor);
+#elif defined(_WIN32) /* a console that understands escape sequences, as from Windows 10 on */
+    const HANDLE console = (HANDLE)_get_osfhandle(descriptor);
+    DWORD mode;
+    return GetConsoleMode(console, &mode) && SetConsoleMode(console, mode | 4 /* ENABLE_VIRTUAL_TERMINAL_PROCESSING */);
 #else
     (void)descriptor;
     return 0;
 #endif
 }
 
+#ifdef _WIN32
+/* The command line's arguments in UTF-8, for as long as the program runs; what the C library made of them if memory is out. */
+static void take_arguments(int *argc, char ***argv)
+{
+    int n = 0;
+    wchar_t **wide = CommandLineToArgvW(GetCommandLineW(), &n);
+    char **list = wide != NULL ? tsar_alloc((size_t)n + 1, sizeof *list, "arguments", NULL) : NULL;
+    for (int i = 0; i < n && list != NULL; i++) {
+        const int length = WideCharToMultiByte(CP_UTF8, 0, wide[i], -1, NULL, 0, NULL, NULL);
+        if ((list[i] = tsar_alloc((size_t)length, 1, "arguments", NULL)) == NULL) return;
+        (void)WideCharToMultiByte(CP_UTF8, 0, wide[i], -1, list[i], length, NULL, NULL);
+    }
+    if (list == NULL) return;
+    list[n] = NULL;
+    *argc = n;
+    *argv = list;
+}
+#endif
+
 /* A file that is opened while descriptor 1 is closed gets it, and is then written to by printf. What stands in for a closed
  * descriptor is opened the wrong way round, so that using it is an error. */
-void tsar_system_start(void)
+void tsar_system_start(int *argc, char ***argv)
 {
+#if defined(_WIN32)
+    take_arguments(argc, argv);
+    for (int descriptor = 0; descriptor <= 2; descriptor++) (void)_setmode(descriptor, _O_BINARY); /* pictures from standard input */
+#else
+    (void)argc, (void)argv;
+#endif
 #ifdef HAVE_POSIX
     for (int descriptor = 0; descriptor <= 2; descriptor++)
         if (fcntl(descriptor, F_GETFD) == -1 && errno == EBADF) (void)open("/dev/null", descriptor == 0 ? O_WRONLY : O_RDONLY);

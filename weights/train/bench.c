@@ -1,30 +1,17 @@
-/* How near a training step comes to the machine's own limit: see score.h. The clock is the only use of POSIX. */
-#if defined(__unix__) || defined(__APPLE__)
-#define _POSIX_C_SOURCE 199309L
-#endif
+/* How near a training step comes to the machine's own limit: see score.h. */
 #include "gpt.h"
 #include "score.h"
 #include "vq.h"
 
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
-
-static double seconds(void)
-{
-#ifdef CLOCK_MONOTONIC
-    struct timespec t;
-    if (clock_gettime(CLOCK_MONOTONIC, &t) == 0) return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-#endif
-    return (double)time(NULL);
-}
 
 /* Separate multiplications and additions in registers, 192 chains side by side: returns operations per second. */
 #define CHAINS 192
 #define ROUNDS 2000000
 static double peak(size_t threads)
 {
-    double sink = 0.0, start = seconds();
+    double sink = 0.0, start = tsar_seconds();
     ptrdiff_t shares = (ptrdiff_t)threads;
     float results[64];
     TSAR_PARALLEL_FOR(threads)
@@ -36,7 +23,7 @@ static double peak(size_t threads)
         results[share] = 0.0f;
         for (size_t i = 0; i < CHAINS; i++) results[share] += sum[i];
     }
-    double taken = seconds() - start;
+    double taken = tsar_seconds() - start;
     for (size_t i = 0; i < threads; i++) sink += (double)results[i];
     return sink > 0.0 ? 2.0 * CHAINS * ROUNDS * (double)threads / taken : 0.0;
 }
@@ -60,13 +47,13 @@ static tsar_status bench_vq(size_t threads, tsar_error *err)
     tsar_status status = vq_open(&net, &shape, 8, 1, threads, err);
     double best = 1e9;
     for (int i = 0; i < STEPS && status == TSAR_OK; i++) {
-        double start = seconds();
+        double start = tsar_seconds();
         vq_draw(&net, 1, (uint64_t)i, 1);
         vq_forward(&net);
         vq_loss(&net);
         vq_backward(&net);
         train_adam(&net.tape, (uint64_t)i + 1, 1e-4, 0.99, 0.0, 1.0 / (1.0 + train_gradient_norm(&net.tape)));
-        best = seconds() - start < best ? seconds() - start : best;
+        best = tsar_seconds() - start < best ? tsar_seconds() - start : best;
     }
     if (status == TSAR_OK) {
         report("vq", train_work(&net.tape), best, 8, threads);
@@ -84,7 +71,7 @@ static tsar_status bench_gpt(size_t s, size_t threads, tsar_error *err)
     double best = 1e9;
     tsar_status status = gpt_open(&net, &shape, 32, 12, 1, threads, err);
     for (int i = 0; i < STEPS && status == TSAR_OK; i++) {
-        double start = seconds();
+        double start = tsar_seconds();
         gpt_begin(&net, net.n - 1);
         for (size_t b = 0; b < 32; b++) {
             for (size_t k = 0; k < 256; k++) codes[k] = (int64_t)(tsar_mix(b * 256 + k) % 512);
@@ -95,7 +82,7 @@ static tsar_status bench_gpt(size_t s, size_t threads, tsar_error *err)
         gpt_loss(&net, 1e-4);
         gpt_backward(&net);
         train_adam(&net.tape, (uint64_t)i + 1, 1e-4, 0.95, 0.05, 1.0 / (1.0 + train_gradient_norm(&net.tape)));
-        best = seconds() - start < best ? seconds() - start : best;
+        best = tsar_seconds() - start < best ? tsar_seconds() - start : best;
     }
     if (status == TSAR_OK) {
         snprintf(name, sizeof name, "gpt s=%zu", s);

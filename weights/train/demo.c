@@ -1,17 +1,11 @@
 /* The demo: a sheet of pictures by the shipped model, each above its caption with the referee's verdict. See `make demo`. */
-#if defined(__unix__) || defined(__APPLE__)
-#define _POSIX_C_SOURCE 200112L /* isatty and clock_gettime */
-#define HAVE_POSIX
-#endif
 #include "scenes.h"
 
 #include <inttypes.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
-#ifdef HAVE_POSIX
-#include <unistd.h>
+#ifndef __wasi__ /* it has no signals */
+#include <signal.h>
 #endif
 #ifdef _OPENMP
 #include <omp.h>
@@ -136,23 +130,11 @@ static void choose_scenes(picture *pictures, size_t n, uint64_t seed)
 
 /* -------------------------------------------------------------------------------------------------------- the pictures */
 
-static double seconds_now(void)
-{
-#ifdef HAVE_POSIX
-    struct timespec now;
-    if (clock_gettime(CLOCK_MONOTONIC, &now) == 0) return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-#endif
-    return (double)time(NULL);
-}
-
 /* A bar on a terminal; elsewhere a line for every four pictures. */
 static void show_progress(size_t before, size_t done, size_t n, double seconds)
 {
     enum { WIDTH = 30 };
-    int bar = 0;
-#ifdef HAVE_POSIX
-    bar = isatty(2);
-#endif
+    const int bar = tsar_is_terminal(2);
     const double left = done ? seconds / (double)done * (double)(n - done) : 0;
     const int filled = (int)(done * WIDTH / n);
     if (bar && done == n)
@@ -189,7 +171,7 @@ static void make_picture(picture *p, const tsar_model *model, uint64_t seed)
 /* All pictures, as many at a time as there are threads. */
 static tsar_status make_pictures(picture *pictures, size_t n, const tsar_model *model, const options *o, tsar_error *err)
 {
-    const double start = seconds_now();
+    const double start = tsar_seconds();
     show_progress(0, 0, n, 0);
     for (size_t first = 0, count; first < n; first += count) {
         count = n - first < o->threads ? n - first : (size_t)o->threads;
@@ -200,7 +182,7 @@ static tsar_status make_pictures(picture *pictures, size_t n, const tsar_model *
                 *err = pictures[i].err;
                 return pictures[i].status;
             }
-        show_progress(first, first + count, n, seconds_now() - start);
+        show_progress(first, first + count, n, tsar_seconds() - start);
     }
     return TSAR_OK;
 }
@@ -253,11 +235,9 @@ static tsar_status write_sheet(const picture *pictures, size_t n, const options 
 
 static tsar_status open_model(tsar_model **model, const char *path, tsar_error *err)
 {
-    FILE *stream = fopen(path, "rb");
-    if (!stream && strcmp(path, SHIPPED_MODEL) == 0)
+    if (!tsar_path_is_readable(path) && strcmp(path, SHIPPED_MODEL) == 0)
         return tsar_fail(err, TSAR_INPUT, "%s is not there: run the demo in tsar's own folder, name another model with -m MODEL, or train it with make weights",
                          path);
-    if (stream) fclose(stream);
     tsar_status status = tsar_model_open(model, path, TSAR_PART_ALL, 1, err);
     if (status != TSAR_OK) return status;
     const tsar_config *c = &(*model)->config;
@@ -275,7 +255,7 @@ static tsar_status run(int argc, char **argv, tsar_error *err)
         fputs(help, stdout);
         return TSAR_OK;
     }
-    const double start = seconds_now();
+    const double start = tsar_seconds();
     tsar_status status = read_arguments(&o, argc, argv, err);
     const size_t n = (size_t)o.n;
     if (status == TSAR_OK) status = tsar_self_check(err);
@@ -290,7 +270,7 @@ static tsar_status run(int argc, char **argv, tsar_error *err)
     for (size_t i = 0; i < n && status == TSAR_OK; i++) right += (size_t)pictures[i].right;
     if (status == TSAR_OK) {
         const int shipped = strcmp(o.model, SHIPPED_MODEL) == 0;
-        printf("The sheet is %s: %zu pictures by %s, made in %.1f s.\n", o.output, n, o.model, seconds_now() - start);
+        printf("The sheet is %s: %zu pictures by %s, made in %.1f s.\n", o.output, n, o.model, tsar_seconds() - start);
         printf("%zu of %zu pictures show what their captions say, says the referee.\n", right, n);
         printf("Make your own: ./tsar generate%s%s%s -p \"three yellow stars above a blue ring\" -o mine" PICTURE_ENDING "\n", shipped ? "" : " -m '",
                shipped ? "" : o.model, shipped ? "" : "'");
@@ -303,6 +283,7 @@ static tsar_status run(int argc, char **argv, tsar_error *err)
 int main(int argc, char **argv)
 {
     tsar_error err = { "" };
+    tsar_system_start(&argc, &argv);
 #ifdef SIGXFSZ
     signal(SIGXFSZ, SIG_IGN); /* a file that grows beyond its limit is an error of writing */
 #endif
