@@ -221,13 +221,6 @@ static void tell_left(const tsar_importer *im, const leftovers *left, const char
                   left->n > 3 ? " ..." : "");
 }
 
-static int is_dropped(const tsar_importer *im, const char *name, const char *original)
-{
-    for (size_t i = 0; i < im->n_drop; i++)
-        if (strncmp(name, im->drop[i], strlen(im->drop[i])) == 0 || strncmp(original, im->drop[i], strlen(im->drop[i])) == 0) return 1;
-    return 0;
-}
-
 static int by_name(const void *a, const void *b)
 {
     const tsar_item *x = a, *y = b;
@@ -264,7 +257,7 @@ static tsar_status name_items(tsar_importer *im)
             const tsar_import_tensor *tensor = &im->files[i].checkpoint.tensors[j];
             char *name = im->names + im->names_used;
             const unsigned flags = tsar_import_name(name, 2 * (strlen(tensor->name) + ROOM_FOR_PART), tensor->name, im->files[i].naming);
-            if ((flags & TSAR_NAME_LEFT) || is_dropped(im, name, tensor->name)) {
+            if ((flags & TSAR_NAME_LEFT) || tsar_import_drops(im, name) || tsar_import_drops(im, tensor->name)) {
                 im->files[i].left++;
                 leave_out(flags & TSAR_NAME_LEFT ? &rule : &asked, tensor->name);
                 continue;
@@ -280,7 +273,8 @@ static tsar_status name_items(tsar_importer *im)
     tell_left(im, &rule, "tensor", " of modules that the model does without");
     tell_left(im, &asked, "tensor", " on request");
     for (size_t i = 0; i < im->n_drop && !asked.n; i++)
-        return tsar_fail(im->err, TSAR_USAGE, "drop=%.100s: the command line names the beginning of no tensor's name", im->drop[i]);
+        if (strncmp(im->drop[i], "tokenizer", 9) != 0 && strncmp(im->drop[i], "t5.spiece", 9) != 0) /* those may be files of their own */
+            return tsar_fail(im->err, TSAR_USAGE, "drop=%.100s: the command line names the beginning of no tensor's name", im->drop[i]);
     if (im->count) qsort(im->items, im->count, sizeof *im->items, by_name);
     return TSAR_OK;
 }
@@ -675,6 +669,14 @@ static tsar_status copy_notes(const tsar_importer *im)
     return status;
 }
 
+/* A tensor of a tokenizer that lies beside the checkpoints. */
+static tsar_status put_text(const tsar_importer *im, const tsar_tensor *tensor)
+{
+    size_t i = 0;
+    while (strcmp(im->text[i].name, tensor->name) != 0) i++; /* it was declared */
+    return tsar_writer_put(im->writer, im->text[i].data, tensor->count, im->err);
+}
+
 static tsar_status write_model(tsar_importer *im, const tsar_config *config, const char *path)
 {
     const tsar_tensor *next;
@@ -687,7 +689,12 @@ static tsar_status write_model(tsar_importer *im, const tsar_config *config, con
     for (size_t i = 0; status == TSAR_OK && i < im->count; i++)
         if (is_text(&im->items[i]))
             status = tsar_writer_declare(im->writer, im->items[i].name, im->items[i].dtype, im->items[i].rank, im->items[i].shape, im->err);
-    while (status == TSAR_OK && (next = tsar_writer_next(im->writer))) status = copy_item(im, config, tsar_import_find(im, next->name), block);
+    for (size_t i = 0; status == TSAR_OK && i < im->n_text; i++)
+        status = tsar_writer_declare(im->writer, im->text[i].name, im->text[i].dtype, im->text[i].rank, im->text[i].shape, im->err);
+    while (status == TSAR_OK && (next = tsar_writer_next(im->writer))) {
+        const tsar_item *item = tsar_import_find(im, next->name);
+        status = item ? copy_item(im, config, item, block) : put_text(im, next);
+    }
     tsar_free(block);
     if (status == TSAR_OK) return tsar_writer_commit(im->writer, im->err);
     tsar_writer_abandon(im->writer);
@@ -749,7 +756,9 @@ static tsar_status run(tsar_importer *im, const char *const *paths, size_t n_pat
     join_heads(im);
     if (!tsar_import_has(im, "gpt.") && !tsar_import_has(im, "vq.") && !tsar_import_has(im, "fine.") && !tsar_import_has(im, "t5.")) return refuse_unknown(im);
     status = tsar_import_infer_all(im);
+    if (status == TSAR_OK) status = tsar_import_text(im);
     if (status == TSAR_OK) status = read_config(im, &config);
+    if (status == TSAR_OK) status = tsar_import_check_text(im, &config);
     if (status == TSAR_OK) status = check_all(im, &config);
     return status == TSAR_OK ? write_model(im, &config, path) : status;
 }
@@ -768,6 +777,7 @@ tsar_status tsar_import(const char *const *paths, size_t n_paths, const char *pa
     tsar_status status = run(im, paths, n_paths, path, keys, values, n);
     for (size_t i = 0; i < im->n_files; i++) tsar_checkpoint_close(&im->files[i].checkpoint);
     for (size_t i = 0; i < im->n_operands; i++) tsar_file_list_close(&im->operands[i]);
+    tsar_import_close_text(im);
     tsar_free((void *)im->drop);
     tsar_free(im->operands);
     tsar_free(im->files);

@@ -46,7 +46,7 @@ typedef struct {
 
 /* In ascending order of rank: an argument outranks a file. */
 typedef enum { TSAR_ABSENT, TSAR_ASSUMED, TSAR_CONFIG_JSON, TSAR_INFERRED, TSAR_FROM_FILE, TSAR_ARGUMENT } tsar_origin;
-enum { TSAR_IMPORT_VALUE = 96, TSAR_IMPORT_EVIDENCE = 200, TSAR_IMPORT_PROBLEM = 400 };
+enum { TSAR_IMPORT_VALUE = 96, TSAR_IMPORT_EVIDENCE = 200, TSAR_IMPORT_PROBLEM = 400, TSAR_IMPORT_TEXT = 12 };
 typedef struct {
     tsar_origin from;
     char value[TSAR_IMPORT_VALUE], evidence[TSAR_IMPORT_EVIDENCE];
@@ -88,11 +88,17 @@ typedef struct {
     char first_problem[TSAR_IMPORT_PROBLEM];
     uint64_t bytes; /* of all tensors that the model takes */
     tsar_writer *writer;
+    tsar_bpe bpe;    /* what lies beside the checkpoints */
+    char *spiece;    /* [n_spiece] */
+    size_t n_spiece;
+    tsar_values text[TSAR_IMPORT_TEXT]; /* [n_text]: both as tensors of the model file */
+    size_t n_text;
 } tsar_importer;
 
 tsar_item *tsar_import_find(const tsar_importer *im, const char *name);
 int tsar_import_has(const tsar_importer *im, const char *prefix);      /* a weight whose name starts so */
 size_t tsar_import_first(const tsar_importer *im, const char *prefix); /* the first of those: they stand together */
+int tsar_import_drops(const tsar_importer *im, const char *name);      /* drop=PREFIX */
 int tsar_import_is_buffer(const tsar_item *item); /* state that a PyTorch module keeps beside its weights, or no number that a weight can be */
 
 tsar_setting *tsar_import_setting(const tsar_importer *im, const char *key);
@@ -116,5 +122,12 @@ tsar_status tsar_import_blame(const tsar_importer *im, const char *key);
 tsar_status tsar_import_config(tsar_importer *im, const char *path);
 /* The configuration, or the status of what is missing. */
 tsar_status tsar_import_infer_all(tsar_importer *im);
+
+/* --------------------------------------------------------------------------------- tokenizers of text (import_text.c) */
+
+/* Finds and reads what the model's family has beside its checkpoints, once arch is known. */
+tsar_status tsar_import_text(tsar_importer *im);
+tsar_status tsar_import_check_text(const tsar_importer *im, const tsar_config *config); /* its ids are those of the model */
+void tsar_import_close_text(tsar_importer *im);
 
 #endif

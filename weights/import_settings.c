@@ -37,6 +37,13 @@ int tsar_import_has(const tsar_importer *im, const char *prefix)
     return 0;
 }
 
+int tsar_import_drops(const tsar_importer *im, const char *name)
+{
+    for (size_t i = 0; i < im->n_drop; i++)
+        if (strncmp(name, im->drop[i], strlen(im->drop[i])) == 0) return 1;
+    return 0;
+}
+
 int tsar_import_is_buffer(const tsar_item *item)
 {
     static const char *const PATTERNS[] = { ".kv_cache.", "freqs_cis", "causal_mask", "quantize.codebook_used", "num_batches_tracked", ".inv_freq" };

@@ -10,6 +10,7 @@ enum { MAX_HEADER = 1 << 16 };
 typedef struct {
     size_t size; /* bytes of one element: 2, 4 or 8 */
     int big;     /* most significant byte first */
+    int fortran; /* the first index runs fastest */
     size_t rank, shape[3];
     uint64_t data; /* of its first element in the file */
 } npy;
@@ -53,24 +54,26 @@ static tsar_status read_header(tsar_source *source, npy *array, tsar_error *err)
 {
     uint8_t head[12] = { 0 };
     tsar_status status = tsar_source_read(source, 0, head, source->size < 12 ? (size_t)source->size : 12, err);
-    if (status) return status;
+    if (status != TSAR_OK) return status;
     size_t fixed = head[6] == 1 ? 10 : 12, length = head[6] == 1 ? tsar_get_u16(head + 8) : tsar_get_u32(head + 8);
     if (head[6] < 1 || head[6] > 3 || head[7] != 0) return bad_npy(source, err, "its npy version is not 1.0, 2.0 or 3.0");
     if (length > MAX_HEADER) return bad_npy(source, err, "its npy header is longer than any array's");
     char *header = tsar_alloc(length + 1, 1, "an npy header", err);
     if (!header) return TSAR_ROOM;
-    if (!(status = tsar_source_read(source, fixed, header, length, err))) {
+    status = tsar_source_read(source, fixed, header, length, err);
+    if (status == TSAR_OK) {
         const char *descr = value_of(header, "'descr'"), *order = value_of(header, "'fortran_order'");
         array->data = fixed + length;
         if (!descr || descr[0] != '\'' || (descr[1] != '<' && descr[1] != '>') || descr[2] != 'f' || !strchr("248", descr[3]) || descr[3] == '\0' ||
             descr[4] != '\'')
             status = bad_npy(source, err, "its elements are no floating-point numbers");
-        else if (!order || strncmp(order, "False", 5) != 0)
-            status = bad_npy(source, err, "it is in Fortran order");
+        else if (!order || (strncmp(order, "False", 5) != 0 && strncmp(order, "True", 4) != 0))
+            status = bad_npy(source, err, "its header does not tell the order of its elements");
         else if (!read_shape(value_of(header, "'shape'"), array))
             status = bad_npy(source, err, "its shape has not two or three dimensions");
         else {
             array->big = descr[1] == '>';
+            array->fortran = order[0] == 'T';
             array->size = (size_t)(descr[3] - '0');
         }
     }
@@ -100,7 +103,7 @@ static tsar_status read_npy(tsar_source *source, double *caption, double *mask, 
     npy array = { 0 };
     uint8_t block[4096];
     tsar_status status = read_header(source, &array, err);
-    if (status) return status;
+    if (status != TSAR_OK) return status;
     if (array.rank == 3 && array.shape[0] == 1) { /* [1, n, C] */
         array.shape[0] = array.shape[1];
         array.shape[1] = array.shape[2];
@@ -116,11 +119,13 @@ static tsar_status read_npy(tsar_source *source, double *caption, double *mask, 
     if (source->size - array.data != bytes)
         return tsar_fail(err, TSAR_INPUT, "%s: holds %" PRIu64 " bytes of data, its shape needs %" PRIu64, source->path, source->size - array.data,
                          bytes);
-    double *out = caption + (T - array.shape[0]) * C;
-    for (uint64_t done = 0; !status && done < bytes;) {
+    double *out = caption + (T - array.shape[0]) * C; /* [n][C] */
+    size_t at = 0;
+    for (uint64_t done = 0; status == TSAR_OK && done < bytes;) {
         size_t part = bytes - done < sizeof block ? (size_t)(bytes - done) : sizeof block;
         status = tsar_source_read(source, array.data + done, block, part, err);
-        for (size_t i = 0; !status && i < part; i += array.size) *out++ = element(block + i, &array);
+        for (size_t i = 0; status == TSAR_OK && i < part; i += array.size, at++)
+            out[array.fortran ? at % array.shape[0] * C + at / array.shape[0] : at] = element(block + i, &array);
         done += part;
     }
     for (size_t t = 0; t < T; t++) mask[t] = t >= T - array.shape[0];
@@ -132,7 +137,7 @@ static tsar_status read_safetensors(const char *path, double *caption, double *m
 {
     tsar_file *file;
     tsar_status status = tsar_file_open(&file, path, err);
-    if (status) return status;
+    if (status != TSAR_OK) return status;
     const tsar_tensor *features = tsar_file_find(file, "caption"), *real = tsar_file_find(file, "mask");
     if (!features || !real)
         status = tsar_fail(err, TSAR_INPUT, "%s: lacks tensor %s; a caption file holds caption [%zu, %zu] and mask [%zu]", path,
@@ -140,10 +145,10 @@ static tsar_status read_safetensors(const char *path, double *caption, double *m
     else if (features->rank != 2 || features->shape[0] != T || features->shape[1] != C || real->rank != 1 || real->shape[0] != T)
         status = tsar_fail(err, TSAR_INPUT, "%s: tensor %s has another shape than the model needs: caption [%zu, %zu] and mask [%zu]", path,
                            real->rank == 1 && real->shape[0] == T ? "caption" : "mask", T, C, T);
-    if (!status) status = tsar_file_read_f64(file, features, 0, features->count, caption, err);
-    if (!status) status = tsar_file_read_f64(file, real, 0, real->count, mask, err);
+    if (status == TSAR_OK) status = tsar_file_read_f64(file, features, 0, features->count, caption, err);
+    if (status == TSAR_OK) status = tsar_file_read_f64(file, real, 0, real->count, mask, err);
     tsar_file_close(file);
-    for (size_t t = 0; !status && t < T; t++)
+    for (size_t t = 0; status == TSAR_OK && t < T; t++)
         if (mask[t] != 0 && mask[t] != 1)
             return tsar_fail(err, TSAR_INPUT, "%s: mask holds %g at position %zu; 1 is a real position, 0 padding", path, mask[t], t);
     return status;
@@ -157,19 +162,19 @@ tsar_status tsar_caption_read(const tsar_model *model, const char *path, double 
     *caption = *mask = NULL;
     if (model->config.arch != TSAR_LLAMAGEN_T2I) return tsar_fail(err, TSAR_INPUT, "%s: the model takes no captions; only llamagen-t2i does", path);
     tsar_status status = tsar_source_open(&source, path, err);
-    if (status) return status;
+    if (status != TSAR_OK) return status;
     *caption = tsar_alloc(T, C * sizeof **caption, "a caption", err); /* caption_dim is at most 2^24 */
     *mask = tsar_alloc(T, sizeof **mask, "a caption's mask", err);
     status =
         *caption && *mask ? tsar_source_read(&source, 0, magic, source.size < sizeof magic ? (size_t)source.size : sizeof magic, err) : TSAR_ROOM;
-    if (!status)
+    if (status == TSAR_OK)
         status =
             memcmp(magic, "\x93NUMPY", 6) == 0 ? read_npy(&source, *caption, *mask, T, C, err) : read_safetensors(path, *caption, *mask, T, C, err);
     tsar_source_close(&source);
-    for (size_t i = 0; !status && i < T * C; i++)
+    for (size_t i = 0; status == TSAR_OK && i < T * C; i++)
         if (!((*caption)[i] - (*caption)[i] == 0)) /* NaN or infinite */
             status = tsar_fail(err, TSAR_INPUT, "%s: feature %zu of position %zu is NaN or infinite", path, i % C, i / C);
-    if (status) {
+    if (status != TSAR_OK) {
         tsar_free(*caption);
         tsar_free(*mask);
         *caption = *mask = NULL;
