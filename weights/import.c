@@ -503,6 +503,7 @@ static tsar_status check_all(tsar_importer *im, const tsar_config *config)
             problem(im, "tensor %.128s of shape %s belongs to no part of this model (drop=PREFIX leaves tensors out)", item->name,
                     tsar_shape_text(shape, sizeof shape, item->rank, item->shape));
     }
+    if (status == TSAR_OK) status = check_files(im);
     if (status != TSAR_OK) return status;
     if (im->problems > MAX_PROBLEMS) tsar_note(im->note, im->context, "... and %zu more", im->problems - MAX_PROBLEMS);
     if (im->problems) return tsar_fail(im->err, TSAR_INPUT, "%s: %s%s", im->name, im->first_problem, im->problems > 1 ? " (the first of several)" : "");
@@ -511,7 +512,7 @@ static tsar_status check_all(tsar_importer *im, const tsar_config *config)
     if (im->bytes > given * MAX_GROWTH + (1 << 20)) /* tensors that repeat a storage many times over */
         return tsar_fail(im->err, TSAR_INPUT, "%s: %" PRIu64 " bytes would become %" PRIu64 " of weights; its tensors repeat their storages beyond belief",
                          im->name, given, im->bytes);
-    return check_files(im);
+    return TSAR_OK;
 }
 
 /* No tensor has a name that is known: what is there instead. */

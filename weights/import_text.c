@@ -134,8 +134,8 @@ tsar_status tsar_import_check_text(const tsar_importer *im, const tsar_config *c
     most = largest(bpe->special.ids, bpe->special.n, most);
     most = largest(bpe->byte_ids, 256, most);
     if (most < 0 || (uint64_t)most < config->n_ids) return TSAR_OK;
-    return tsar_fail(im->err, TSAR_INPUT, "%s: the tokenizer beside it has id %" PRId64 ", the model has %zu (drop=tokenizer. imports without it)", im->name, most,
-                     config->n_ids);
+    return tsar_fail(im->err, TSAR_INPUT, "%s: the tokenizer beside it has id %" PRId64 ", the model has %zu (drop=tokenizer. imports without it)", im->name,
+                     most, config->n_ids);
 }
 
 void tsar_import_close_text(tsar_importer *im)
