@@ -538,6 +538,7 @@ typedef struct {
     tsar_table t5_embeddings;           /* [t5_vocab][t5_dim] */
     uint8_t *t5_spiece;                 /* [n_t5_spiece]: the file spiece.model as it is; NULL without it */
     size_t n_t5_spiece;
+    struct tsar_spiece *spiece;         /* read from it */
     tsar_bpe bpe;                       /* text to ids: tokenizer.*; tsar's own takes it without merges, too */
     char *known_words;                  /* the key known_words: all words of its training captions, blanks between them; NULL without it */
 } tsar_model;
@@ -605,12 +606,19 @@ int64_t tsar_bpe_special(const tsar_bpe *bpe, const char *text);
 typedef struct tsar_spiece tsar_spiece;
 tsar_status tsar_spiece_open(tsar_spiece **spiece, const void *file, size_t bytes, const char *name, tsar_error *err);
 void tsar_spiece_close(tsar_spiece *spiece); /* accepts NULL */
+size_t tsar_spiece_count(const tsar_spiece *spiece); /* pieces: ids are below it */
 tsar_status tsar_spiece_encode(const tsar_spiece *spiece, const char *text, size_t bytes, int64_t **ids, size_t *n, tsar_error *err);
 tsar_status tsar_spiece_decode(const tsar_spiece *spiece, const int64_t *ids, size_t n, char **text, size_t *bytes, tsar_error *err);
 
 /* LlamaGen's cleaning of captions (QUIRKS-t5): *clean [*n] is the caller's to tsar_free. Exact for printable ASCII without '<' and '&', also behind
  * a %XX; TSAR_INPUT, with the character, for other text. */
 tsar_status tsar_caption_clean(const char *prompt, size_t bytes, char **clean, size_t *n, tsar_error *err);
+
+/* A tokenizer that is a file of its own: tokenizer.json, tiktoken's ranks, or spiece.model. One of the two is there; tsar_tokenizer_close
+ * releases both. */
+typedef struct { tsar_bpe bpe; tsar_spiece *spiece; char *file; } tsar_tokenizer;
+tsar_status tsar_tokenizer_open(tsar_tokenizer *tokenizer, const char *path, tsar_error *err);
+void tsar_tokenizer_close(tsar_tokenizer *tokenizer);
 
 /* A sentence for a model, and what its template needs besides. */
 typedef struct {
@@ -625,6 +633,10 @@ extern const char tsar_negative_prompt[]; /* emu3's published one */
 /* The prefix of a sentence by the model's template (SPEC 11): *ids [*n] is the caller's to tsar_free. TSAR_INPUT if the model takes no text,
  * has no tokenizer or lacks an id of its template, if its tokenizer cannot take the text, or the size is none of its sizes. */
 tsar_status tsar_text_prefix(const tsar_model *model, const tsar_sentence *sentence, int64_t **ids, size_t *n, tsar_error *err);
+/* The ids of a sentence for the T5 encoder of a model: cleaned where t5_clean says so and `raw` does not, cut to most - 1 pieces, then the end (1). */
+tsar_status tsar_text_t5(const tsar_model *t5, const tsar_sentence *sentence, size_t most, int64_t **ids, size_t *n, tsar_error *err);
+/* Of a text alone: no template, no cleaning, no end. */
+tsar_status tsar_text_ids(const tsar_model *model, const char *text, size_t bytes, int64_t **ids, size_t *n, tsar_error *err);
 /* The same of a 0-terminated prompt for the model's grid. */
 tsar_status tsar_text_encode(const tsar_model *model, const char *prompt, int64_t **ids, size_t *n, tsar_error *err);
 /* The next word of the prompt, from byte `from` on, that is none of the model's known_words and stands nowhere before in the prompt:

@@ -743,6 +743,10 @@ static tsar_status load_tokenizer(tsar_model *m, loader *l, tsar_error *err)
         status = tsar_fail(err, TSAR_INPUT, "%s: tokenizer.special_ids needs tokenizer.special_pass beside it", l->path);
     bpe->split = (tsar_split)m->config.text_split;
     bpe->nfc = m->config.text_normal_nfc;
+    if (status == TSAR_OK && m->t5_spiece) status = tsar_spiece_open(&m->spiece, m->t5_spiece, m->n_t5_spiece, l->path, err);
+    if (status == TSAR_OK && m->spiece && tsar_spiece_count(m->spiece) > m->config.t5_vocab)
+        status = tsar_fail(err, TSAR_INPUT, "%s: the tokenizer t5.spiece has %zu pieces, more than t5_vocab=%zu", l->path, tsar_spiece_count(m->spiece),
+                           m->config.t5_vocab);
     return status == TSAR_OK && m->config.n_ids && l->parts & TSAR_PART_TEXT ? tsar_bpe_open(bpe, m->config.n_ids, l->path, err) : status;
 }
 
@@ -861,6 +865,7 @@ void tsar_model_close(tsar_model *model)
     free_coder(&model->vq.encoder, model->config.vq_levels);
     free_coder(&model->vq.decoder, model->config.vq_levels);
     tsar_free(model->t5.layers);
+    tsar_spiece_close(model->spiece);
     tsar_free(model->t5_spiece);
     tsar_bpe_close(&model->bpe);
     tsar_free(model->known_words);

@@ -216,6 +216,40 @@ tsar_status tsar_text_encode(const tsar_model *model, const char *prompt, int64_
     return tsar_text_prefix(model, &sentence, ids, n, err);
 }
 
+enum { T5_END = 1 };
+
+tsar_status tsar_text_t5(const tsar_model *t5, const tsar_sentence *sentence, size_t most, int64_t **ids, size_t *n, tsar_error *err)
+{
+    char *clean = NULL;
+    const char *text = sentence->text;
+    size_t bytes = sentence->bytes;
+    *ids = NULL;
+    *n = 0;
+    if (!t5->spiece)
+        return tsar_fail(err, TSAR_INPUT, "%s has no tokenizer t5.spiece, so it takes no text (import it with its spiece.model)",
+                         t5->config.has_t5 ? "the text encoder" : "the model");
+    tsar_status status = TSAR_OK;
+    if (t5->config.t5_clean && !sentence->raw) {
+        status = tsar_caption_clean(text, bytes, &clean, &bytes, err);
+        text = clean;
+    }
+    if (status == TSAR_OK) status = tsar_spiece_encode(t5->spiece, text, bytes, ids, n, err);
+    tsar_free(clean);
+    if (status != TSAR_OK) return status;
+    if (*n > most - 1) *n = most - 1;
+    (*ids)[(*n)++] = T5_END;
+    return TSAR_OK;
+}
+
+tsar_status tsar_text_ids(const tsar_model *model, const char *text, size_t bytes, int64_t **ids, size_t *n, tsar_error *err)
+{
+    if (model->spiece) return tsar_spiece_encode(model->spiece, text, bytes, ids, n, err);
+    if (model->bpe.pairs.at && (model->bpe.byte_ids || model->config.text_template == TSAR_TEMPLATE_TSAR)) return tsar_bpe_encode(&model->bpe, text, bytes, ids, n, err);
+    *ids = NULL;
+    *n = 0;
+    return tsar_fail(err, TSAR_INPUT, "the model has no tokenizer, so it takes no text (import it with its tokenizer)");
+}
+
 tsar_status tsar_text_decode(const tsar_model *model, const int64_t *ids, size_t n, char **text, tsar_error *err)
 {
     size_t bytes = 0;

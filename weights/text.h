@@ -55,10 +55,6 @@ tsar_status tsar_bpe_drop_repeated(tsar_bpe *bpe, tsar_error *err);
 /* unreached[i] = 1 where bytes and merges do not make piece i's id of its bytes. */
 tsar_status tsar_bpe_unreached(const tsar_bpe *bpe, const tsar_pieces *pieces, unsigned char *unreached, tsar_error *err);
 
-/* -------------------------------------------------------------------------------------------- unigram pieces (spiece.c) */
-
-size_t tsar_spiece_count(const tsar_spiece *spiece); /* pieces: ids are below it */
-
 /* ------------------------------------------------------------------------------------------------- patterns (pattern.c) */
 
 /* A pattern is a row of items, tried in order with backtracking, longest first:

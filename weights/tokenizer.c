@@ -773,3 +773,37 @@ tsar_status tsar_bpe_read(tsar_bpe *bpe, const char *path, tsar_error *err)
     if (status != TSAR_OK) tsar_bpe_close(bpe);
     return status;
 }
+
+/* ------------------------------------------------------------------------------------------------------------- any of them */
+
+static int ends_in(const char *path, const char *ending)
+{
+    const size_t n = strlen(path), e = strlen(ending);
+    return n >= e && strcmp(path + n - e, ending) == 0;
+}
+
+tsar_status tsar_tokenizer_open(tsar_tokenizer *tokenizer, const char *path, tsar_error *err)
+{
+    memset(tokenizer, 0, sizeof *tokenizer);
+    size_t bytes = 0;
+    tsar_status status = read_file(path, &tokenizer->file, &bytes, err);
+    /* A spiece.model begins with the tag of its first piece, which is also the end of a line. */
+    const int spiece = status == TSAR_OK && (ends_in(path, ".model") || (bytes > 0 && tokenizer->file[0] == '\n' && !ends_in(path, ".json")));
+    if (spiece) {
+        status = tsar_spiece_open(&tokenizer->spiece, tokenizer->file, bytes, path, err);
+    } else if (status == TSAR_OK) {
+        tsar_free(tokenizer->file);
+        tokenizer->file = NULL;
+        status = tsar_bpe_read(&tokenizer->bpe, path, err);
+    }
+    if (status != TSAR_OK) tsar_tokenizer_close(tokenizer);
+    return status;
+}
+
+void tsar_tokenizer_close(tsar_tokenizer *tokenizer)
+{
+    tsar_bpe_close(&tokenizer->bpe);
+    tsar_spiece_close(tokenizer->spiece);
+    tsar_free(tokenizer->file);
+    memset(tokenizer, 0, sizeof *tokenizer);
+}
