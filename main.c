@@ -26,12 +26,12 @@ enum { PATH_ROOM = 4096 }; /* bytes of a path that is made here */
 
 /* ------------------------------------------------------------------------------------------- 1. the table of flags */
 
-enum { GENERATE = 1, ENCODE = 2, DECODE = 4, TRACE = 8, VERIFY = 16, IMPORT = 32, SYNTH = 64, INFO = 128, BENCH = 256, CLUSTER = 512, SCORE = 1024, EVERY = 2047 };
+enum { GENERATE = 1, ENCODE = 2, DECODE = 4, TRACE = 8, VERIFY = 16, IMPORT = 32, SYNTH = 64, INFO = 128, BENCH = 256, CLUSTER = 512, SCORE = 1024, TEXT = 2048, EVERY = 4095 };
 
 /* clang-format off */
 enum { O_MODEL, O_OUTPUT, O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_IMAGES, O_SEED, O_CFG, O_SCHEDULE, O_INTERVAL, O_TEMPERATURE, O_TOP_K,
        O_TOP_P, O_GREEDY, O_DECODE, O_CODES, O_FRAMES, O_ORDER_MAP, O_SHOW, O_INPUTS, O_IMAGE, O_RTOL, O_JSON, O_LIKE, O_DTYPE, O_LABELS, O_THREADS,
-       O_PROMPTS, O_SHARD, O_RESUME, O_FORCE, O_QUIET, O_HELP, OPTIONS };
+       O_PROMPTS, O_SHARD, O_RESUME, O_FORCE, O_RAW_PROMPT, O_TEMPLATE, O_TO_TEXT, O_QUIET, O_HELP, OPTIONS };
 /* clang-format on */
 
 typedef enum { IS_SWITCH, IS_TEXT, IS_COUNT, IS_INTEGER, IS_REAL } option_kind;
@@ -52,7 +52,7 @@ typedef struct {
 
 static const option options[OPTIONS] = {
     /* in the order of the enum above */
-    { "model", 'm', "MODEL", IS_TEXT, 0, 0, GENERATE | ENCODE | DECODE | TRACE | VERIFY | CLUSTER | SCORE, VERIFY | CLUSTER,
+    { "model", 'm', "MODEL", IS_TEXT, 0, 0, GENERATE | ENCODE | DECODE | TRACE | VERIFY | CLUSTER | SCORE | TEXT, VERIFY | CLUSTER,
       "model file; all but verify and cluster take the shipped " SHIPPED_MODEL " without it, from weights/ beside the program or from the data directory" },
     { "output", 'o', "FILE", IS_TEXT, 0, 0, GENERATE | ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER | SCORE, ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER,
       "file to write; pictures are PNG or PPM by its ending (generate: out" PICTURE_ENDING
@@ -97,6 +97,9 @@ static const option options[OPTIONS] = {
     { "resume", 0, NULL, IS_SWITCH, 0, 0, GENERATE, 0,
       "go on with images that were interrupted: those whose file is there, with the same command in its text, are left as they are (PNG or --codes)" },
     { "force", 0, NULL, IS_SWITCH, 0, 0, IMPORT | CLUSTER, 0, "let the output replace a file that is read" },
+    { "raw-prompt", 0, NULL, IS_SWITCH, 0, 0, TEXT, 0, "take the prompt as it is: no cleaning of captions (LlamaGen), no suffix (Emu3)" },
+    { "template", 0, NULL, IS_SWITCH, 0, 0, TEXT, 0, "the ids of the whole prefix, by the template of the model's family" },
+    { "to-text", 0, NULL, IS_SWITCH, 0, 0, TEXT, 0, "from ids, divided by blanks or commas, to the bytes that they stand for" },
     { "quiet", 'q', NULL, IS_SWITCH, 0, 0, EVERY, 0, "print no progress and no notes" },
     { "help", 'h', NULL, IS_SWITCH, 0, 0, EVERY, 0, "print help: tsar -h in short, tsar --help with all flags, tsar COMMAND --help for one command" },
 };
@@ -951,6 +954,73 @@ static tsar_status run_score(const arguments *a, tsar_error *err)
     return status;
 }
 
+/* -------------------------------------------------------------------------------------------------------------- text */
+
+/* Ids divided by blanks or commas to bytes on standard output. */
+static tsar_status print_bytes(const tsar_model *model, const tsar_tokenizer *tokenizer, char *text, size_t bytes, tsar_error *err)
+{
+    int64_t *ids = tsar_alloc(bytes / 2 + 1, sizeof *ids, "ids", err);
+    size_t n = 0, n_bytes = 0;
+    char *out = NULL;
+    tsar_status status = ids ? TSAR_OK : TSAR_ROOM;
+    for (size_t at = 0, end; at < bytes && status == TSAR_OK; at = end + 1) {
+        uint64_t id = 0;
+        for (end = at; end < bytes && !strchr(" ,\t\r\n", text[end]); end++) continue;
+        text[end] = 0;
+        if (end > at && !parse_count(text + at, INT64_MAX, &id)) status = tsar_fail(err, TSAR_USAGE, "%s: give ids as whole numbers, for example 0 7 1", text + at);
+        if (end > at) ids[n++] = (int64_t)id;
+    }
+    const tsar_spiece *spiece = model ? model->spiece : tokenizer->spiece;
+    const tsar_bpe *bpe = model ? &model->bpe : &tokenizer->bpe;
+    if (status == TSAR_OK) status = spiece ? tsar_spiece_decode(spiece, ids, n, &out, &n_bytes, err) : tsar_bpe_decode(bpe, ids, n, &out, &n_bytes, err);
+    if (status == TSAR_OK) fwrite(out, 1, n_bytes, stdout);
+    tsar_free(ids);
+    tsar_free(out);
+    return status;
+}
+
+static tsar_status print_ids(const arguments *a, const tsar_model *model, const tsar_tokenizer *tokenizer, const char *text, size_t bytes, tsar_error *err)
+{
+    const tsar_sentence sentence = { .text = text, .bytes = bytes, .raw = a->at[O_RAW_PROMPT].text != NULL };
+    int64_t *ids = NULL;
+    size_t n = 0;
+    const tsar_status status = model && a->at[O_TEMPLATE].text ? tsar_text_prefix(model, &sentence, &ids, &n, err)
+                               : model                         ? tsar_text_ids(model, text, bytes, &ids, &n, err)
+                               : tokenizer->spiece             ? tsar_spiece_encode(tokenizer->spiece, text, bytes, &ids, &n, err)
+                                                               : tsar_bpe_encode(&tokenizer->bpe, text, bytes, &ids, &n, err);
+    for (size_t i = 0; i < n && status == TSAR_OK; i++) printf("%s%" PRId64, i ? " " : "", ids[i]);
+    if (status == TSAR_OK) putchar('\n');
+    tsar_free(ids);
+    return status;
+}
+
+/* tsar text [TOKENIZER] TEXT: ids of a text, or with --to-text the bytes of ids. */
+static tsar_status run_text(const arguments *a, tsar_error *err)
+{
+    const char *operand = a->operands[a->n - 1];
+    tsar_model *model = NULL;
+    tsar_tokenizer tokenizer = { 0 };
+    char *text = NULL;
+    size_t bytes = 0;
+    if (a->n == 2 && (a->at[O_MODEL].text || a->at[O_TEMPLATE].text))
+        return tsar_fail(err, TSAR_USAGE, "%s: %s; see tsar text --help", a->operands[0],
+                         a->at[O_MODEL].text ? "give either -m MODEL or a tokenizer file" : "a tokenizer file has no --template, a model has (-m MODEL)");
+    tsar_status status = a->n == 2 ? tsar_tokenizer_open(&tokenizer, a->operands[0], err) : open_model(a, TSAR_PART_TEXT | TSAR_PART_T5, &model, err);
+    if (status == TSAR_OK && strcmp(operand, "-") == 0) {
+        status = tsar_read_whole(operand, "the text", &text, &bytes, err);
+    } else if (status == TSAR_OK) {
+        bytes = strlen(operand);
+        text = tsar_alloc(bytes + 1, 1, "the text", err);
+        if (text) memcpy(text, operand, bytes);
+        if (!text) status = TSAR_ROOM;
+    }
+    if (status == TSAR_OK) status = a->at[O_TO_TEXT].text ? print_bytes(model, &tokenizer, text, bytes, err) : print_ids(a, model, &tokenizer, text, bytes, err);
+    tsar_free(text);
+    tsar_model_close(model);
+    tsar_tokenizer_close(&tokenizer);
+    return status;
+}
+
 /* ------------------------------------------------------------------------------------------------------------ 6. verify */
 
 typedef struct {
@@ -1194,6 +1264,9 @@ static const command commands[] = {
     { SCORE, "score", "CODES.safetensors", 1, 1, run_score,
       "Tells the log-likelihood of given codes in nats: their sum, and with -o FILE that of each code; without guidance unless --cfg says otherwise. The prompt is "
       "the file's own input.*, as generate --codes writes it, unless flags give it." },
+    { TEXT, "text", "[TOKENIZER] TEXT", 1, 2, run_text,
+      "Turns a text into ids, on one line, or with --to-text ids into bytes; - is standard input, of which every byte counts. The tokenizer is the model's, or a "
+      "published file: tokenizer.json, emu3.tiktoken with emu3_vision_tokens.txt beside it, spiece.model." },
     { IMPORT, "import", "CHECKPOINT... [KEY=VALUE...]", 1, (size_t)-1, run_import,
       "Turns PyTorch (zip or legacy) and safetensors checkpoints, their indexes and folders into one model file. KEY=VALUE gives what neither shapes nor a "
       "config.json tell; from=KEY chooses the dictionary with the weights, drop=PREFIX leaves tensors out. No code of a checkpoint is run." },

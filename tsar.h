@@ -228,6 +228,9 @@ tsar_status tsar_file_read(tsar_file *file, const tsar_tensor *tensor, uint64_t 
 tsar_status tsar_file_read_f64(tsar_file *file, const tsar_tensor *tensor, uint64_t first, uint64_t count, double *out, tsar_error *err);
 tsar_status tsar_file_read_i64(tsar_file *file, const tsar_tensor *tensor, uint64_t first, uint64_t count, int64_t *out, tsar_error *err);
 
+/* A whole file, "-" is standard input, 0-terminated: *bytes [*size] is the caller's to tsar_free. `what` names it in errors. */
+tsar_status tsar_read_whole(const char *path, const char *what, char **bytes, size_t *size, tsar_error *err);
+
 /* Any output file: written beside its name, flushed to the disk and renamed over it by tsar_output_commit, so that a failure leaves the old
  * file as it was. The mode of an old file is kept, symbolic links are followed; what is a device, a FIFO, a socket or standard output is
  * written to directly. tsar_output_abandon removes what was written; after a failed write the output is still to be abandoned. */
@@ -630,7 +633,7 @@ typedef struct {
 } tsar_sentence;
 extern const char tsar_negative_prompt[]; /* emu3's published one */
 
-/* The prefix of a sentence by the model's template (SPEC 11): *ids [*n] is the caller's to tsar_free. TSAR_INPUT if the model takes no text,
+/* The prefix of a sentence by the model's template (SPEC 11), or its ids for the model's T5 encoder: *ids [*n] is the caller's to tsar_free. TSAR_INPUT if the model takes no text,
  * has no tokenizer or lacks an id of its template, if its tokenizer cannot take the text, or the size is none of its sizes. */
 tsar_status tsar_text_prefix(const tsar_model *model, const tsar_sentence *sentence, int64_t **ids, size_t *n, tsar_error *err);
 /* The ids of a sentence for the T5 encoder of a model: cleaned where t5_clean says so and `raw` does not, cut to most - 1 pieces, then the end (1). */

@@ -1,7 +1,6 @@
 /* prompts.c - lists of prompts and how they are spread over machines: one command after the other, with the weights read once. */
 #include "files/files.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,37 +13,6 @@ struct tsar_prompts {
 };
 
 /* ------------------------------------------------------------------------------------------------------------- reading */
-
-/* The whole file, 0-terminated, in bytes that the caller gives back; "-" is standard input. */
-static tsar_status read_all(const char *path, char **bytes, size_t *size, tsar_error *err)
-{
-    FILE *stream = strcmp(path, "-") == 0 ? stdin : fopen(path, "rb");
-    size_t room = 0, got = 1;
-    tsar_status status = TSAR_OK;
-    *bytes = NULL;
-    *size = 0;
-    if (stream == NULL) return tsar_fail(err, errno == ENOMEM ? TSAR_ROOM : TSAR_INPUT, "%s: the list of prompts cannot be opened: %s", path, strerror(errno));
-    while (status == TSAR_OK && got > 0) {
-        if (*size == room) {
-            char *larger = tsar_alloc(tsar_product(room > 0 ? room : 4096, 2), 1, "a list of prompts", err);
-            if (larger == NULL) {
-                status = TSAR_ROOM;
-                break;
-            }
-            if (*size > 0) memcpy(larger, *bytes, *size);
-            tsar_free(*bytes);
-            *bytes = larger;
-            room = room > 0 ? 2 * room : 8192;
-        }
-        got = fread(*bytes + *size, 1, room - *size, stream);
-        *size += got;
-    }
-    if (status == TSAR_OK && ferror(stream)) status = tsar_fail(err, TSAR_INPUT, "%s: the list of prompts cannot be read: %s", path, strerror(errno));
-    if (stream != stdin) fclose(stream);
-    if (status == TSAR_OK && memchr(*bytes, 0, *size) != NULL)
-        status = tsar_fail(err, TSAR_INPUT, "%s: holds a zero byte; a list of prompts is text, a prompt on each line", path);
-    return status;
-}
 
 static int is_blank(const char *line) { return line[strspn(line, " \t")] == '\0'; }
 
@@ -115,7 +83,9 @@ tsar_status tsar_prompts_open(tsar_prompts **out, const char *path, uint64_t see
     const tsar_prompt_line absent = { NULL, 0, seed, images };
     size_t size = 0, lines = 2; /* the last line, and the one that is read but not taken */
     tsar_prompts *list = tsar_alloc(1, sizeof *list, "a list of prompts", err);
-    tsar_status status = list != NULL ? read_all(path, &list->bytes, &size, err) : TSAR_ROOM;
+    tsar_status status = list != NULL ? tsar_read_whole(path, "the list of prompts", &list->bytes, &size, err) : TSAR_ROOM;
+    if (status == TSAR_OK && memchr(list->bytes, 0, size) != NULL)
+        status = tsar_fail(err, TSAR_INPUT, "%s: holds a zero byte; a list of prompts is text, a prompt on each line", path);
     for (size_t i = 0; status == TSAR_OK && i < size; i++) lines += list->bytes[i] == '\n';
     if (status == TSAR_OK && (list->prompts = tsar_alloc(lines, sizeof *list->prompts, "a list of prompts", err)) == NULL) status = TSAR_ROOM;
     if (status == TSAR_OK) status = read_lines(list, path, &absent, shard, shards, err);

@@ -185,12 +185,38 @@ static void fill(prefix *p, const tsar_sentence *s)
     flush_text(p);
 }
 
+enum { T5_END = 1, MOST_T5 = 120 }; /* </s>; pieces where no cond_tokens tells */
+
+tsar_status tsar_text_t5(const tsar_model *t5, const tsar_sentence *sentence, size_t most, int64_t **ids, size_t *n, tsar_error *err)
+{
+    char *clean = NULL;
+    const char *text = sentence->text;
+    size_t bytes = sentence->bytes;
+    *ids = NULL;
+    *n = 0;
+    if (!t5->spiece)
+        return tsar_fail(err, TSAR_INPUT, "%s has no tokenizer t5.spiece, so it takes no text (import it with its spiece.model)",
+                         t5->config.has_t5 ? "the text encoder" : "the model");
+    tsar_status status = TSAR_OK;
+    if (t5->config.t5_clean && !sentence->raw) {
+        status = tsar_caption_clean(text, bytes, &clean, &bytes, err);
+        text = clean;
+    }
+    if (status == TSAR_OK) status = tsar_spiece_encode(t5->spiece, text, bytes, ids, n, err);
+    tsar_free(clean);
+    if (status != TSAR_OK) return status;
+    if (*n > most - 1) *n = most - 1;
+    (*ids)[(*n)++] = T5_END;
+    return TSAR_OK;
+}
+
 tsar_status tsar_text_prefix(const tsar_model *model, const tsar_sentence *sentence, int64_t **ids, size_t *n, tsar_error *err)
 {
     const size_t least = TSAR_SPECIALS + 256;
     const tsar_config *c = &model->config;
     *ids = NULL;
     *n = 0;
+    if (c->has_t5 && c->text_template == TSAR_TEMPLATE_NONE) return tsar_text_t5(model, sentence, c->cond_tokens ? c->cond_tokens : MOST_T5, ids, n, err);
     if (c->text_template == TSAR_TEMPLATE_NONE)
         return tsar_fail(err, TSAR_INPUT, "this model takes no text prompt (llamagen-c2i takes --class, llamagen-t2i --caption)");
     if (!model->bpe.byte_ids && (c->text_template != TSAR_TEMPLATE_TSAR || !model->bpe.pairs.at))
@@ -214,31 +240,6 @@ tsar_status tsar_text_encode(const tsar_model *model, const char *prompt, int64_
 {
     const tsar_sentence sentence = { .text = prompt, .bytes = strlen(prompt) };
     return tsar_text_prefix(model, &sentence, ids, n, err);
-}
-
-enum { T5_END = 1 };
-
-tsar_status tsar_text_t5(const tsar_model *t5, const tsar_sentence *sentence, size_t most, int64_t **ids, size_t *n, tsar_error *err)
-{
-    char *clean = NULL;
-    const char *text = sentence->text;
-    size_t bytes = sentence->bytes;
-    *ids = NULL;
-    *n = 0;
-    if (!t5->spiece)
-        return tsar_fail(err, TSAR_INPUT, "%s has no tokenizer t5.spiece, so it takes no text (import it with its spiece.model)",
-                         t5->config.has_t5 ? "the text encoder" : "the model");
-    tsar_status status = TSAR_OK;
-    if (t5->config.t5_clean && !sentence->raw) {
-        status = tsar_caption_clean(text, bytes, &clean, &bytes, err);
-        text = clean;
-    }
-    if (status == TSAR_OK) status = tsar_spiece_encode(t5->spiece, text, bytes, ids, n, err);
-    tsar_free(clean);
-    if (status != TSAR_OK) return status;
-    if (*n > most - 1) *n = most - 1;
-    (*ids)[(*n)++] = T5_END;
-    return TSAR_OK;
 }
 
 tsar_status tsar_text_ids(const tsar_model *model, const char *text, size_t bytes, int64_t **ids, size_t *n, tsar_error *err)

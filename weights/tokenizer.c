@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_FILE ((uint64_t)1 << 28)
+#define MAX_FILE ((size_t)1 << 28) /* bytes of a tokenizer */
 #define NONE UINT32_MAX
 enum { MAX_STEPS = 16 };
 
@@ -712,21 +712,6 @@ static tsar_status set_rank_specials(tsar_bpe *bpe, size_t n_ranks, char *vision
     return status;
 }
 
-static tsar_status read_file(const char *path, char **text, size_t *bytes, tsar_error *err)
-{
-    tsar_source source;
-    *text = NULL;
-    tsar_status status = tsar_source_open(&source, path, err);
-    if (status != TSAR_OK) return status;
-    if (source.size > MAX_FILE) status = tsar_fail(err, TSAR_INPUT, "%s: has %" PRIu64 " bytes, too many for a tokenizer", path, source.size);
-    *bytes = (size_t)source.size;
-    if (status == TSAR_OK) *text = tsar_alloc(*bytes + 1, 1, path, err);
-    if (status == TSAR_OK && !*text) status = TSAR_ROOM;
-    if (status == TSAR_OK) status = tsar_source_read(&source, 0, *text, *bytes, err);
-    tsar_source_close(&source);
-    return status;
-}
-
 /* The name of a file in the folder of another. */
 static char *beside(const char *path, const char *name, tsar_error *err)
 {
@@ -751,7 +736,7 @@ static tsar_status read_tiktoken(tsar_bpe *bpe, char *text, size_t bytes, const 
     if (status == TSAR_OK && twice != SIZE_MAX) status = tsar_fail(err, TSAR_INPUT, "%s: line %zu is a token that an earlier line has", path, twice + 1);
     if (status == TSAR_OK) status = set_rank_merges(bpe, &ranks, path, err);
     if (status == TSAR_OK) status = set_whole(bpe, ranks.entries, ranks.n, path, err);
-    if (status == TSAR_OK) status = read_file(name, &vision, &vision_bytes, err);
+    if (status == TSAR_OK) status = tsar_text_file(name, MAX_FILE, "a tokenizer", &vision, &vision_bytes, err);
     if (status == TSAR_OK) status = set_rank_specials(bpe, ranks.n, vision, vision_bytes, err);
     tsar_free(ranks.entries);
     tsar_free(ranks.slots);
@@ -765,7 +750,7 @@ tsar_status tsar_bpe_read(tsar_bpe *bpe, const char *path, tsar_error *err)
     char *text = NULL;
     size_t bytes = 0, at = 0;
     memset(bpe, 0, sizeof *bpe);
-    tsar_status status = read_file(path, &text, &bytes, err);
+    tsar_status status = tsar_text_file(path, MAX_FILE, "a tokenizer", &text, &bytes, err);
     while (status == TSAR_OK && at < bytes && strchr(" \t\r\n", text[at]) && text[at]) at++;
     if (status == TSAR_OK) status = at < bytes && text[at] == '{' ? read_json(bpe, text, bytes, path, err) : read_tiktoken(bpe, text, bytes, path, err);
     tsar_free(text);
@@ -786,7 +771,7 @@ tsar_status tsar_tokenizer_open(tsar_tokenizer *tokenizer, const char *path, tsa
 {
     memset(tokenizer, 0, sizeof *tokenizer);
     size_t bytes = 0;
-    tsar_status status = read_file(path, &tokenizer->file, &bytes, err);
+    tsar_status status = tsar_text_file(path, MAX_FILE, "a tokenizer", &tokenizer->file, &bytes, err);
     /* A spiece.model begins with the tag of its first piece, which is also the end of a line. */
     const int spiece = status == TSAR_OK && (ends_in(path, ".model") || (bytes > 0 && tokenizer->file[0] == '\n' && !ends_in(path, ".json")));
     if (spiece) {

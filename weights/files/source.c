@@ -2,6 +2,7 @@
 #include "files.h"
 
 #include <ctype.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <string.h>
 
@@ -105,4 +106,33 @@ const char *tsar_file_kind(const uint8_t *head, size_t n)
     for (size_t i = 0; i < sizeof html / sizeof *html; i++)
         if (begins(head, n, html[i])) return "is an HTML page, not the file: a download that ended at a page of login or error; download the file itself";
     return NULL;
+}
+
+tsar_status tsar_read_whole(const char *path, const char *what, char **bytes, size_t *size, tsar_error *err)
+{
+    FILE *stream = strcmp(path, "-") == 0 ? stdin : NULL;
+    size_t room = 0, got = 1;
+    *bytes = NULL;
+    *size = 0;
+    tsar_status status = stream ? TSAR_OK : tsar_system_open_read(&stream, path, err);
+    while (status == TSAR_OK && got > 0) {
+        if (*size + 1 >= room) { /* one more for the 0 behind them */
+            const size_t more = tsar_product(room + 4096, 2);
+            char *larger = tsar_alloc(more, 1, what, err);
+            if (larger && *size > 0) memcpy(larger, *bytes, *size);
+            tsar_free(*bytes);
+            *bytes = larger;
+            room = more;
+            if (!larger) status = TSAR_ROOM;
+        }
+        got = status == TSAR_OK ? fread(*bytes + *size, 1, room - 1 - *size, stream) : 0;
+        *size += got;
+    }
+    if (status == TSAR_OK && ferror(stream)) status = tsar_fail(err, TSAR_INPUT, "%s: %s cannot be read: %s", path, what, strerror(errno));
+    if (stream && stream != stdin) fclose(stream);
+    if (status != TSAR_OK) {
+        tsar_free(*bytes);
+        *bytes = NULL;
+    }
+    return status;
 }
