@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CONTAINER = 1, MODEL, TRACE, PICTURE, FEATURES, PROMPT };
+enum { CONTAINER = 1, MODEL, TRACE, PICTURE, FEATURES, PROMPT, TOKENIZER };
 
 #define INPUT "fuzz.tmp"
 
@@ -77,6 +77,23 @@ static void encode_text(const uint8_t *data, size_t size)
     free(prompt);
 }
 
+/* A published byte-pair tokenizer: tokenizer.json, or tiktoken's ranks beside Emu3's special tokens. What it makes of a text, it can say again. */
+static void open_tokenizer(void)
+{
+    static const char text[] = "A cat on 12 red chairs, isn't it?\n  \xC3\xA9\xE7\x8C\xAB <s>";
+    tsar_error err;
+    tsar_bpe bpe;
+    int64_t *ids;
+    size_t n, bytes;
+    char *back;
+    if (tsar_bpe_read(&bpe, INPUT, &err) != TSAR_OK) return;
+    if (tsar_bpe_encode(&bpe, text, sizeof text - 1, &ids, &n, &err) == TSAR_OK) {
+        if (tsar_bpe_decode(&bpe, ids, n, &back, &bytes, &err) == TSAR_OK) tsar_free(back);
+        tsar_free(ids);
+    }
+    tsar_bpe_close(&bpe);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     tsar_error err;
@@ -87,6 +104,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     case CONTAINER: open_container(); break;
     case TRACE: open_trace(); break;
     case PROMPT: encode_text(data, size); break;
+    case TOKENIZER: open_tokenizer(); break;
     case MODEL: {
         tsar_model *opened;
         if (tsar_model_open(&opened, INPUT, TSAR_PART_ALL, 1, &err) == TSAR_OK) tsar_model_close(opened);

@@ -4,10 +4,20 @@ set -u
 seconds=${1:-60}
 BUILD=${BUILD:-.build}
 root=$(pwd)
-dir=$root/$BUILD/fuzz
+dir=$BUILD/fuzz
 passed=0
 failed=0
 mkdir -p "$dir"
+
+# the library once, instrumented; each target is linked with it
+flags='-std=c99 -ffp-contract=off -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -DTSAR_NO_PNG -D_FILE_OFFSET_BITS=64'
+rm -rf "$dir/objects" "$dir/library.a"
+mkdir -p "$dir/objects"
+for file in tsar.c vq.c sampler.c weights/*.c weights/files/*.c tests/trace.c tests/verify.c tests/selfcheck.c; do
+    # shellcheck disable=SC2086
+    clang $flags -fsanitize=fuzzer-no-link -c "$file" -o "$dir/objects/$(echo "$file" | tr '/' '_').o" || exit 1
+done
+ar rcs "$dir/library.a" "$dir"/objects/*.o
 
 fuzz() { # name, source, number of the target in it, seeds
     name=$1
@@ -17,13 +27,18 @@ fuzz() { # name, source, number of the target in it, seeds
     work=$dir/$name
     rm -rf "$work"
     mkdir -p "$work/corpus"
+    [ "$name" != tokenizer ] || cp "$dir/emu3_vision_tokens.txt" "$work/"
     for seed in "$@"; do cp "$seed" "$work/corpus/"; done
-    if ! clang -std=c99 -ffp-contract=off -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -DTARGET="$number" -DTSAR_NO_PNG -D_FILE_OFFSET_BITS=64 \
-        "tests/$source" tsar.c vq.c sampler.c weights/*.c weights/files/*.c tests/trace.c tests/verify.c tests/selfcheck.c -o "$work/fuzz" -lm; then
+    # shellcheck disable=SC2086 # flags are words
+    if ! clang $flags -fsanitize=fuzzer -DTARGET="$number" "tests/$source" "$dir/library.a" -o "$work/fuzz" -lm; then
         failed=$((failed + 1))
         return
     fi
-    if (cd "$work" && ./fuzz -max_total_time="$seconds" -max_len=20000 -rss_limit_mb=2048 -timeout=20 -verbosity=0 -print_final_stats=1 corpus >log.txt 2>&1); then
+    # files are written a thousand times a second: in memory, where there is room for that
+    run=$(mktemp -d /dev/shm/tsar_fuzz.XXXXXX 2>/dev/null) || run=$work
+    [ ! -f "$work/emu3_vision_tokens.txt" ] || [ "$run" = "$work" ] || cp "$work/emu3_vision_tokens.txt" "$run/"
+    if (cd "$run" && "$root/$work/fuzz" -max_total_time="$seconds" -max_len=20000 -rss_limit_mb=2048 -timeout=20 -verbosity=0 -print_final_stats=1 -artifact_prefix="$root/$work/" \
+        "$root/$work/corpus" >"$root/$work/log.txt" 2>&1); then
         echo "ok $name: $(sed -n 's/stat::number_of_executed_units: */executed /p' "$work/log.txt")"
         passed=$((passed + 1))
     else
@@ -31,6 +46,7 @@ fuzz() { # name, source, number of the target in it, seeds
         tail -n 25 "$work/log.txt"
         failed=$((failed + 1))
     fi
+    [ "$run" = "$work" ] || rm -rf "$run"
 }
 
 # the first byte of a checkpoint's seed says what the rest is: see fuzz_import.c
@@ -42,6 +58,15 @@ fuzz trace fuzz.c 3 tests/vectors/zipar_s1.safetensors
 fuzz picture fuzz.c 4 "$dir/seed.ppm"
 fuzz features fuzz.c 5 tests/checkpoints/small.npy
 fuzz prompt fuzz.c 6
-fuzz checkpoint fuzz_import.c 0 "$dir/seed.pt" "$dir/seed.legacy.pt"
+{ printf '\003'; printf '{"metadata": {}, "weight_map": {"lm_head.weight": "model.safetensors"}}'; } >"$dir/seed.index"
+{ printf '\004'; cat tests/checkpoints/emu3/config.json; } >"$dir/seed.config"
+fuzz checkpoint fuzz_import.c 0 "$dir/seed.pt" "$dir/seed.legacy.pt" "$dir/seed.index" "$dir/seed.config"
+printf 'IQ== 0\nIg== 1\nISI= 2\n' >"$dir/seed.tiktoken"
+printf '{"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}, "pre_tokenizer": null, "normalizer": null, "added_tokens": []}' >"$dir/seed.json"
+printf '<|image token|>\n' >"$dir/emu3_vision_tokens.txt"
+tokenizers=
+for file in tests/vectors/bpe/tok/edge*.json; do [ -f "$file" ] && tokenizers="$tokenizers $file"; done
+# shellcheck disable=SC2086
+fuzz tokenizer fuzz.c 7 "$dir/seed.tiktoken" "$dir/seed.json" $tokenizers
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
