@@ -197,6 +197,32 @@ static void tokenizer(size_t threads)
     tsar_model_close(m);
 }
 
+/* Chameleon's and Emu3's. */
+static void other_tokenizers(size_t threads)
+{
+    static const char *const settings[3] = {
+        "vq_ch=24 vq_ch_mult=1,2,2 vq_res_blocks=1 vq_z_channels=20 vq_embed_dim=18 vq_l2_norm=0 vq_groups=12 vq_attn=mid vq_pixels=down codebook_size=50 seed=8",
+        "vq_ch=24 vq_ch_mult=2,1,2 vq_res_blocks=1 vq_z_channels=6 vq_embed_dim=6 vq_l2_norm=0 vq_groups=12 vq_temporal=4 vq_pixels=down codebook_size=50 seed=9",
+        "vq_ch=12 vq_ch_mult=1,1,2 vq_res_blocks=2 vq_z_channels=5 vq_embed_dim=5 vq_l2_norm=0 vq_groups=4 vq_temporal=2 vq_pixels=down codebook_size=50 seed=10",
+    };
+    static const char *const groups[3] = { "tokenizer-mid", "tokenizer-time", "tokenizer-time-2" };
+    static const tsar_dtype dtypes[3] = { TSAR_F32, TSAR_F32, TSAR_BF16 };
+    const size_t H = 12, W = 20;
+    const tsar_sink sink = { .put = put, .context = NULL };
+    for (size_t i = 0; i < 3; i++) {
+        uint8_t picture[12 * 20 * 3];
+        int64_t codes[3 * 5];
+        tsar_error err = { "" };
+        tsar_model *m = synthesise(settings[i], dtypes[i], threads);
+        strcpy(run.group, groups[i]);
+        for (size_t k = 0; k < sizeof picture; k++) picture[k] = (uint8_t)pick(k, 256);
+        require(tsar_vq_encode(m, picture, H, W, codes, &sink, &err), &err);
+        require(tsar_vq_decode(m, codes, H / 4, W / 4, picture, &sink, &err), &err);
+        record("pixels", digest(TSAR_U8, sizeof picture, picture));
+        tsar_model_close(m);
+    }
+}
+
 static void functions(void)
 {
     uint64_t hash[5] = { 0, 0, 0, 0, 0 };
@@ -230,6 +256,7 @@ int main(int argc, char **argv)
     tokenizer(threads);
     llamagen(threads);
     token_shuffle(threads);
+    other_tokenizers(threads);
     if (!run.expected) return 0;
     if (fgetc(run.expected) != EOF && ++run.failed) puts("FAILED more digests are expected than were made");
     fclose(run.expected);

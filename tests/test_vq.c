@@ -336,14 +336,15 @@ static void test_loops(void)
         size_t h, w;
     } cases[] = {
         { "8", "1,2", "1", "6", "3", "1", "4", "20", TSAR_F32, 3, 5 },   /* nin_shortcut, down, up; not square */
-        { "40", "1,2", "1", "7", "5", "0", "5", "33", TSAR_BF16, 1, 3 }, /* more channels than are gathered at a time, one row */
-        { "17", "1", "2", "4", "2", "1", "17", "9", TSAR_F16, 9, 13 },   /* no change of resolution; several runs, rows cut; one channel a group */
+        { "40", "1,2", "1", "7", "5", "0", "5", "33", TSAR_BF16, 1, 3 }, /* more channels than are summed at a time, one row */
+        { "17", "1", "2", "4", "2", "1", "17", "9", TSAR_F16, 9, 13 },   /* no change of resolution; one channel a group */
         { "6", "2,1,3", "1", "3", "4", "1", "3", "50", TSAR_F32, 2, 1 }, /* three levels, one column */
-        { "9", "1", "1", "300", "2", "1", "9", "2", TSAR_F32, 1, 1 },    /* one pixel; more channels than a 1x1 gathers at a time */
+        { "9", "1", "1", "300", "2", "1", "9", "2", TSAR_F32, 1, 1 },    /* one pixel; more channels than a 1x1 sums at a time */
         { "10", "1,1", "1", "5", "1", "0", "10", "1", TSAR_F32, 7, 11 }, /* one codeword; two batches of groups */
         { "4", "3,1", "1", "4", "8", "1", "1", "18", TSAR_F32, 5, 14 },  /* one group; attention over 70 positions */
         { "4", "1", "1", "4", "1", "1", "2", "20", TSAR_F32, 3, 4 },     /* every codeword is 1 or -1: ties go to the lower index */
-        { "3", "1", "1", "2", "2", "1", "3", "5", TSAR_F32, 17, 23 }, /* attention over more positions than a run, and than terms taken at a time */
+        { "3", "1", "1", "2", "2", "1", "3", "5", TSAR_F32, 17, 23 }, /* attention over more positions than share a pass, and than terms taken at a time */
+        { "2", "1,1", "1", "2", "2", "1", "1", "4", TSAR_F32, 5, 275 }, /* wider than a strip and higher than a band, the downsampled picture too */
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; ++i) {
         tsar_model *model = open_model(cases[i].ch, cases[i].ch_mult, cases[i].res, cases[i].z, cases[i].embed, cases[i].l2, cases[i].groups,
