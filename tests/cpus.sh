@@ -187,7 +187,7 @@ one() {
     cd "$scratch" || return
     # shellcheck disable=SC2086 # an emulator and its flags
     if ! $runner ./bits digests.txt >>log 2>&1; then echo "$1: FAILED"; cat log; return; fi
-    count=$(sed -n 's/^\([1-9][0-9]*\) passed, 0 failed$/\1/p' log)
+    count=$(tr -d '\r' <log | sed -n 's/^\([1-9][0-9]*\) passed, 0 failed$/\1/p')
     if [ -z "$count" ]; then echo "$1: FAILED, no result"; cat log; return; fi
     if [ "$runs" = d ]; then echo "$1: the same bits ($count digests)"; return; fi
     if ! command_line >>log 2>&1; then echo "$1: FAILED the command line"; cat log; return; fi

@@ -248,7 +248,7 @@ const char *tsar_real_text(char *text, double value)
 {
     char *end = text;
     const double magnitude = fabs(value);
-    if (signbit(value)) *end++ = '-';
+    if (copysign(1.0, value) < 0.0) *end++ = '-'; /* signbit narrows to float on Windows, with a warning */
     if (!(magnitude < INFINITY)) {
         strcpy(end, magnitude > 0 ? "inf" : "nan");
         return text;

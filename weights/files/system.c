@@ -190,7 +190,7 @@ int tsar_path_room(const char *path, uint64_t *bytes)
     memcpy(folder, length ? path : ".", length ? length : 2);
     if (length) folder[length] = 0;
     if (statvfs(folder, &disk) != 0 || disk.f_blocks == 0) return 0; /* some network file systems do not tell */
-    const uint64_t blocks = geteuid() == 0 ? disk.f_bfree : disk.f_bavail, size = disk.f_frsize ? disk.f_frsize : disk.f_bsize;
+    const uint64_t blocks = (uint64_t)(geteuid() == 0 ? disk.f_bfree : disk.f_bavail), size = disk.f_frsize ? disk.f_frsize : disk.f_bsize;
     *bytes = size != 0 && blocks > UINT64_MAX / size ? UINT64_MAX : blocks * size;
     if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && limit.rlim_cur < *bytes) *bytes = limit.rlim_cur;
     return 1;
