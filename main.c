@@ -30,8 +30,8 @@ enum { GENERATE = 1, ENCODE = 2, DECODE = 4, TRACE = 8, VERIFY = 16, IMPORT = 32
 
 /* clang-format off */
 enum { O_MODEL, O_OUTPUT, O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_IMAGES, O_SEED, O_CFG, O_SCHEDULE, O_INTERVAL, O_TEMPERATURE, O_TOP_K,
-       O_TOP_P, O_GREEDY, O_DECODE, O_CODES, O_FRAMES, O_ORDER_MAP, O_SHOW, O_INPUTS, O_IMAGE, O_RTOL, O_JSON, O_LIKE, O_DTYPE, O_LABELS, O_THREADS,
-       O_PROMPTS, O_SHARD, O_RESUME, O_FORCE, O_RAW_PROMPT, O_TEMPLATE, O_TO_TEXT, O_QUIET, O_HELP, OPTIONS };
+       O_TOP_P, O_GREEDY, O_DECODE, O_CODES, O_FRAMES, O_ORDER_MAP, O_SHOW, O_INPUTS, O_IMAGE, O_INSIDE, O_ONLY, O_RTOL, O_PRECISION, O_STRICT, O_JSON,
+       O_LIKE, O_DTYPE, O_LABELS, O_THREADS, O_PROMPTS, O_SHARD, O_RESUME, O_FORCE, O_RAW_PROMPT, O_TEMPLATE, O_TO_TEXT, O_QUIET, O_HELP, OPTIONS };
 /* clang-format on */
 
 typedef enum { IS_SWITCH, IS_TEXT, IS_COUNT, IS_INTEGER, IS_REAL } option_kind;
@@ -83,8 +83,12 @@ static const option options[OPTIONS] = {
     { "show", 0, NULL, IS_SWITCH, 0, 0, GENERATE | DECODE, 0, "show the picture on standard output, in a terminal with 24-bit colour" },
     { "inputs", 0, "FILE", IS_TEXT, 0, 0, TRACE, 0, "take input.* from a safetensors file; codes that it lacks are generated" },
     { "image", 0, "FILE", IS_TEXT, 0, 0, TRACE, 0, "trace the image tokenizer on this picture (binary PPM, - is standard input)" },
+    { "inside", 0, NULL, IS_SWITCH, 0, 0, TRACE, 0, "also the tensors inside of blocks: .q, .k, .v, .attn, .h, .ffn" },
+    { "only", 0, "PATTERN", IS_TEXT, 0, 0, TRACE, 0, "inputs, and of the other tensors those whose name fits: gpt.block.*; ? is one letter (all)" },
     { "rtol", 0, "R", IS_REAL, 0, 0, VERIFY, 0,
-      "tolerance of floating-point tensors, relative to the RMS (by their type: F64 1e-10, F32 1e-4, F16 and BF16 5e-2)" },
+      "judge by the largest error alone: at most R times the RMS of the tensor (by what the file's precision cannot avoid)" },
+    { "precision", 0, "P", IS_TEXT, 0, 0, VERIFY, 0, "f64, f32, f16 or bf16: what the file was computed in (the narrowest that holds all its numbers)" },
+    { "strict", 0, NULL, IS_SWITCH, 0, 0, VERIFY, 0, "near-ties are differences" },
     { "json", 0, NULL, IS_SWITCH, 0, 0, VERIFY, 0, "print one JSON object" },
     { "like", 0, "FILE", IS_TEXT, 0, 0, SYNTH, 0, "take the configuration of a safetensors file; key=value arguments override it" },
     { "dtype", 0, "TYPE", IS_TEXT, 0, 0, SYNTH | IMPORT, 0, "f32, bf16 or f16 (f32); import: bf16 rounds the weights to it (unchanged)" },
@@ -898,7 +902,7 @@ static tsar_status run_trace(const arguments *a, tsar_error *err)
     if (status == TSAR_OK) status = check_output_of_model(a, err);
     if (status == TSAR_OK) status = read_trace_inputs(&g, &inputs, err);
     if (status == TSAR_OK) status = complete_tokens(&g, &inputs, err);
-    if (status == TSAR_OK) status = tsar_trace_write(g.model, &inputs, a->at[O_OUTPUT].text, err);
+    if (status == TSAR_OK) status = tsar_trace_write(g.model, &inputs, a->at[O_ONLY].text, a->at[O_INSIDE].text != NULL, a->at[O_OUTPUT].text, err);
     tsar_inputs_close(&inputs);
     close_generation(&g);
     return status;
@@ -1023,97 +1027,60 @@ static tsar_status run_text(const arguments *a, tsar_error *err)
 
 /* ------------------------------------------------------------------------------------------------------------ 6. verify */
 
-typedef struct {
-    size_t lines, different, missing;
-    char first[128]; /* name of the first tensor that diverges */
-    char missing_names[256];
-} verification;
-
 static tsar_status print_comparison(void *context, const tsar_comparison *r, tsar_error *err)
 {
-    verification *v = context;
-    char text[1024];
+    size_t *lines = context;
+    char text[1280];
     (void)err;
-    if (r->verdict == TSAR_MISSING) {
-        const size_t used = strlen(v->missing_names);
-        if (v->missing++ < 6) (void)snprintf(v->missing_names + used, sizeof v->missing_names - used, "%s%s", used ? ", " : "", r->name);
-        return TSAR_OK;
-    }
-    if (r->verdict != TSAR_SAME) v->different++;
-    if (r->first) (void)snprintf(v->first, sizeof v->first, "%s", r->name);
-    if (v->lines++ == 0) printf("%-28s %-16s %10s %10s  verdict\n", "name", "shape", "max abs", "max rel");
+    if (r->verdict == TSAR_MISSING) return TSAR_OK;
+    if ((*lines)++ == 0) printf("%-28s %-16s %9s %9s %9s %9s  verdict\n", "name", "shape", "rms", "max", "limit", "in all");
     tsar_comparison_text(text, sizeof text, r);
-    const size_t width = strlen(r->name);
-    print_text(stdout, r->name);
-    printf("%*s ", width < 28 ? 28 - (int)width : 0, "");
     print_text(stdout, text);
     putchar('\n');
     return TSAR_OK;
 }
 
-/* What a terminal must not get is escaped; what is no UTF-8 becomes U+FFFD. */
-static void print_json_string(const char *text)
-{
-    putchar('"');
-    for (size_t length; *text; text += length) {
-        uint32_t point;
-        int is_plain;
-        length = tsar_character(text, &point, &is_plain);
-        if (!is_plain) /* all of these are below U+10000 */
-            printf("\\u%04" PRIx32, point);
-        else if (*text == '"' || *text == '\\')
-            printf("\\%c", *text);
-        else
-            (void)fwrite(text, 1, length, stdout);
-    }
-    putchar('"');
-}
-
 static tsar_status print_json_comparison(void *context, const tsar_comparison *r, tsar_error *err)
 {
-    verification *v = context;
-    char text[1024];
+    size_t *lines = context;
+    char text[1280];
     (void)err;
-    if (r->verdict == TSAR_MISSING)
-        v->missing++;
-    else if (r->verdict != TSAR_SAME)
-        v->different++;
-    fputs(v->lines++ ? ",\n{\"name\":" : "{\"tensors\":[\n{\"name\":", stdout);
-    print_json_string(r->name);
     tsar_comparison_json(text, sizeof text, r);
-    printf(",%s}", text);
+    printf("%s{%s}", (*lines)++ ? ",\n" : "{\"tensors\":[\n", text);
     return TSAR_OK;
 }
 
 static tsar_status run_verify(const arguments *a, tsar_error *err)
 {
-    verification v = { 0 };
+    static const struct {
+        const char *name;
+        tsar_dtype dtype;
+    } precisions[] = { { "f64", TSAR_F64 }, { "f32", TSAR_F32 }, { "f16", TSAR_F16 }, { "bf16", TSAR_BF16 } };
+    char text[1024];
+    size_t lines = 0;
+    tsar_verify_counts counts = { .compared = 0 };
+    tsar_verify_options how = { .rtol = -1, .precision = TSAR_DTYPES, .strict = a->at[O_STRICT].text != NULL };
     tsar_model *model = NULL;
-    size_t compared = 0, ignored = 0;
     const int json = a->at[O_JSON].text != NULL;
+    const char *precision = a->at[O_PRECISION].text;
     if (a->at[O_RTOL].text && a->at[O_RTOL].real < 0) return tsar_fail(err, TSAR_USAGE, "--rtol %s: give 0 or a positive number", a->at[O_RTOL].text);
     unsigned parts = TSAR_PART_ALL;
+    if (a->at[O_RTOL].text) how.rtol = a->at[O_RTOL].real;
+    for (size_t i = 0; precision && i < sizeof precisions / sizeof *precisions; i++)
+        if (strcmp(precision, precisions[i].name) == 0) how.precision = precisions[i].dtype;
+    if (precision && how.precision == TSAR_DTYPES) return tsar_fail(err, TSAR_USAGE, "--precision %s: give f64, f32, f16 or bf16", precision);
     tsar_status status = tsar_parts_fed_by(&parts, a->operands[0], err);
     if (status == TSAR_OK) status = open_model(a, parts, &model, err);
-    if (status == TSAR_OK)
-        status = tsar_verify(model, a->operands[0], a->at[O_RTOL].text ? a->at[O_RTOL].real : -1, json ? print_json_comparison : print_comparison, &v,
-                             &compared, &ignored, err);
+    if (status == TSAR_OK) status = tsar_verify(model, a->operands[0], &how, json ? print_json_comparison : print_comparison, &lines, &counts, err);
     tsar_model_close(model);
-    if (json && (v.lines || status <= TSAR_DIFFERENT))
-        printf("%s],\n\"compared\":%zu,\"different\":%zu,\"missing\":%zu,\"ignored\":%zu,\"verdict\":\"%s\"}\n", v.lines ? "" : "{\"tensors\":[", compared,
-               v.different, v.missing, ignored,
-               status == TSAR_OK          ? "same"
-               : status == TSAR_DIFFERENT ? "different"
-                                          : "error");
-    if (json || status > TSAR_DIFFERENT) return status;
-    if (v.missing) {
-        fputs("not in the file, and so not compared: ", stdout);
-        print_text(stdout, v.missing_names);
-        printf("%s (%zu in all)\n", v.missing > 6 ? ", ..." : "", v.missing);
+    if (json && (lines || status <= TSAR_DIFFERENT)) {
+        tsar_counts_json(text, sizeof text, &counts, status);
+        printf("%s],\n%s}\n", lines ? "" : "{\"tensors\":[", text);
     }
-    printf("%zu tensors compared, %zu different%s", compared, v.different, *v.first ? ", first " : "");
-    print_text(stdout, v.first);
-    printf("; %zu of other names left alone\n", ignored);
+    for (size_t i = 0; !json && status <= TSAR_DIFFERENT && tsar_counts_text(text, sizeof text, &counts, i); i++) {
+        print_text(stdout, text);
+        putchar('\n');
+    }
     return status;
 }
 

@@ -938,37 +938,75 @@ void tsar_inputs_close(tsar_inputs *inputs);
 /* Runs every part of the model that the inputs feed and gives input.* and every intermediate to sink, in computation order. */
 tsar_status tsar_trace(const tsar_model *model, const tsar_inputs *inputs, const tsar_sink *sink, tsar_error *err);
 
-/* A trace into a trace file, with the model's configuration as metadata. */
-tsar_status tsar_trace_write(const tsar_model *model, const tsar_inputs *inputs, const char *path, tsar_error *err);
+/* The same into a trace file, with the model's configuration as metadata. only: NULL, or a pattern that the names of the tensors that are no inputs must
+ * fit, * for any letters and ? for one. inside: also what is inside of blocks. Memory holds one tensor at a time where the system has temporary files. */
+tsar_status tsar_trace_write(const tsar_model *model, const tsar_inputs *inputs, const char *only, int inside, const char *path, tsar_error *err);
 
-typedef enum { TSAR_SAME, TSAR_DIFFERS, TSAR_NEAR_TIE, TSAR_MISSHAPEN, TSAR_UNKNOWN, TSAR_MISSING } tsar_verdict;
+/* Verdicts (SPEC 10). Every tensor of another implementation's trace is judged on its own stage: against y, what the nearest tensors before it that the
+ * file itself holds give in double, up to the noise that the file's precision cannot avoid (the rule: tests/judge.c, measured in tests/VERDICTS.md). */
+typedef enum {
+    TSAR_IDENTICAL, /* every bit of the widened values */
+    TSAR_SAME,      /* what the precision cannot tell apart */
+    TSAR_NEAR_TIE,  /* codes that the precision cannot decide */
+    TSAR_DIFFERS,
+    TSAR_MISSHAPEN,
+    TSAR_UNKNOWN,   /* a name of one of the model's parts that its trace does not have */
+    TSAR_MISSING,   /* not in the file: no fault */
+    TSAR_VERDICTS
+} tsar_verdict;
+extern const char *const tsar_verdict_names[TSAR_VERDICTS]; /* "identical", "same", "near-tie", "differs", ... */
+typedef enum { TSAR_BY_TENSOR, TSAR_BY_ROW, TSAR_BY_ELEMENT } tsar_measure;
 typedef struct {
-    const char *name;
+    char name[128];
     tsar_verdict verdict;
+    int first;                          /* this is the first tensor that differs, in computation order; unknown ones come last */
     tsar_dtype dtype;
     size_t rank, shape[TSAR_MAX_RANK];  /* theirs */
     tsar_dtype our_dtype;               /* F64, I64 or U8 */
     size_t our_rank, our_shape[TSAR_MAX_RANK];
-    double max_abs, max_rel;            /* rel: to the RMS of tsar's tensor; infinite if either holds NaN or infinity */
-    double tolerance;                   /* on max_rel */
-    size_t bad;                         /* elements beyond it */
-    size_t first_bad;                   /* flat index of the first */
-    double ours, theirs;                /* the values there */
-    double margin;                      /* codes: the widest gap between two codewords that were confused, in units of what the tolerance on
-                                           the latent and the rounding of distances can decide: at most 1 is a near-tie */
-    int first;                          /* this is the first tensor that diverges, in computation order; unknown ones come last */
+    tsar_dtype precision;               /* p of its part; what it is judged in */
+    double rms, max;                    /* RMS and largest element of the error, in units of RMS(y) (of 1 where y is all zero); infinite if not finite */
+    double limit;                       /* on rms; F64, and where a tolerance was given: on max */
+    double excess;                      /* the worst of all that is judged (tensor, rows, elements), in units of its limit: above 1 differs */
+    tsar_measure by;                    /* what excess is of */
+    size_t row, bad_rows;               /* the row of excess; rows beyond their limit */
+    size_t place;                       /* flat index of the worst element, */
+    double ours, theirs;                /* and its values: y and theirs */
+    size_t bad, first_bad;              /* elements beyond their own limit (codes that differ), flat index of the first */
+    size_t largest_at;                  /* flat index of the largest error */
+    double from_inputs;                 /* RMS of the error where tsar goes on with its own values from the inputs on, same units; < 0: not measured */
+    double margin;                      /* codes: the widest gap in units of what the precision decides: at most 1 is a near-tie */
+    tsar_dtype passes_in;               /* the precision narrower than p in which a tensor that differs would pass; F64: none */
+    char words[256];                    /* what else is to be said: of a shape, of a name, of a pattern */
 } tsar_comparison;
 typedef tsar_status (*tsar_comparison_fn)(void *context, const tsar_comparison *comparison, tsar_error *err);
 
-/* Recomputes a trace from the inputs in `path` and compares every tensor that it holds, reported in computation
- * order. rtol < 0: by the dtype of each tensor (SPEC 9). Returns TSAR_DIFFERENT when any verdict is neither TSAR_SAME nor TSAR_MISSING
- * (a trace need not be complete); *compared and *ignored count tensors. */
-tsar_status tsar_verify(const tsar_model *model, const char *path, double rtol, tsar_comparison_fn report, void *context,
-                        size_t *compared, size_t *ignored, tsar_error *err);
+typedef struct {
+    double rtol;          /* < 0: the rule; else max |d| <= rtol RMS(y) */
+    tsar_dtype precision; /* TSAR_DTYPES: the narrowest that holds every value of a part's own tensors; else F64, F32, F16 or BF16 */
+    int strict;           /* near-ties are differences */
+} tsar_verify_options;
+#define TSAR_NAME_LIST 272
+typedef struct {
+    size_t verdicts[TSAR_VERDICTS]; /* how many tensors got which */
+    size_t compared, ignored;       /* tensors with a verdict that is not missing; names left alone */
+    char first[128];                /* the first that differs; "" if none does */
+    char ignored_names[TSAR_NAME_LIST], missing_names[TSAR_NAME_LIST]; /* the first few */
+    char note[256];                 /* about the inputs; "" if there is nothing to say */
+} tsar_verify_counts;
 
-/* A comparison as a line of text (shape, errors, verdict) and as the members of a JSON object; both without the name, cut to size. */
+/* Judges every tensor of the trace in `path`, from the inputs that it holds, and reports in computation order. Returns TSAR_DIFFERENT when a tensor differs, is
+ * misshapen or of unknown name (strict: or a near-tie). A trace need not be complete. */
+tsar_status tsar_verify(const tsar_model *model, const char *path, const tsar_verify_options *options, tsar_comparison_fn report, void *context,
+                        tsar_verify_counts *counts, tsar_error *err);
+int tsar_verdict_is_difference(tsar_verdict verdict, int strict);
+
+/* A comparison as a line of text and as the members of a JSON object; what is said of the whole file, line by line (0 behind the last), and the members that
+ * close the object. All cut to size. */
 void tsar_comparison_text(char *text, size_t size, const tsar_comparison *comparison);
 void tsar_comparison_json(char *text, size_t size, const tsar_comparison *comparison);
+int tsar_counts_text(char *text, size_t size, const tsar_verify_counts *counts, size_t line);
+void tsar_counts_json(char *text, size_t size, const tsar_verify_counts *counts, tsar_status status);
 
 /* ------------------------------------------------------------------------------------------------ 11. import (weights/import.c) */
 

@@ -11,7 +11,7 @@ rm -rf "$dir"
 mkdir -p "$dir"
 cp tests/checkpoints/small.pt "$dir"
 
-sources='main.c tsar.c vq.c sampler.c tests/trace.c tests/verify.c tests/bench.c tests/selfcheck.c'
+sources='main.c tsar.c vq.c sampler.c tests/trace.c tests/rounded.c tests/judge.c tests/verify.c tests/report.c tests/bench.c tests/selfcheck.c'
 objects=
 for file in $sources weights/*.c weights/files/*.c; do
     object=$dir/$(echo "$file" | tr '/' '_').o

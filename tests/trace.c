@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-const struct tsar_named_part tsar_parts[TSAR_PARTS] = { { PART_GPT, "gpt." }, { PART_FINE, "fine." }, { PART_VQ, "vq." } };
+const struct tsar_named_part tsar_parts[TSAR_PARTS] = { { TSAR_PART_GPT, "gpt." }, { TSAR_PART_FINE, "fine." }, { TSAR_PART_VQ, "vq." } };
 
 int tsar_has_prefix(const char *name, const char *prefix) { return strncmp(name, prefix, strlen(prefix)) == 0; }
 
@@ -20,22 +20,19 @@ static tsar_status find_input(const tsar_tensor **tensor, const tsar_file *file,
     *tensor = t;
     if (!t) return TSAR_OK;
     if (!floats && tsar_dtype_is_float(t->dtype))
-        return tsar_fail(err, TSAR_INPUT, "%s: tensor %s is %s, it must be of an integer type", tsar_file_path(file), name,
-                         tsar_dtype_name(t->dtype));
-    if (t->count > SIZE_MAX / sizeof(double))
-        return tsar_fail(err, TSAR_ROOM, "%s: tensor %s is too large for this machine", tsar_file_path(file), name);
-    if (t->rank != rank)
-        return tsar_fail(err, TSAR_INPUT, "%s: tensor %s has %zu dimensions, it needs %zu", tsar_file_path(file), name, t->rank, rank);
+        return tsar_fail(err, TSAR_INPUT, "%s: tensor %s is %s, it must be of an integer type", tsar_file_path(file), name, tsar_dtype_name(t->dtype));
+    if (t->count > SIZE_MAX / sizeof(double)) return tsar_fail(err, TSAR_ROOM, "%s: tensor %s is too large for this machine", tsar_file_path(file), name);
+    if (t->rank != rank) return tsar_fail(err, TSAR_INPUT, "%s: tensor %s has %zu dimensions, it needs %zu", tsar_file_path(file), name, t->rank, rank);
     for (size_t i = 0; i < rank; i++)
         if (t->shape[i] == 0 || (shape[i] && t->shape[i] != shape[i]))
-            return tsar_fail(err, TSAR_INPUT, "%s: dimension %zu of tensor %s is %zu, the model needs %zu", tsar_file_path(file), i, name,
-                             t->shape[i], shape[i] ? shape[i] : (size_t)1);
+            return tsar_fail(err, TSAR_INPUT, "%s: dimension %zu of tensor %s is %zu, the model needs %zu", tsar_file_path(file), i, name, t->shape[i],
+                             shape[i] ? shape[i] : (size_t)1);
     return TSAR_OK;
 }
 
 /* The integers of a tensor (NULL in *out if it is absent), each below `limit`. */
-static tsar_status read_integers(int64_t **out, const tsar_tensor **tensor, tsar_file *file, const char *name, size_t rank, const size_t *shape,
-                                 size_t limit, tsar_error *err)
+static tsar_status read_integers(int64_t **out, const tsar_tensor **tensor, tsar_file *file, const char *name, size_t rank, const size_t *shape, size_t limit,
+                                 tsar_error *err)
 {
     tsar_status status = find_input(tensor, file, name, 0, rank, shape, err);
     if (status != TSAR_OK || !*tensor) return status;
@@ -45,8 +42,8 @@ static tsar_status read_integers(int64_t **out, const tsar_tensor **tensor, tsar
     status = tsar_file_read_i64(file, *tensor, 0, count, *out, err);
     for (size_t i = 0; status == TSAR_OK && i < count; i++)
         if ((*out)[i] < 0 || (uint64_t)(*out)[i] >= limit)
-            status = tsar_fail(err, TSAR_INPUT, "%s: tensor %s holds %" PRId64 " at index %zu, the model allows 0 ... %zu", tsar_file_path(file),
-                               name, (*out)[i], i, limit - 1);
+            status = tsar_fail(err, TSAR_INPUT, "%s: tensor %s holds %" PRId64 " at index %zu, the model allows 0 ... %zu", tsar_file_path(file), name,
+                               (*out)[i], i, limit - 1);
     return status;
 }
 
@@ -70,14 +67,10 @@ static tsar_prompt prompt_of(const tsar_inputs *inputs)
 static int has_prompt(const tsar_config *config, const tsar_inputs *inputs)
 {
     switch (config->arch) {
-    case TSAR_TOKEN_SHUFFLE:
-        return inputs->text != NULL;
-    case TSAR_LLAMAGEN_C2I:
-        return inputs->has_class;
-    case TSAR_LLAMAGEN_T2I:
-        return inputs->caption && inputs->caption_mask;
-    default:
-        return 0;
+    case TSAR_TOKEN_SHUFFLE: return inputs->text != NULL;
+    case TSAR_LLAMAGEN_C2I: return inputs->has_class;
+    case TSAR_LLAMAGEN_T2I: return inputs->caption && inputs->caption_mask;
+    default: return 0;
     }
 }
 
@@ -117,8 +110,8 @@ static tsar_status read_image(tsar_inputs *inputs, const tsar_config *c, tsar_fi
     if (tensor->dtype != TSAR_U8)
         return tsar_fail(err, TSAR_INPUT, "%s: tensor input.image is %s, it must be U8", tsar_file_path(file), tsar_dtype_name(tensor->dtype));
     if (tensor->shape[0] % c->vq_factor || tensor->shape[1] % c->vq_factor)
-        return tsar_fail(err, TSAR_INPUT, "%s: input.image is %zu x %zu pixels, the model needs multiples of %zu", tsar_file_path(file),
-                         tensor->shape[1], tensor->shape[0], c->vq_factor);
+        return tsar_fail(err, TSAR_INPUT, "%s: input.image is %zu x %zu pixels, the model needs multiples of %zu", tsar_file_path(file), tensor->shape[1],
+                         tensor->shape[0], c->vq_factor);
     inputs->image = tsar_alloc((size_t)tensor->count, 1, "input.image", err);
     if (!inputs->image) return TSAR_ROOM;
     inputs->H = tensor->shape[0], inputs->W = tensor->shape[1];
@@ -159,24 +152,20 @@ int tsar_parts_fed(const tsar_config *c, const tsar_inputs *inputs)
 {
     const int64_t *tokens = c->n_coarse ? inputs->coarse : inputs->codes;
     const int on_grid = c->n_coarse || (inputs->h == c->grid_h && inputs->w == c->grid_w);
-    return (c->has_gpt && has_prompt(c, inputs) && tokens && on_grid ? PART_GPT : 0) | (c->has_fine && inputs->coarse ? PART_FINE : 0) |
-           (c->has_vq && (inputs->image || inputs->codes) ? PART_VQ : 0);
+    return (c->has_gpt && has_prompt(c, inputs) && tokens && on_grid ? TSAR_PART_GPT : 0) | (c->has_fine && inputs->coarse ? TSAR_PART_FINE : 0) |
+           (c->has_vq && (inputs->image || inputs->codes) ? TSAR_PART_VQ : 0);
 }
 
 /* The inputs that a part of the model needs, in words. NULL: the model has no such part. */
 const char *tsar_part_needs(const tsar_config *c, int part)
 {
-    if (part == PART_FINE) return c->has_fine ? "input.coarse" : NULL;
-    if (part == PART_VQ) return c->has_vq ? "input.image or input.codes" : NULL;
+    if (part == TSAR_PART_FINE) return c->has_fine ? "input.coarse" : NULL;
+    if (part == TSAR_PART_VQ) return c->has_vq ? "input.image or input.codes" : NULL;
     switch (c->arch) {
-    case TSAR_TOKEN_SHUFFLE:
-        return c->n_coarse ? "input.text and input.coarse" : "input.text and input.codes";
-    case TSAR_LLAMAGEN_C2I:
-        return c->n_coarse ? "input.class and input.coarse" : "input.class and input.codes";
-    case TSAR_LLAMAGEN_T2I:
-        return c->n_coarse ? "input.caption, input.caption_mask and input.coarse" : "input.caption, input.caption_mask and input.codes";
-    default:
-        return NULL;
+    case TSAR_TOKEN_SHUFFLE: return c->n_coarse ? "input.text and input.coarse" : "input.text and input.codes";
+    case TSAR_LLAMAGEN_C2I: return c->n_coarse ? "input.class and input.coarse" : "input.class and input.codes";
+    case TSAR_LLAMAGEN_T2I: return c->n_coarse ? "input.caption, input.caption_mask and input.coarse" : "input.caption, input.caption_mask and input.codes";
+    default: return NULL;
     }
 }
 
@@ -194,7 +183,7 @@ tsar_status tsar_fail_unfed(const tsar_config *c, const char *source, tsar_error
 
 /* -------------------------------------------------------------------------------------------------------------- trace */
 
-static tsar_status emit_inputs(const tsar_model *model, const tsar_inputs *inputs, const tsar_sink *sink, tsar_error *err)
+tsar_status tsar_emit_inputs(const tsar_model *model, const tsar_inputs *inputs, const tsar_sink *sink, tsar_error *err)
 {
     const tsar_config *c = &model->config;
     const size_t text[1] = { inputs->n_text }, one[1] = { 1 }, caption[2] = { c->cond_tokens, c->caption_dim }, codes[2] = { inputs->h, inputs->w },
@@ -227,79 +216,98 @@ static tsar_status trace_fine(const tsar_model *model, const int64_t *labels, co
     return status;
 }
 
-/* The tokenizer: the encoder if there is an image, then the decoder on its codes, or on those given. While the codes pass through
- * the sink, it may put others into *instead (near-ties: those of the other file), which the decoder then takes. */
-static tsar_status trace_vq(const tsar_model *model, const tsar_inputs *inputs, const tsar_sink *sink, int64_t *const *instead, tsar_error *err)
+/* The tokenizer: the encoder if there is an image, then the decoder on its codes, or on those given. What the sink makes of the codes is decoded. */
+static tsar_status trace_vq(const tsar_model *model, const tsar_inputs *inputs, const tsar_sink *sink, tsar_error *err)
 {
-    const size_t factor = model->config.vq_factor, given[2] = { inputs->h, inputs->w };
-    tsar_status status = TSAR_OK;
-    if (!inputs->image) {
-        status = tsar_emit(sink, err, TSAR_I64, inputs->codes, 2, given, "vq.codes");
-        return status == TSAR_OK ? tsar_vq_decode(model, inputs->codes, inputs->h, inputs->w, NULL, sink, err) : status;
-    }
-    const size_t h = inputs->H / factor, w = inputs->W / factor;
+    const size_t factor = model->config.vq_factor, h = inputs->image ? inputs->H / factor : inputs->h, w = inputs->image ? inputs->W / factor : inputs->w;
+    const size_t shape[2] = { h, w };
     int64_t *codes = tsar_alloc(h, w * sizeof *codes, "vq.codes", err);
-    if (!codes) return TSAR_ROOM;
-    status = tsar_vq_encode(model, inputs->image, inputs->H, inputs->W, codes, sink, err);
-    if (status == TSAR_OK) status = tsar_vq_decode(model, instead && *instead ? *instead : codes, h, w, NULL, sink, err);
+    tsar_status status = codes ? TSAR_OK : TSAR_ROOM;
+    if (status == TSAR_OK && inputs->image) status = tsar_vq_encode(model, inputs->image, inputs->H, inputs->W, codes, sink, err);
+    if (status == TSAR_OK && !inputs->image) {
+        memcpy(codes, inputs->codes, h * w * sizeof *codes);
+        status = tsar_emit(sink, err, TSAR_I64, codes, 2, shape, "vq.codes");
+    }
+    if (status == TSAR_OK) status = tsar_vq_decode(model, codes, h, w, NULL, sink, err);
     tsar_free(codes);
     return status;
 }
 
-tsar_status tsar_run_parts(const tsar_model *model, const tsar_inputs *inputs, int wanted, const tsar_sink *sink, int64_t *const *instead,
-                             tsar_error *err)
+tsar_status tsar_run_part(const tsar_model *model, const tsar_inputs *inputs, int part, const tsar_sink *sink, tsar_error *err)
 {
-    tsar_status status = emit_inputs(model, inputs, sink, err);
-    if (status == TSAR_OK && (wanted & PART_GPT)) {
-        const tsar_prompt prompt = prompt_of(inputs);
-        status = tsar_gpt_trace(model, &prompt, model->config.n_coarse ? inputs->coarse : inputs->codes, sink, err);
-    }
-    if (status == TSAR_OK && (wanted & PART_FINE)) status = trace_fine(model, inputs->coarse, sink, err);
-    if (status == TSAR_OK && (wanted & PART_VQ)) status = trace_vq(model, inputs, sink, instead, err);
-    return status;
+    const tsar_prompt prompt = prompt_of(inputs);
+    if (part == TSAR_PART_GPT) return tsar_gpt_trace(model, &prompt, model->config.n_coarse ? inputs->coarse : inputs->codes, sink, err);
+    return part == TSAR_PART_FINE ? trace_fine(model, inputs->coarse, sink, err) : trace_vq(model, inputs, sink, err);
 }
 
 tsar_status tsar_trace(const tsar_model *model, const tsar_inputs *inputs, const tsar_sink *sink, tsar_error *err)
 {
     const int fed = tsar_parts_fed(&model->config, inputs);
-    return fed ? tsar_run_parts(model, inputs, fed, sink, NULL, err) : tsar_fail_unfed(&model->config, "the trace's input", err);
+    tsar_status status = fed ? tsar_emit_inputs(model, inputs, sink, err) : tsar_fail_unfed(&model->config, "the trace's input", err);
+    for (size_t i = 0; status == TSAR_OK && i < TSAR_PARTS; i++)
+        if (fed & tsar_parts[i].part) status = tsar_run_part(model, inputs, tsar_parts[i].part, sink, err);
+    return status;
 }
 
 /* ------------------------------------------------------------------------------------------------------ a trace file */
 
+/* A trace on its way into a file: the header tells all shapes, so that the numbers wait in a temporary file until the last is known. */
 typedef struct {
-    tsar_values *tensors;
+    tsar_values *tensors; /* data: NULL unless kept in memory */
+    long *places;         /* [n]: where each begins in `waiting` */
     size_t n, room;
+    FILE *waiting;    /* NULL: the system has no temporary files; then memory holds the trace */
+    const char *only; /* NULL: all */
 } kept_trace;
+
+/* Whether `name` fits a pattern in which * stands for any letters and ? for one. */
+static int matches(const char *pattern, const char *name)
+{
+    if (*pattern == '*') return matches(pattern + 1, name) || (*name && matches(pattern, name + 1));
+    return *pattern == 0 ? *name == 0 : *name && (*pattern == '?' || *pattern == *name) && matches(pattern + 1, name + 1);
+}
 
 /* Doubles the room of a trace. */
 static tsar_status widen_trace(kept_trace *trace, tsar_error *err)
 {
     const size_t room = trace->room ? 2 * trace->room : 64;
     tsar_values *tensors = tsar_alloc(room, sizeof *tensors, "the list of tensors", err);
-    if (!tensors) return TSAR_ROOM;
-    if (trace->n) memcpy(tensors, trace->tensors, trace->n * sizeof *tensors);
-    tsar_free(trace->tensors);
-    trace->tensors = tensors, trace->room = room;
+    long *places = tsar_alloc(room, sizeof *places, "the list of tensors", err);
+    if (tensors && places && trace->n) {
+        memcpy(tensors, trace->tensors, trace->n * sizeof *tensors);
+        memcpy(places, trace->places, trace->n * sizeof *places);
+    }
+    tsar_free(tensors && places ? trace->tensors : tensors);
+    tsar_free(tensors && places ? trace->places : places);
+    if (!tensors || !places) return TSAR_ROOM;
+    trace->tensors = tensors, trace->places = places, trace->room = room;
     return TSAR_OK;
 }
 
-/* The sink of a trace file: a copy of name and data. */
+/* The sink of a trace file: a copy of the name; the data into the temporary file. */
 static tsar_status keep_tensor(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, void *data, tsar_error *err)
 {
     kept_trace *trace = context;
+    if (trace->only && !tsar_has_prefix(name, "input.") && !matches(trace->only, name)) return TSAR_OK;
     if (trace->n == trace->room && widen_trace(trace, err) != TSAR_OK) return TSAR_ROOM;
     tsar_values *kept = &trace->tensors[trace->n];
     const size_t name_size = (strlen(name) + 8) / 8 * 8;
     size_t bytes = tsar_dtype_size(dtype);
     for (size_t i = 0; i < rank; i++) bytes *= shape[i];
-    char *copy = tsar_alloc(bytes + name_size, 1, name, err); /* the name, then the data, aligned for double */
+    char *copy = tsar_alloc(name_size + (trace->waiting ? 0 : bytes), 1, name, err); /* the name, then the data, aligned for double */
     if (!copy) return TSAR_ROOM;
     memcpy(copy, name, strlen(name));
-    memcpy(copy + name_size, data, bytes);
-    kept->name = copy, kept->dtype = dtype, kept->rank = rank, kept->data = copy + name_size;
+    kept->name = copy, kept->dtype = dtype, kept->rank = rank, kept->data = NULL;
     memcpy(kept->shape, shape, rank * sizeof *shape);
     trace->n++;
+    if (!trace->waiting) {
+        memcpy(copy + name_size, data, bytes);
+        kept->data = copy + name_size;
+        return TSAR_OK;
+    }
+    trace->places[trace->n - 1] = ftell(trace->waiting);
+    if (trace->places[trace->n - 1] < 0 || fwrite(data, 1, bytes, trace->waiting) != bytes)
+        return tsar_fail(err, TSAR_ROOM, "the temporary file of a trace cannot take %s: its disk is full; choose fewer tensors with --only", name);
     return TSAR_OK;
 }
 
@@ -315,21 +323,59 @@ static tsar_status put_config(tsar_writer *writer, const tsar_config *c, tsar_er
     return status;
 }
 
-tsar_status tsar_trace_write(const tsar_model *model, const tsar_inputs *inputs, const char *path, tsar_error *err)
+/* Tensor i from the temporary file into the writer, a piece at a time. */
+static tsar_status copy_waiting(tsar_writer *writer, const kept_trace *trace, size_t i, uint64_t count, tsar_error *err)
 {
-    kept_trace trace = { NULL, 0, 0 };
-    const tsar_sink sink = { .put = keep_tensor, .context = &trace };
+    enum { PIECE = 1 << 16 };
+    const size_t size = tsar_dtype_size(trace->tensors[i].dtype);
+    tsar_status status = TSAR_OK;
+    void *piece = tsar_alloc(PIECE, size, "a piece of a trace", err);
+    if (!piece) return TSAR_ROOM;
+    if (fseek(trace->waiting, trace->places[i], SEEK_SET) != 0) status = tsar_fail(err, TSAR_ROOM, "the temporary file of a trace cannot be read");
+    for (uint64_t at = 0; status == TSAR_OK && at < count; at += PIECE) {
+        const size_t n = count - at < PIECE ? (size_t)(count - at) : PIECE;
+        status = fread(piece, size, n, trace->waiting) == n ? tsar_writer_put(writer, piece, n, err)
+                                                            : tsar_fail(err, TSAR_ROOM, "the temporary file of a trace cannot be read");
+    }
+    tsar_free(piece);
+    return status;
+}
+
+/* All tensors of a trace into a writer whose metadata is complete; it is committed, or abandoned on failure. */
+static tsar_status write_kept(tsar_writer *writer, const kept_trace *trace, tsar_error *err)
+{
+    const tsar_tensor *next;
+    tsar_status status = TSAR_OK;
+    if (!trace->waiting) return tsar_values_write(writer, trace->tensors, trace->n, err);
+    for (size_t i = 0; status == TSAR_OK && i < trace->n; i++)
+        status = tsar_writer_declare(writer, trace->tensors[i].name, trace->tensors[i].dtype, trace->tensors[i].rank, trace->tensors[i].shape, err);
+    while (status == TSAR_OK && (next = tsar_writer_next(writer)) != NULL) {
+        size_t i = 0;
+        while (strcmp(trace->tensors[i].name, next->name) != 0) i++;
+        status = copy_waiting(writer, trace, i, next->count, err);
+    }
+    if (status == TSAR_OK) return tsar_writer_commit(writer, err);
+    tsar_writer_abandon(writer);
+    return status;
+}
+
+tsar_status tsar_trace_write(const tsar_model *model, const tsar_inputs *inputs, const char *only, int inside, const char *path, tsar_error *err)
+{
+    kept_trace trace = { .waiting = tmpfile(), .only = only };
+    const tsar_sink sink = { .put = keep_tensor, .context = &trace, .inside = inside };
     tsar_writer *writer = NULL;
     tsar_status status = tsar_trace(model, inputs, &sink, err);
     if (status == TSAR_OK) status = tsar_writer_open(&writer, path, err);
     if (status == TSAR_OK) {
         status = put_config(writer, &model->config, err);
         if (status == TSAR_OK)
-            status = tsar_values_write(writer, trace.tensors, trace.n, err);
+            status = write_kept(writer, &trace, err);
         else
             tsar_writer_abandon(writer);
     }
     for (size_t i = 0; i < trace.n; i++) tsar_free((void *)trace.tensors[i].name);
     tsar_free(trace.tensors);
+    tsar_free(trace.places);
+    if (trace.waiting) (void)fclose(trace.waiting);
     return status;
 }

@@ -1,253 +1,480 @@
-/* Verify: is another implementation right, and if not, which tensor went wrong first? Every tensor is compared with the other file as it
- * passes, and nothing of it is kept but the latent, which tells a near-tie between two codes from an error. */
+/* Verify: is another implementation right, and if not, which tensors are wrong? The sink that receives a traced tensor may replace it, and the run goes on
+ * with the replacement: so three ordinary runs of a part give everything.
+ *
+ *     noise     theirs put in the place of each tensor, every operation rounded to their precision     their stage and its noise
+ *     judged    theirs put in the place of each tensor, in double                                      y: the stage of each tensor from THEIR predecessors
+ *     plain     in double                                                                              the error from the inputs on, for information
+ *
+ * Of the first run the results are kept, in their precision, for the second; F64 files need none. */
 #include "verify.h"
 
 #include <math.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
-/* ------------------------------------------------------------------------------------------------------------- verify */
+/* What the noise run leaves of a tensor for the judged one. */
+typedef struct {
+    void *values; /* of dtype `type`; NULL: not in the file */
+    tsar_dtype type;
+} noisy_tensor;
 
-enum { CHUNK = 4096 }; /* elements of the other file in memory at a time */
+typedef enum { NOISE, JUDGED, PLAIN, NARROWER } run_kind;
 
 typedef struct {
     const tsar_model *model;
+    const tsar_verify_options *options;
+    const tsar_inputs *inputs;
     tsar_file *file;
-    double rtol;
-    tsar_comparison_fn report;
-    void *context;
-    unsigned char *seen; /* [tensors of the file]: 1 once the trace has produced it */
-    size_t compared;
-    int different;
-    union {
-        double real[CHUNK];
-        int64_t integer[CHUNK];
-    } theirs;
-    double *latent; /* tsar's vq.latent [embed][h*w]; NULL until it has passed */
-    double latent_rms;
-    int64_t *near_codes; /* [h][w]: the other file's codes, when all mismatches are near-ties */
+    unsigned char *seen; /* [tensors of the file]: 1 once a run has produced it */
+    int inside;          /* the file holds tensors inside of blocks */
+
+    tsar_comparison *results; /* [n] in computation order */
+    size_t n, room;
+
+    run_kind kind;       /* of the run under way */
+    tsar_dtype p;        /* the precision that it judges in */
+    size_t K;            /* the longest row of a matrix of the part */
+    const char *prefix;  /* of its part */
+    size_t first;        /* result of the part's first tensor */
+    size_t next;         /* tensors that the run has produced */
+    noisy_tensor *noisy; /* [n_noisy], by their place in the run */
+    size_t n_noisy, noisy_room;
+
+    double *latent; /* [embed][h*w]: vq.latent as the quantizer takes it; NULL until it has passed */
+    size_t positions;
+    double latent_move; /* by how much a latent vector may be off: 0 where the file holds it */
 } verifier;
 
-static double tolerance_of(double rtol, tsar_dtype dtype)
+static int is_inside(const char *name)
 {
-    if (!tsar_dtype_is_float(dtype)) return 0;
-    if (rtol >= 0) return rtol;
-    return dtype == TSAR_F64 ? 1e-10 : dtype == TSAR_F32 ? 1e-4 : 5e-2;
+    static const char *const names[] = { ".q", ".k", ".v", ".attn", ".h", ".ffn" };
+    const char *last = strrchr(name, '.');
+    for (size_t i = 0; last && i < sizeof names / sizeof *names; i++)
+        if (strcmp(last, names[i]) == 0) return 1;
+    return 0;
 }
 
-static double value_at(const void *data, tsar_dtype dtype, size_t i)
+/* Grows an array of *room elements of `size` bytes, whose first n are kept. */
+static tsar_status widen(void *array, size_t *room, size_t n, size_t size, tsar_error *err)
 {
-    if (dtype == TSAR_F64) return ((const double *)data)[i];
-    return dtype == TSAR_I64 ? (double)((const int64_t *)data)[i] : (double)((const uint8_t *)data)[i];
-}
-
-/* sqrt(mean(x^2)), scaled by the largest element so that no square overflows. Not finite if an element is not. */
-static double rms_of(const void *data, tsar_dtype dtype, size_t n)
-{
-    double largest = 0, sum = 0;
-    for (size_t i = 0; i < n; i++) {
-        const double x = fabs(value_at(data, dtype, i));
-        if (!(x < INFINITY)) return INFINITY;
-        if (x > largest) largest = x;
-    }
-    if (largest == 0) return 0;
-    for (size_t i = 0; i < n; i++) {
-        const double x = value_at(data, dtype, i) / largest;
-        sum += x * x;
-    }
-    return largest * sqrt(sum / (double)n);
-}
-
-/* Element i: |a - b| against the RMS (against 1 where tsar's tensor is all zero). NaN on either side is a difference, and
- * an infinity agrees with its like only. */
-static void compare_element(tsar_comparison *result, size_t i, int equal, double ours, double theirs, double rms)
-{
-    if (equal) return;
-    double difference = fabs(ours - theirs), relative = difference / (rms > 0 ? rms : 1);
-    if (!(difference < INFINITY)) difference = INFINITY;
-    if (!(difference < INFINITY && rms < INFINITY)) relative = INFINITY;
-    if (difference > result->max_abs) result->max_abs = difference;
-    if (relative > result->max_rel) result->max_rel = relative;
-    if (relative <= result->tolerance && relative < INFINITY) return;
-    if (result->bad++) return;
-    result->first_bad = i, result->ours = ours, result->theirs = theirs;
-}
-
-static tsar_status compare_elements(verifier *v, const tsar_tensor *theirs, tsar_dtype dtype, const void *ours, tsar_comparison *result,
-                                    tsar_error *err)
-{
-    const size_t count = (size_t)theirs->count;
-    const double rms = rms_of(ours, dtype, count);
-    for (size_t first = 0; first < count; first += CHUNK) {
-        const size_t n = count - first < CHUNK ? count - first : CHUNK;
-        tsar_status status = dtype == TSAR_F64 ? tsar_file_read_f64(v->file, theirs, first, n, v->theirs.real, err)
-                                               : tsar_file_read_i64(v->file, theirs, first, n, v->theirs.integer, err);
-        if (status != TSAR_OK) return status;
-        for (size_t k = 0; k < n; k++) {
-            const size_t i = first + k;
-            const double a = value_at(ours, dtype, i);
-            if (dtype == TSAR_F64)
-                compare_element(result, i, a == v->theirs.real[k], a, v->theirs.real[k], rms);
-            else if (dtype == TSAR_U8)
-                compare_element(result, i, ((const uint8_t *)ours)[i] == v->theirs.integer[k], a, (double)v->theirs.integer[k], rms);
-            else
-                compare_element(result, i, ((const int64_t *)ours)[i] == v->theirs.integer[k], a, (double)v->theirs.integer[k], rms);
-        }
-    }
+    void *old, *wider = tsar_alloc(2 * *room + 64, size, "the list of tensors", err);
+    if (!wider) return TSAR_ROOM;
+    memcpy(&old, array, sizeof old);
+    if (n) memcpy(wider, old, n * size);
+    tsar_free(old);
+    memcpy(array, &wider, sizeof wider);
+    *room = 2 * *room + 64;
     return TSAR_OK;
 }
 
-/* The unit roundoff of the other implementation's arithmetic on the latent. It is that of the file's type; an --rtol as wide as that of
- * a narrower type says that the numbers were computed in this one, however they are stored. */
-static double roundoff_of(double rtol, tsar_dtype dtype)
+/* -------------------------------------------------------------------------------------------------- what the file holds */
+
+static int same_shape(const tsar_tensor *t, size_t rank, const size_t *shape)
 {
-    if (dtype == TSAR_BF16 || rtol >= tolerance_of(-1, TSAR_BF16)) return ldexp(1, -8);
-    if (dtype == TSAR_F16) return ldexp(1, -11);
-    return dtype == TSAR_F32 || rtol >= tolerance_of(-1, TSAR_F32) ? ldexp(1, -24) : ldexp(1, -53);
+    if (t->rank != rank) return 0;
+    for (size_t i = 0; i < rank; i++)
+        if (t->shape[i] != shape[i]) return 0;
+    return 1;
 }
 
-/* The type that tells how exactly the other implementation computed: that of vq.latent, else the narrowest float among its vq.*. */
-static tsar_dtype latent_dtype(const tsar_file *file)
+/* Whether theirs is of this shape, an axis of 1 in front left aside where `batch` is set. */
+static int fits(const tsar_tensor *theirs, int batch, size_t rank, const size_t *shape)
 {
-    const tsar_tensor *latent = tsar_file_find(file, "vq.latent");
-    tsar_dtype narrowest = TSAR_F64; /* the types stand in the order of their precision */
-    if (latent && tsar_dtype_is_float(latent->dtype)) return latent->dtype;
-    for (size_t i = 0; i < tsar_file_count(file); i++) {
-        const tsar_tensor *t = tsar_file_at(file, i);
-        if (tsar_has_prefix(t->name, "vq.") && tsar_dtype_is_float(t->dtype) && t->dtype > narrowest) narrowest = t->dtype;
+    tsar_tensor dropped = *theirs;
+    if (!batch || theirs->rank != rank + 1 || theirs->shape[0] != 1) return same_shape(theirs, rank, shape);
+    dropped.rank = rank;
+    memmove(dropped.shape, theirs->shape + 1, rank * sizeof *shape);
+    return same_shape(&dropped, rank, shape);
+}
+
+static size_t count_of(size_t rank, const size_t *shape)
+{
+    size_t count = 1;
+    for (size_t i = 0; i < rank; i++) count *= shape[i];
+    return count;
+}
+
+static int all_finite(const double *x, size_t n)
+{
+    size_t i = 0;
+    while (i < n && fabs(x[i]) < INFINITY) i++;
+    return i == n;
+}
+
+/* The values of the file's tensor, widened, in *x, to be freed; NULL if it has none that can stand in the place of this one. */
+static tsar_status read_theirs(const verifier *v, const tsar_tensor *theirs, size_t count, double **x, tsar_error *err)
+{
+    *x = NULL;
+    if (!theirs || theirs->count != count || !tsar_dtype_is_float(theirs->dtype)) return TSAR_OK;
+    *x = tsar_alloc(count, sizeof **x, theirs->name, err);
+    return *x ? tsar_file_read_f64(v->file, theirs, 0, count, *x, err) : TSAR_ROOM;
+}
+
+/* Their codes in the place of ours, where all of them are codes. */
+static tsar_status replace_codes(const verifier *v, const char *name, size_t rank, const size_t *shape, int64_t *codes, tsar_error *err)
+{
+    const tsar_tensor *theirs = tsar_file_find(v->file, name);
+    const size_t count = count_of(rank, shape);
+    if (strcmp(name, "vq.codes") != 0 || !theirs || !same_shape(theirs, rank, shape) || tsar_dtype_is_float(theirs->dtype)) return TSAR_OK;
+    int64_t *values = tsar_alloc(count, sizeof *values, name, err);
+    tsar_status status = values ? tsar_file_read_i64(v->file, theirs, 0, count, values, err) : TSAR_ROOM;
+    size_t valid = 0;
+    while (status == TSAR_OK && valid < count && values[valid] >= 0 && (uint64_t)values[valid] < v->model->config.codebook_size) valid++;
+    if (status == TSAR_OK && valid == count) memcpy(codes, values, count * sizeof *codes);
+    tsar_free(values);
+    return status;
+}
+
+/* The narrowest type that holds every number of the part's own float tensors. */
+static tsar_status find_precision(const verifier *v, const char *prefix, tsar_dtype *p, tsar_error *err)
+{
+    enum { CHUNK = 4096 };
+    int holds[TSAR_DTYPES];
+    double *x = tsar_alloc(CHUNK, sizeof *x, "a tensor", err);
+    tsar_status status = x ? TSAR_OK : TSAR_ROOM;
+    for (size_t type = 0; type < TSAR_DTYPES; type++) holds[type] = 1;
+    for (size_t i = 0; status == TSAR_OK && i < tsar_file_count(v->file); i++) {
+        const tsar_tensor *t = tsar_file_at(v->file, i);
+        if (!tsar_has_prefix(t->name, prefix) || !tsar_dtype_is_float(t->dtype)) continue;
+        for (uint64_t at = 0; status == TSAR_OK && at < t->count && (holds[TSAR_F32] || holds[TSAR_F16] || holds[TSAR_BF16]); at += CHUNK) {
+            const size_t n = t->count - at < CHUNK ? (size_t)(t->count - at) : CHUNK;
+            status = tsar_file_read_f64(v->file, t, at, n, x, err);
+            for (size_t k = 0; status == TSAR_OK && k < n; k++)
+                for (int type = TSAR_F32; type <= TSAR_BF16; type++) holds[type] = holds[type] && tsar_holds((tsar_dtype)type, x[k]);
+        }
     }
-    return narrowest;
+    tsar_free(x);
+    *p = holds[TSAR_BF16] ? TSAR_BF16 : holds[TSAR_F16] ? TSAR_F16 : holds[TSAR_F32] ? TSAR_F32 : TSAR_F64;
+    return status;
 }
 
-/* How far apart codes a (tsar's) and b (theirs) are at one position, in units of what their precision can decide; at most
- * 1 is a near-tie.
- *
- * The quantizer compares d(e) = |z|^2 + |e|^2 - 2 z.e, so d(b) - d(a) = |b|^2 - |a|^2 + 2 z.(a - b). Three things move this gap:
- *
- * 1. The latent. When z moves by D, the gap moves by 2 D.(a - b), at most 2 |D| |a - b|. A vq.latent that passes verification has every
- *    element within delta = tolerance x RMS of tsar's, so the latent vector moves by at most delta sqrt(E) = m, E = embed. With l2_norm
- *    it is z/|z| that counts, and unit vectors of x and y are at most 2 |x - y| / (|x| + |y|) apart (Dunkl and Williams), here
- *    2 m / (2 |z| - m), and never more than 2.
- * 2. The codewords, in a precision of unit roundoff u: an element is off by a part r = u of itself where it is only stored. With l2_norm
- *    square root, division and result round, and a norm summed over E terms is off by E t / 2 (half of its square's), so r = 3u + E t / 2 for
- *    codewords and latent alike. t is the roundoff of the sums: u, but never more than F32's 2^-24, in which half-precision products are added
- *    up. d(e) = |z - e|^2 moves by at most 2 sqrt(d(e)) r |e|; z by r |z| more, which counts as under 1.
- * 3. The distances. |e|^2 and 2 z.e round by u and, being sums of E terms, by E t; |z|^2 is the same number in both; each of the two sums that
- *    make d(e) of the three rounds by u. With 2 |z||e| <= |z|^2 + |e|^2, and d(e) <= |z|^2 + |e|^2 for codewords on the latent's side, this
- *    is at most u (3 |z|^2 + 4 |e|^2) + E t (|z|^2 + 2 |e|^2) each, for both at most (6u + 2 E t) (|z|^2 + |a|^2 + |b|^2).
- *
- * To first order in u. In F64 2. and 3. are about 1e-14 for unit vectors. */
-static tsar_status code_margin(const verifier *v, size_t position, size_t positions, double tolerance, double u, const int64_t codes[2], double *z,
-                               double *margin, tsar_error *err)
+/* ------------------------------------------------------------------------------------------------------- the noise run */
+
+/* x as numbers of type p. */
+static tsar_status keep_noisy(noisy_tensor *kept, const char *name, tsar_dtype p, const double *x, size_t count, tsar_error *err)
 {
-    const tsar_config *c = &v->model->config;
-    const size_t embed = c->vq_embed_dim;
-    const double sums = (double)embed * fmin(u, ldexp(1, -24));
-    double *a = z + embed, *b = z + 2 * embed, distance[2], zz = 0, aa = 0, bb = 0, apart = 0;
-    for (size_t k = 0; k < embed; k++) z[k] = v->latent[k * positions + position], zz += z[k] * z[k];
-    tsar_status status = tsar_vq_distances(v->model, z, codes, 2, distance, err);
+    kept->type = p;
+    kept->values = tsar_alloc(count, tsar_dtype_size(p), name, err);
+    for (size_t i = 0; kept->values && i < count; i++)
+        if (p == TSAR_F32)
+            ((float *)kept->values)[i] = (float)x[i];
+        else
+            ((uint16_t *)kept->values)[i] = p == TSAR_BF16 ? tsar_round_bf16((float)x[i]) : tsar_round_f16((float)x[i]);
+    return kept->values ? TSAR_OK : TSAR_ROOM;
+}
+
+static tsar_status put_noise(verifier *v, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, void *data, tsar_error *err)
+{
+    const size_t count = count_of(rank, shape), at = v->next - 1;
+    const tsar_tensor *theirs = tsar_file_find(v->file, name);
+    double *x = NULL;
+    tsar_status status = at < v->noisy_room ? TSAR_OK : widen(&v->noisy, &v->noisy_room, v->n_noisy, sizeof *v->noisy, err);
+    if (status != TSAR_OK) return status;
+    v->n_noisy = v->next;
+    v->noisy[at] = (noisy_tensor){ NULL, TSAR_F64 };
+    if (dtype != TSAR_F64) return replace_codes(v, name, rank, shape, data, err);
+    if (theirs || strcmp(name, "vq.latent") == 0) status = keep_noisy(&v->noisy[at], name, v->p, data, count, err);
+    if (status == TSAR_OK && theirs && fits(theirs, 1, rank, shape)) status = read_theirs(v, theirs, count, &x, err);
+    if (status == TSAR_OK && x && all_finite(x, count)) memcpy(data, x, count * sizeof *x);
+    tsar_free(x);
+    return status;
+}
+
+static void drop_noise(verifier *v)
+{
+    for (size_t i = 0; i < v->n_noisy; i++) tsar_free(v->noisy[i].values);
+    v->n_noisy = 0;
+}
+
+/* ------------------------------------------------------------------------------------------------------- a wrong shape */
+
+/* out = x with its axes in another order: axis a of the result is axis order[a] of x, whose shape is `shape`. */
+static void permute(double *out, const double *x, size_t rank, const size_t *shape, const size_t *order)
+{
+    const size_t count = count_of(rank, shape);
+    size_t stride[TSAR_MAX_RANK], index[TSAR_MAX_RANK] = { 0 };
+    for (size_t a = 0; a < rank; a++) {
+        stride[a] = 1;
+        for (size_t b = order[a] + 1; b < rank; b++) stride[a] *= shape[b];
+    }
+    for (size_t i = 0; i < count; i++) {
+        size_t from = 0;
+        for (size_t a = 0; a < rank; a++) from += index[a] * stride[a];
+        out[i] = x[from];
+        for (size_t a = rank; a-- > 0 && ++index[a] == shape[order[a]];) index[a] = 0;
+    }
+}
+
+/* The words for a tensor whose shape is wrong, where its values tell what is: an axis of 1, axes in another order, another division. */
+static tsar_status explain_shape(const tsar_stage *stage, tsar_comparison *r, tsar_error *err)
+{
+    static const size_t orders[5][3] = { { 1, 0, 2 }, { 0, 2, 1 }, { 2, 1, 0 }, { 1, 2, 0 }, { 2, 0, 1 } };
+    const size_t n = stage->rows * stage->columns, rank = r->rank;
+    tsar_comparison trial = { .verdict = TSAR_DIFFERS };
+    tsar_stage turned = *stage;
+    tsar_judge(&turned, &trial);
+    if (trial.verdict != TSAR_DIFFERS) {
+        (void)snprintf(r->words, sizeof r->words, "%s",
+                       rank == r->our_rank + 1 && r->shape[0] == 1 ? "a batch axis of 1 in front: drop it; the values agree"
+                                                                   : "the values agree in this order: reshape it");
+        return TSAR_OK;
+    }
+    double *out = rank == r->our_rank && rank <= 3 ? tsar_alloc(n, sizeof *out, r->name, err) : NULL;
+    turned.x = out;
+    for (size_t o = 0; out && o < 5 && !r->words[0]; o++) {
+        int possible = rank == 3 || orders[o][2] == 2;
+        for (size_t a = 0; possible && a < rank; a++) possible = r->shape[orders[o][a]] == r->our_shape[a];
+        if (!possible) continue;
+        permute(out, stage->x, rank, r->shape, orders[o]);
+        tsar_comparison other = { .verdict = TSAR_DIFFERS };
+        tsar_judge(&turned, &other);
+        if (other.verdict == TSAR_DIFFERS) continue;
+        if (rank == 2)
+            (void)snprintf(r->words, sizeof r->words, "transposed: the values agree the other way round");
+        else
+            (void)snprintf(r->words, sizeof r->words, "transposed: the values agree where axes %zu, %zu, %zu come first, second, third", orders[o][0],
+                           orders[o][1], orders[o][2]);
+    }
+    tsar_free(out);
+    return TSAR_OK;
+}
+
+/* ------------------------------------------------------------------------------------------------------- the judged run */
+
+static tsar_status keep_latent(verifier *v, const tsar_stage *stage, int held, const double *data, tsar_error *err)
+{
+    const size_t n = stage->rows * stage->columns;
+    const double rtol = v->options->rtol, vector = sqrt((double)stage->rows);
+    tsar_free(v->latent);
+    v->latent = tsar_alloc(n, sizeof *v->latent, "vq.latent", err);
+    if (!v->latent) return TSAR_ROOM;
+    memcpy(v->latent, data, n * sizeof *v->latent);
+    v->positions = stage->columns;
+    v->latent_move = rtol >= 0 ? rtol * tsar_rms(data, n) * vector : held ? 0 : tsar_slack_of(stage) * vector;
+    return TSAR_OK;
+}
+
+/* How far from the best codeword a (tsar's) codeword b (theirs) is at one position, in units of what the precision decides: at most 1 is a near-tie.
+ *
+ * d(e) = |z - e|^2; b is right up to u 32 (|z|^2 + |a|^2) (SPEC 10). Where the file lacks the latent, or a tolerance is given, z may be off by m: then
+ * d(b) - d(a) moves by at most 2 m |a - b|. With l2_norm it is z/|z| that counts, and unit vectors of x and y are at most 2 |x - y| / (|x| + |y|) apart
+ * (Dunkl and Williams), here 2 m / (2 |z| - m), and never more than 2. */
+static tsar_status code_margin(const verifier *v, size_t position, tsar_dtype p, const int64_t codes[2], double *z, double *margin, tsar_error *err)
+{
+    const size_t E = v->model->config.vq_embed_dim;
+    double *a = z + E, *b = z + 2 * E, distance[2], zz = 0, aa = 0, apart = 0, move = v->latent_move;
+    for (size_t k = 0; k < E; k++) z[k] = v->latent[k * v->positions + position], zz += z[k] * z[k];
+    const tsar_status status = tsar_vq_distances(v->model, z, codes, 2, distance, err);
     if (status != TSAR_OK) return status;
     tsar_vq_codeword(v->model, (size_t)codes[0], a);
     tsar_vq_codeword(v->model, (size_t)codes[1], b);
-    for (size_t k = 0; k < embed; k++) aa += a[k] * a[k], bb += b[k] * b[k], apart += (a[k] - b[k]) * (a[k] - b[k]);
-    double move = tolerance * v->latent_rms * sqrt((double)embed), part = u;
-    if (c->vq_l2_norm) {
+    for (size_t k = 0; k < E; k++) aa += a[k] * a[k], apart += (a[k] - b[k]) * (a[k] - b[k]);
+    if (v->model->config.vq_l2_norm) {
         const double sum = 2 * sqrt(zz) - move;
-        part = 3 * u + sums / 2;
-        move = (sum > move ? 2 * move / sum : 2) + part;
+        move = sum > move ? 2 * move / sum : 2;
         zz = 1; /* of z/|z| */
     }
-    const double stored = 2 * part * (sqrt(fabs(distance[0]) * aa) + sqrt(fabs(distance[1]) * bb));
-    const double rounded = (6 * u + 2 * sums) * (zz + aa + bb);
-    const double gap = distance[1] - distance[0], decided = 2 * move * sqrt(apart) + stored + rounded;
+    const double gap = distance[1] - distance[0], decided = tsar_code_slack(p, zz, aa) + 2 * move * sqrt(apart);
     *margin = gap <= 0 ? 0 : decided > 0 ? gap / decided : INFINITY;
     return TSAR_OK;
 }
 
-/* Codes that differ: near-ties if every mismatch is one. Then the other file's codes are kept for the decoder. */
-static tsar_status judge_codes(verifier *v, const tsar_tensor *theirs, const int64_t *ours, tsar_comparison *result, tsar_error *err)
+/* A tolerance as wide as that of F32 or BF16 was says that the numbers were computed so, however they are stored. */
+static tsar_dtype precision_of_codes(const verifier *v)
 {
-    const tsar_config *c = &v->model->config;
-    const size_t positions = (size_t)theirs->count;
-    const tsar_dtype dtype = latent_dtype(v->file);
-    const double tolerance = tolerance_of(v->rtol, dtype), roundoff = roundoff_of(v->rtol, dtype);
-    int64_t *codes = tsar_alloc(positions, sizeof *codes, "vq.codes", err);
-    double *scratch = tsar_alloc(3, c->vq_embed_dim * sizeof *scratch, "a latent", err);
-    tsar_status status = codes && scratch ? tsar_file_read_i64(v->file, theirs, 0, positions, codes, err) : TSAR_ROOM;
-    result->margin = 0;
-    for (size_t i = 0; status == TSAR_OK && i < positions; i++) {
-        const int64_t pair[2] = { ours[i], codes[i] };
+    const double rtol = v->options->rtol;
+    return rtol >= 5e-2 ? TSAR_BF16 : rtol >= 1e-4 && v->p == TSAR_F64 ? TSAR_F32 : v->p;
+}
+
+/* Integers: equal, or codes that the precision cannot decide. */
+static tsar_status judge_integers(const verifier *v, const tsar_tensor *theirs, tsar_dtype dtype, const void *ours, tsar_comparison *r, tsar_error *err)
+{
+    const size_t count = (size_t)theirs->count;
+    const int codes = strcmp(r->name, "vq.codes") == 0 && v->latent;
+    int64_t *values = tsar_alloc(count, sizeof *values, r->name, err);
+    double *scratch = tsar_alloc(3, v->model->config.vq_embed_dim * sizeof *scratch, "a latent", err);
+    tsar_status status = values && scratch ? tsar_file_read_i64(v->file, theirs, 0, count, values, err) : TSAR_ROOM;
+    r->verdict = TSAR_IDENTICAL;
+    for (size_t i = 0; status == TSAR_OK && i < count; i++) {
+        const int64_t own = dtype == TSAR_U8 ? ((const uint8_t *)ours)[i] : ((const int64_t *)ours)[i], pair[2] = { own, values[i] };
         double margin = INFINITY;
-        if (pair[0] == pair[1]) continue;
-        if (pair[1] >= 0 && (uint64_t)pair[1] < c->codebook_size)
-            status = code_margin(v, i, positions, tolerance, roundoff, pair, scratch, &margin, err);
-        if (margin > result->margin) result->margin = margin;
+        if (own == values[i]) continue;
+        if (r->bad++ == 0) r->first_bad = r->place = i, r->ours = (double)own, r->theirs = (double)values[i];
+        if (codes && pair[1] >= 0 && (uint64_t)pair[1] < v->model->config.codebook_size)
+            status = code_margin(v, i, precision_of_codes(v), pair, scratch, &margin, err);
+        if (margin > r->margin) r->margin = margin;
+        r->rms = r->max = fmax(r->max, fabs((double)own - (double)values[i]));
+        r->verdict = r->margin <= 1 ? TSAR_NEAR_TIE : TSAR_DIFFERS;
     }
+    tsar_free(values);
     tsar_free(scratch);
-    if (status == TSAR_OK && result->margin <= 1) {
-        result->verdict = TSAR_NEAR_TIE;
-        v->near_codes = codes;
-        return TSAR_OK;
-    }
-    tsar_free(codes);
     return status;
 }
 
-static tsar_status report(verifier *v, tsar_comparison *result, tsar_error *err)
+/* Rows and columns as SPEC 10 has them: channels of the tokenizer's pictures, else the last axis. */
+static tsar_stage stage_of(const verifier *v, const char *name, size_t rank, const size_t *shape, const double *y)
 {
-    if (result->verdict != TSAR_SAME && result->verdict != TSAR_MISSING) {
-        result->first = !v->different;
-        v->different = 1;
-    }
-    if (result->verdict != TSAR_MISSING) v->compared++;
-    return v->report ? v->report(v->context, result, err) : TSAR_OK;
+    const size_t count = count_of(rank, shape), at = v->next - 1;
+    tsar_stage s = { .y = y, .p = v->p, .rtol = v->options->rtol, .channels = tsar_has_prefix(name, "vq.") };
+    s.rows = rank == 0 ? 1 : s.channels ? shape[0] : count / (shape[rank - 1] ? shape[rank - 1] : 1);
+    s.columns = s.rows ? count / s.rows : 0;
+    s.K = s.channels || s.rows < v->K ? v->K : s.rows; /* attention's positions */
+    if (at < v->n_noisy) s.noisy = v->noisy[at].values, s.noisy_type = v->noisy[at].type;
+    return s;
 }
 
-/* tsar's latent, for the near-ties. */
-static tsar_status keep_latent(verifier *v, const size_t *shape, const double *data, tsar_error *err)
+static int is_input(const char *name) { return tsar_has_prefix(name, "input.") || strcmp(name, "ctf.cluster_of") == 0; }
+
+/* An F64 tensor of ours: judged, and then theirs in its place. */
+static tsar_status judge_floats(verifier *v, const tsar_tensor *theirs, tsar_comparison *r, double *data, tsar_error *err)
 {
-    const size_t count = shape[0] * shape[1] * shape[2];
-    v->latent = tsar_alloc(count, sizeof *v->latent, "vq.latent", err);
-    if (!v->latent) return TSAR_ROOM;
-    memcpy(v->latent, data, count * sizeof *v->latent);
-    v->latent_rms = rms_of(data, TSAR_F64, count);
+    const size_t count = count_of(r->our_rank, r->our_shape);
+    double *x = NULL;
+    tsar_stage stage = stage_of(v, r->name, r->our_rank, r->our_shape, data);
+    tsar_status status = read_theirs(v, theirs, count, &x, err);
+    if (is_input(r->name)) stage.p = TSAR_F64;
+    stage.x = x;
+    const int usable = x && fits(theirs, 1, r->our_rank, r->our_shape);
+    if (status == TSAR_OK && x && fits(theirs, 0, r->our_rank, r->our_shape)) {
+        tsar_judge(&stage, r);
+    } else if (status == TSAR_OK) {
+        r->verdict = TSAR_MISSHAPEN;
+        if (!tsar_dtype_is_float(theirs->dtype))
+            (void)snprintf(r->words, sizeof r->words, "%s, it must be of a floating-point type", tsar_dtype_name(theirs->dtype));
+        if (x) status = explain_shape(&stage, r, err);
+    }
+    if (status == TSAR_OK && usable && !is_input(r->name) && all_finite(x, count)) memcpy(data, x, count * sizeof *x);
+    if (status == TSAR_OK && strcmp(r->name, "vq.latent") == 0) {
+        stage.x = NULL;
+        status = keep_latent(v, &stage, usable, data, err);
+    }
+    tsar_free(x);
+    return status;
+}
+
+static tsar_status judge_tensor(verifier *v, tsar_comparison *r, void *data, tsar_error *err)
+{
+    const tsar_tensor *theirs = tsar_file_find(v->file, r->name);
+    const int is_mask = strcmp(r->name, "input.caption_mask") == 0; /* 0 and 1 in any type */
+    r->dtype = theirs ? theirs->dtype : r->our_dtype, r->rank = theirs ? theirs->rank : r->our_rank;
+    memcpy(r->shape, theirs ? theirs->shape : r->our_shape, r->rank * sizeof *r->shape);
+    r->precision = is_input(r->name) ? TSAR_F64 : v->p;
+    r->from_inputs = -1;
+    if (!theirs) {
+        r->verdict = TSAR_MISSING;
+        if (strcmp(r->name, "vq.latent") != 0) return TSAR_OK;
+        const tsar_stage stage = stage_of(v, r->name, r->our_rank, r->our_shape, data);
+        return keep_latent(v, &stage, 0, data, err);
+    }
+    v->seen[theirs - tsar_file_at(v->file, 0)] = 1;
+    if (is_mask && !tsar_dtype_is_float(theirs->dtype)) return TSAR_OK;
+    if (r->our_dtype == TSAR_F64) return judge_floats(v, theirs, r, data, err);
+    if (!same_shape(theirs, r->our_rank, r->our_shape) || tsar_dtype_is_float(theirs->dtype)) {
+        r->verdict = TSAR_MISSHAPEN;
+        if (tsar_dtype_is_float(theirs->dtype)) (void)snprintf(r->words, sizeof r->words, "%s, it must be of an integer type", tsar_dtype_name(theirs->dtype));
+        return TSAR_OK;
+    }
+    const tsar_status status = judge_integers(v, theirs, r->our_dtype, data, r, err);
+    return status == TSAR_OK ? replace_codes(v, r->name, r->our_rank, r->our_shape, data, err) : status;
+}
+
+/* -------------------------------------------------------------------------------------------------------- all four runs */
+
+/* The plain run: nothing is replaced but codes, without which the decoder would be that of another picture. */
+static tsar_status put_plain(const verifier *v, tsar_comparison *r, void *data, tsar_error *err)
+{
+    const tsar_tensor *theirs = tsar_file_find(v->file, r->name);
+    double *x = NULL;
+    if (r->our_dtype != TSAR_F64) return replace_codes(v, r->name, r->our_rank, r->our_shape, data, err);
+    if (r->verdict > TSAR_DIFFERS) return TSAR_OK;
+    tsar_stage stage = stage_of(v, r->name, r->our_rank, r->our_shape, data);
+    const tsar_status status = read_theirs(v, theirs, stage.rows * stage.columns, &x, err);
+    stage.x = x;
+    if (status == TSAR_OK && x) r->from_inputs = tsar_error_of(&stage);
+    tsar_free(x);
+    return status;
+}
+
+static tsar_status put_tensor(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, void *data, tsar_error *err)
+{
+    verifier *v = context;
+    v->next++;
+    if (v->kind == NOISE) return put_noise(v, name, dtype, rank, shape, data, err);
+    if (v->kind == PLAIN) return put_plain(v, &v->results[v->first + v->next - 1], data, err);
+    tsar_comparison r = { .our_dtype = dtype, .our_rank = rank };
+    (void)snprintf(r.name, sizeof r.name, "%s", name);
+    memcpy(r.our_shape, shape, rank * sizeof *shape);
+    tsar_status status = judge_tensor(v, &r, data, err);
+    if (v->kind == NARROWER) {
+        tsar_comparison *first = &v->results[v->first + v->next - 1];
+        if (first->verdict == TSAR_DIFFERS && first->passes_in == TSAR_F64 && r.verdict < TSAR_DIFFERS) first->passes_in = v->p;
+        return status;
+    }
+    if (status == TSAR_OK && v->n == v->room) status = widen(&v->results, &v->room, v->n, sizeof *v->results, err);
+    if (status == TSAR_OK) v->results[v->n++] = r;
+    return status;
+}
+
+/* K of a part: the longest dot product with one of its weights. */
+static tsar_status find_longest(void *context, const tsar_weight *weight, tsar_error *err)
+{
+    verifier *v = context;
+    size_t terms = 1;
+    (void)err;
+    for (size_t i = 1; i < weight->rank; i++) terms *= weight->shape[i];
+    if (weight->use == TSAR_AS_MATRIX && tsar_has_prefix(weight->name, v->prefix) && terms > v->K) v->K = terms;
     return TSAR_OK;
 }
 
-static tsar_status compare_tensor(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, void *data,
-                                  tsar_error *err)
+/* The noise run of a part in precision p, then the judged one; `kind` JUDGED or NARROWER. */
+static tsar_status judge_part(verifier *v, const struct tsar_named_part *part, tsar_dtype p, run_kind kind, tsar_error *err)
 {
-    verifier *v = context;
-    const tsar_tensor *theirs = tsar_file_find(v->file, name);
-    tsar_comparison result = { .name = name,
-                               .verdict = TSAR_SAME,
-                               .dtype = theirs ? theirs->dtype : dtype,
-                               .rank = theirs ? theirs->rank : rank,
-                               .our_dtype = dtype,
-                               .our_rank = rank };
-    tsar_status status = strcmp(name, "vq.latent") == 0 ? keep_latent(v, shape, data, err) : TSAR_OK;
-    if (status != TSAR_OK) return status;
-    memcpy(result.shape, theirs ? theirs->shape : shape, result.rank * sizeof *shape);
-    memcpy(result.our_shape, shape, rank * sizeof *shape);
-    if (!theirs) {
-        result.verdict = TSAR_MISSING;
-        return strcmp(name, "ctf.cluster_of") == 0 ? TSAR_OK : report(v, &result, err);
+    const tsar_sink sink = { .put = put_tensor, .context = v, .inside = v->inside };
+    tsar_model *rounded = NULL;
+    tsar_status status = TSAR_OK;
+    v->p = p;
+    if (p != TSAR_F64 && v->options->rtol < 0) {
+        v->kind = NOISE, v->next = 0;
+        status = tsar_rounded_open(&rounded, v->model, part->prefix, p, err);
+        if (status == TSAR_OK) status = tsar_run_part(rounded, v->inputs, part->part, &sink, err);
+        tsar_rounded_close(rounded, v->model);
     }
-    v->seen[theirs - tsar_file_at(v->file, 0)] = 1;
-    result.tolerance = tolerance_of(v->rtol, theirs->dtype);
-    const int is_mask = strcmp(name, "input.caption_mask") == 0; /* 0 and 1 in any type */
-    int fits = theirs->rank == rank && (is_mask || (dtype == TSAR_F64) == tsar_dtype_is_float(theirs->dtype));
-    for (size_t i = 0; fits && i < rank; i++) fits = theirs->shape[i] == shape[i];
-    if (fits) {
-        status = compare_elements(v, theirs, dtype, data, &result, err);
-        if (result.bad) result.verdict = TSAR_DIFFERS;
-        if (status == TSAR_OK && result.bad && v->latent && strcmp(name, "vq.codes") == 0) status = judge_codes(v, theirs, data, &result, err);
-    } else {
-        result.verdict = TSAR_MISSHAPEN;
-    }
-    return status == TSAR_OK ? report(v, &result, err) : status;
+    v->kind = kind, v->next = 0;
+    if (status == TSAR_OK) status = tsar_run_part(v->model, v->inputs, part->part, &sink, err);
+    drop_noise(v);
+    return status;
 }
+
+/* The largest error, in units of RMS(y), of what differs in the results from `first` on; 0 if nothing does. */
+static double differing(const verifier *v, size_t first)
+{
+    double largest = 0;
+    for (size_t i = first; i < v->n; i++)
+        if (v->results[i].verdict == TSAR_DIFFERS && tsar_dtype_is_float(v->results[i].our_dtype) && v->results[i].passes_in == TSAR_F64)
+            largest = fmax(largest, v->results[i].rms);
+    return largest;
+}
+
+static tsar_status run_part(verifier *v, const struct tsar_named_part *part, tsar_error *err)
+{
+    enum { WORTH = 64 }; /* a part whose errors are more than so many units of a precision is not judged in it once more */
+    static const tsar_dtype narrower[] = { TSAR_F32, TSAR_F16, TSAR_BF16 };
+    const tsar_sink sink = { .put = put_tensor, .context = v, .inside = v->inside };
+    tsar_dtype p = v->options->precision;
+    tsar_status status = p != TSAR_DTYPES ? TSAR_OK : find_precision(v, part->prefix, &p, err);
+    v->first = v->n, v->prefix = part->prefix, v->K = 1;
+    if (status == TSAR_OK) status = tsar_weights(&v->model->config, NULL, find_longest, v, err);
+    if (status == TSAR_OK) status = judge_part(v, part, p, JUDGED, err);
+    v->kind = PLAIN, v->next = 0;
+    if (status == TSAR_OK) status = tsar_run_part(v->model, v->inputs, part->part, &sink, err);
+    for (size_t i = 0; status == TSAR_OK && i < 3 && v->options->rtol < 0 && p <= TSAR_F32; i++) {
+        const double error = narrower[i] > p ? differing(v, v->first) : 0;
+        if (error > 0 && error <= WORTH * tsar_unit_roundoff(narrower[i])) status = judge_part(v, part, narrower[i], NARROWER, err);
+    }
+    return status;
+}
+
+/* ---------------------------------------------------------------------------------------------------- names and parts */
 
 /* The first tensor of the file whose name begins with `prefix`, or NULL. */
 static const char *held_name(const tsar_file *file, const char *prefix)
@@ -269,171 +496,159 @@ static tsar_status choose_parts(const tsar_config *c, const tsar_inputs *inputs,
             return tsar_fail(err, TSAR_INPUT, "%s: holds %s, but not the %s that it is recomputed from", tsar_file_path(file), held, needs);
         if (held) *wanted |= tsar_parts[p].part;
     }
-    if ((*wanted & PART_VQ) && !inputs->image) {
+    if ((*wanted & TSAR_PART_VQ) && !inputs->image) {
         const char *encoder = held_name(file, "vq.encoder."), *latent = held_name(file, "vq.latent");
         if (encoder || latent)
             return tsar_fail(err, TSAR_INPUT, "%s: holds %s, but not the input.image that it is recomputed from", tsar_file_path(file),
                              encoder ? encoder : latent);
     }
     if (!*wanted)
-        return tsar_fail(err, TSAR_INPUT, "%s: holds inputs, but no tensor of the model's parts (gpt.*, fine.*, vq.*) to compare",
-                         tsar_file_path(file));
+        return tsar_fail(err, TSAR_INPUT, "%s: holds inputs, but no tensor of the model's parts (gpt.*, fine.*, vq.*) to compare", tsar_file_path(file));
     return TSAR_OK;
 }
 
-/* Everything else in the file: gpt.*, fine.* and vq.* that the trace did not produce are differences, the rest is left alone. */
-static tsar_status report_rest(verifier *v, size_t *ignored, tsar_error *err)
+/* How many letters must be put in, left out or changed to make b of a (Levenshtein), cut at SIZE_MAX letters of 127. */
+static size_t edits(const char *a, const char *b)
 {
+    size_t row[128];
+    const size_t n = strlen(b) < 127 ? strlen(b) : 127;
+    for (size_t j = 0; j <= n; j++) row[j] = j;
+    for (size_t i = 0; a[i]; i++) {
+        size_t diagonal = row[0];
+        row[0] = i + 1;
+        for (size_t j = 1; j <= n; j++) {
+            const size_t change = diagonal + (a[i] != b[j - 1]), more = (row[j] < row[j - 1] ? row[j] : row[j - 1]) + 1;
+            diagonal = row[j];
+            row[j] = change < more ? change : more;
+        }
+    }
+    return row[n];
+}
+
+/* The part's prefix that `name` lacks to be a tensor of the trace; NULL if it is none even so. */
+static const char *lacking_prefix(const verifier *v, const char *name)
+{
+    char whole[160];
+    for (size_t p = 0; p < TSAR_PARTS; p++) {
+        (void)snprintf(whole, sizeof whole, "%s%.140s", tsar_parts[p].prefix, name);
+        for (size_t i = 0; i < v->n; i++)
+            if (strcmp(v->results[i].name, whole) == 0) return tsar_parts[p].prefix;
+    }
+    return NULL;
+}
+
+static tsar_status report_unknown(verifier *v, const tsar_tensor *tensor, const char *prefix, tsar_error *err)
+{
+    tsar_comparison r = { .verdict = TSAR_UNKNOWN, .dtype = tensor->dtype, .rank = tensor->rank, .our_dtype = TSAR_F64, .from_inputs = -1 };
+    size_t least = SIZE_MAX, best = 0;
+    (void)snprintf(r.name, sizeof r.name, "%s", tensor->name);
+    memcpy(r.shape, tensor->shape, sizeof r.shape);
+    for (size_t i = 0; i < v->n && !prefix; i++) {
+        const size_t distance = edits(tensor->name, v->results[i].name);
+        if (distance < least && !is_input(v->results[i].name)) least = distance, best = i;
+    }
+    if (prefix)
+        (void)snprintf(r.words, sizeof r.words, "%s%s is one, without its prefix", prefix, r.name);
+    else if (least <= 3 + strlen(tensor->name) / 3)
+        (void)snprintf(r.words, sizeof r.words, "the nearest one is %s", v->results[best].name);
+    else
+        (void)snprintf(r.words, sizeof r.words, "the model's trace has nothing like it");
+    if (v->n == v->room && widen(&v->results, &v->room, v->n, sizeof *v->results, err) != TSAR_OK) return TSAR_ROOM;
+    v->results[v->n++] = r;
+    return TSAR_OK;
+}
+
+/* Appends the name to a list of names, in which the first few stand. */
+static void name_one(char list[TSAR_NAME_LIST], size_t before, const char *name)
+{
+    const size_t used = strlen(list);
+    if (before < NAMED) (void)snprintf(list + used, TSAR_NAME_LIST - used, "%s%.40s", used ? ", " : "", name);
+}
+
+/* Everything else in the file: names of the model's parts that the trace does not have are differences, the rest is left alone. */
+static tsar_status judge_rest(verifier *v, tsar_verify_counts *counts, tsar_error *err)
+{
+    const size_t known = v->n;
     tsar_status status = TSAR_OK;
-    *ignored = 0;
     for (size_t i = 0; status == TSAR_OK && i < tsar_file_count(v->file); i++) {
         const tsar_tensor *tensor = tsar_file_at(v->file, i);
-        int known = 0;
-        for (int p = 0; p < TSAR_PARTS; p++) known |= tsar_has_prefix(tensor->name, tsar_parts[p].prefix);
+        int ours = tsar_has_prefix(tensor->name, "t5.");
+        for (int p = 0; p < TSAR_PARTS; p++) ours |= tsar_has_prefix(tensor->name, tsar_parts[p].prefix);
         if (v->seen[i]) continue;
-        if (!known) {
-            ++*ignored;
+        const size_t n = v->n;
+        v->n = known; /* unknown names are nothing to suggest */
+        const char *prefix = ours ? NULL : lacking_prefix(v, tensor->name);
+        v->n = n;
+        if (ours || prefix) {
+            status = report_unknown(v, tensor, prefix, err);
             continue;
         }
-        tsar_comparison result = { .name = tensor->name, .verdict = TSAR_UNKNOWN, .dtype = tensor->dtype, .rank = tensor->rank };
-        memcpy(result.shape, tensor->shape, sizeof result.shape);
-        status = report(v, &result, err);
+        const size_t used = strlen(counts->ignored_names);
+        if (counts->ignored++ < 6) (void)snprintf(counts->ignored_names + used, sizeof counts->ignored_names - used, "%s%.40s", used ? ", " : "", tensor->name);
     }
     return status;
 }
 
-tsar_status tsar_verify(const tsar_model *model, const char *path, double rtol, tsar_comparison_fn report_fn, void *context, size_t *compared,
-                        size_t *ignored, tsar_error *err)
+/* ------------------------------------------------------------------------------------------------------------- verify */
+
+/* Counts, marks the first difference, and reports everything in order. */
+static tsar_status report_all(verifier *v, tsar_verify_counts *counts, tsar_comparison_fn report, void *context, tsar_error *err)
+{
+    tsar_status status = TSAR_OK;
+    for (size_t i = 0; status == TSAR_OK && i < v->n; i++) {
+        tsar_comparison *r = &v->results[i];
+        if (r->verdict == TSAR_MISSING && (is_inside(r->name) || is_input(r->name))) continue;
+        r->first = tsar_verdict_is_difference(r->verdict, v->options->strict) && !counts->first[0];
+        if (r->first) memcpy(counts->first, r->name, sizeof counts->first);
+        if (r->verdict == TSAR_MISSING) name_one(counts->missing_names, counts->verdicts[TSAR_MISSING], r->name);
+        counts->verdicts[r->verdict]++;
+        counts->compared += r->verdict != TSAR_MISSING;
+        if (report) status = report(context, r, err);
+    }
+    return status == TSAR_OK && counts->first[0] ? TSAR_DIFFERENT : status;
+}
+
+/* What the file's inputs leave to be wondered at. */
+static void note_inputs(const tsar_config *c, const tsar_inputs *inputs, tsar_verify_counts *counts)
+{
+    if (c->arch == TSAR_TOKEN_SHUFFLE && inputs->text && inputs->text[inputs->n_text - 1] != TSAR_SOI)
+        (void)snprintf(counts->note, sizeof counts->note,
+                       "input.text ends with id %lld: a prefix ends with <soi> (id %d), whose output predicts the first code",
+                       (long long)inputs->text[inputs->n_text - 1], TSAR_SOI);
+}
+
+static tsar_status verify_file(verifier *v, tsar_inputs *inputs, tsar_verify_counts *counts, tsar_error *err)
+{
+    const tsar_sink sink = { .put = put_tensor, .context = v };
+    int wanted = 0;
+    v->seen = tsar_alloc(tsar_file_count(v->file), 1, "the list of tensors", err);
+    tsar_status status = v->seen ? tsar_inputs_read(inputs, v->model, v->file, err) : TSAR_ROOM;
+    if (status == TSAR_OK) status = choose_parts(&v->model->config, inputs, v->file, &wanted, err);
+    for (size_t i = 0; i < tsar_file_count(v->file); i++) v->inside |= is_inside(tsar_file_at(v->file, i)->name);
+    v->inputs = inputs, v->kind = JUDGED, v->p = TSAR_F64;
+    if (status == TSAR_OK) status = tsar_emit_inputs(v->model, inputs, &sink, err);
+    for (size_t i = 0; status == TSAR_OK && i < TSAR_PARTS; i++)
+        if (wanted & tsar_parts[i].part) status = run_part(v, &tsar_parts[i], err);
+    if (status == TSAR_OK) status = judge_rest(v, counts, err);
+    if (status == TSAR_OK) note_inputs(&v->model->config, inputs, counts);
+    return status;
+}
+
+tsar_status tsar_verify(const tsar_model *model, const char *path, const tsar_verify_options *options, tsar_comparison_fn report, void *context,
+                        tsar_verify_counts *counts, tsar_error *err)
 {
     tsar_inputs inputs = { 0 };
-    tsar_file *file = NULL;
-    int wanted = 0;
-    *compared = *ignored = 0;
-    tsar_status status = tsar_file_open(&file, path, err);
-    if (status != TSAR_OK) return status;
-    verifier *v = tsar_alloc(1, sizeof *v, "the comparison", err);
-    if (!v || !(v->seen = tsar_alloc(tsar_file_count(file), 1, "the list of tensors", err))) status = TSAR_ROOM;
-    if (status == TSAR_OK) status = tsar_inputs_read(&inputs, model, file, err);
-    if (status == TSAR_OK) status = choose_parts(&model->config, &inputs, file, &wanted, err);
-    if (status == TSAR_OK) {
-        const tsar_sink sink = { .put = compare_tensor, .context = v };
-        v->model = model, v->file = file, v->rtol = rtol, v->report = report_fn, v->context = context;
-        status = tsar_run_parts(model, &inputs, wanted, &sink, &v->near_codes, err);
-    }
-    if (status == TSAR_OK) status = report_rest(v, ignored, err);
-    if (status == TSAR_OK && v->different) status = TSAR_DIFFERENT;
-    if (v) {
-        *compared = v->compared;
-        tsar_free(v->seen);
-        tsar_free(v->latent);
-        tsar_free(v->near_codes);
-    }
-    tsar_free(v);
+    verifier v = { .model = model, .options = options };
+    memset(counts, 0, sizeof *counts);
+    tsar_status status = tsar_file_open(&v.file, path, err);
+    if (status == TSAR_OK) status = verify_file(&v, &inputs, counts, err);
+    if (status == TSAR_OK) status = report_all(&v, counts, report, context, err);
+    drop_noise(&v);
+    tsar_free(v.noisy);
+    tsar_free(v.seen);
+    tsar_free(v.latent);
+    tsar_free(v.results);
     tsar_inputs_close(&inputs);
-    tsar_file_close(file);
+    tsar_file_close(v.file);
     return status;
-}
-
-/* ------------------------------------------------------------------------------------------------------------- reports */
-
-/* Text that grows in a buffer and is cut at its end. */
-typedef struct {
-    char *text;
-    size_t size, used;
-} line;
-
-TSAR_FORMAT(2, 3) static void add(line *out, const char *format, ...)
-{
-    va_list values;
-    va_start(values, format);
-    const int length = vsnprintf(out->text + out->used, out->size - out->used, format, values);
-    va_end(values);
-    if (length > 0) out->used += (size_t)length < out->size - out->used ? (size_t)length : out->size - out->used - 1;
-}
-
-/* "[3,64]" */
-static void add_shape(line *out, size_t rank, const size_t *shape)
-{
-    add(out, "[");
-    for (size_t i = 0; i < rank; i++) add(out, i ? ",%zu" : "%zu", shape[i]);
-    add(out, "]");
-}
-
-/* Flat index `flat` in a tensor of this shape. */
-static void add_index(line *out, size_t rank, const size_t *shape, size_t flat)
-{
-    size_t index[TSAR_MAX_RANK] = { 0 };
-    for (size_t i = rank; i-- > 0; flat /= shape[i]) index[i] = flat % shape[i];
-    add_shape(out, rank, index);
-}
-
-void tsar_comparison_text(char *text, size_t size, const tsar_comparison *r)
-{
-    line out = { text, size, 0 };
-    add_shape(&out, r->rank, r->shape);
-    add(&out, "%*s ", out.used < 16 ? (int)(16 - out.used) : 0, "");
-    if (r->verdict <= TSAR_NEAR_TIE)
-        add(&out, "%10.3g %10.3g  ", r->max_abs, r->max_rel);
-    else
-        add(&out, "%10s %10s  ", "-", "-");
-    switch (r->verdict) {
-    case TSAR_SAME:
-        add(&out, "same");
-        break;
-    case TSAR_DIFFERS:
-        add(&out, "DIFFERS: %zu beyond %.3g, first at ", r->bad, r->tolerance);
-        add_index(&out, r->rank, r->shape, r->first_bad);
-        add(&out, ": %.9g here, %.9g there", r->ours, r->theirs);
-        break;
-    case TSAR_NEAR_TIE:
-        add(&out, "NEAR-TIE: %zu, first at ", r->bad);
-        add_index(&out, r->rank, r->shape, r->first_bad);
-        add(&out, ": %.0f here, %.0f there; gaps up to %.3g of what the precision can decide", r->ours, r->theirs, r->margin);
-        break;
-    case TSAR_MISSHAPEN:
-        add(&out, "MISSHAPEN: %s, it must be %s of shape ", tsar_dtype_name(r->dtype), tsar_dtype_name(r->our_dtype));
-        add_shape(&out, r->our_rank, r->our_shape);
-        break;
-    case TSAR_UNKNOWN:
-        add(&out, "UNKNOWN: the model's trace has no tensor of this name");
-        break;
-    case TSAR_MISSING:
-        add(&out, "missing: the file does not hold it");
-        break;
-    }
-    if (r->first) add(&out, "  <== first divergence");
-}
-
-/* ,"key":number; JSON knows no infinity: null. */
-static void add_number(line *out, const char *key, double value)
-{
-    if (fabs(value) < INFINITY)
-        add(out, ",\"%s\":%.17g", key, value);
-    else
-        add(out, ",\"%s\":null", key);
-}
-
-void tsar_comparison_json(char *text, size_t size, const tsar_comparison *r)
-{
-    static const char *const verdicts[] = { "same", "differs", "near-tie", "misshapen", "unknown", "missing" };
-    line out = { text, size, 0 };
-    add(&out, "\"verdict\":\"%s\",\"dtype\":\"%s\",\"shape\":", verdicts[r->verdict], tsar_dtype_name(r->dtype));
-    add_shape(&out, r->rank, r->shape);
-    if (r->verdict == TSAR_MISSHAPEN) {
-        add(&out, ",\"expected_shape\":");
-        add_shape(&out, r->our_rank, r->our_shape);
-    }
-    if (r->verdict <= TSAR_NEAR_TIE) {
-        add_number(&out, "max_abs", r->max_abs);
-        add_number(&out, "max_rel", r->max_rel);
-        add_number(&out, "tolerance", r->tolerance);
-        add(&out, ",\"bad\":%zu", r->bad);
-    }
-    if (r->bad) {
-        add(&out, ",\"first_bad\":%zu", r->first_bad);
-        add_number(&out, "ours", r->ours);
-        add_number(&out, "theirs", r->theirs);
-    }
-    if (r->verdict == TSAR_NEAR_TIE) add_number(&out, "margin", r->margin);
-    add(&out, ",\"first\":%s", r->first ? "true" : "false");
 }

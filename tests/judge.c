@@ -1,0 +1,144 @@
+/* The rule of SPEC 10: is a tensor of another implementation what its own predecessors make of it, as far as its precision can tell? All
+ * constants of the rule stand in this file; tests/VERDICTS.md says how they were chosen and what they do on files with known faults. */
+#include "verify.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static const struct {
+    double tensor, row, element; /* how many times the noise an error may be: of the whole tensor (RMS), of a row (RMS), of an element */
+    double least;                /* the noise is at least this part of u RMS(y): a tensor that is only stored rounds, too */
+    double f64;                  /* F64: |d_i| in units of RMS(y) */
+    double code;                 /* squared distances of codewords, in units of u (|z|^2 + |e|^2) */
+} RULE = { 3, 6, 12, 0.3, 1e-10, 32 };
+
+double tsar_unit_roundoff(tsar_dtype p)
+{
+    return p == TSAR_BF16 ? ldexp(1, -8) : p == TSAR_F16 ? ldexp(1, -11) : p == TSAR_F32 ? ldexp(1, -24) : ldexp(1, -53);
+}
+
+/* k: what a sum of K terms adds to the noise. BF16 and F16 products are added up in F32, which n cannot see; F32 rounds inside its sums. */
+static double sum_factor(tsar_dtype p, size_t K) { return p == TSAR_F32 ? 1 + sqrt((double)K) / 2 : 1; }
+
+/* ----------------------------------------------------------------------------------------------------------- precision */
+
+int tsar_holds(tsar_dtype p, double x)
+{
+    const float f = (float)x;
+    uint32_t bits;
+    if (!(fabs(x) < INFINITY) || p == TSAR_F64) return 1;
+    if ((double)f != x) return 0;
+    memcpy(&bits, &f, sizeof bits);
+    return p == TSAR_F32 || (p == TSAR_BF16 ? (bits & 0xffff) == 0 : tsar_widen_f16(tsar_round_f16(f)) == x);
+}
+
+/* ------------------------------------------------------------------------------------------------------------- errors */
+
+enum { OF_Y, OF_N, OF_D }; /* y, n = rounded - y, d = x - y */
+
+static double term(const tsar_stage *s, int which, size_t i)
+{
+    if (which == OF_Y) return s->y[i];
+    return (which == OF_D ? s->x[i] : tsar_noisy_at(s->noisy, s->noisy_type, i)) - s->y[i];
+}
+
+double tsar_noisy_at(const void *noisy, tsar_dtype type, size_t i)
+{
+    if (type == TSAR_F64) return ((const double *)noisy)[i];
+    if (type == TSAR_F32) return (double)((const float *)noisy)[i];
+    const uint16_t bits = ((const uint16_t *)noisy)[i];
+    return type == TSAR_BF16 ? tsar_widen_bf16(bits) : tsar_widen_f16(bits);
+}
+
+/* sqrt(mean(x^2)) of terms first ... first+n-1, scaled by the largest so that no square overflows. Infinite if a term is not finite. */
+static double rms_of(const tsar_stage *s, int which, size_t first, size_t n)
+{
+    double largest = 0, sum = 0;
+    for (size_t i = first; i < first + n; i++) {
+        const double x = fabs(term(s, which, i));
+        if (!(x < INFINITY)) return INFINITY;
+        if (x > largest) largest = x;
+    }
+    if (largest == 0) return 0;
+    for (size_t i = first; i < first + n; i++) {
+        const double x = term(s, which, i) / largest;
+        sum += x * x;
+    }
+    return largest * sqrt(sum / (double)n);
+}
+
+double tsar_rms(const double *x, size_t n)
+{
+    const tsar_stage s = { .rows = 1, .columns = n, .y = x };
+    return rms_of(&s, OF_Y, 0, n);
+}
+
+/* An error in units of its limit; infinite where there is one and nothing may be. */
+static double over(double error, double limit) { return error == 0 ? 0 : error < INFINITY && limit > 0 && limit < INFINITY ? error / limit : INFINITY; }
+
+static void exceed(tsar_comparison *r, double excess, tsar_measure by, size_t row, size_t place)
+{
+    if (!(excess > r->excess)) return;
+    r->excess = excess, r->by = by, r->row = row;
+    if (by == TSAR_BY_ELEMENT) r->place = place;
+}
+
+/* Elements of a row, each with a limit of its own: `fixed` + `relative` |y_i|. Counts those beyond it and keeps the largest error of the tensor. */
+static void judge_elements(const tsar_stage *s, tsar_comparison *r, size_t row, double fixed, double relative, double *largest)
+{
+    const size_t columns = s->columns;
+    for (size_t i = row * columns; i < (row + 1) * columns; i++) {
+        const double d = s->x[i] - s->y[i], size = s->x[i] == s->y[i] ? 0 : fabs(d) < INFINITY ? fabs(d) : INFINITY;
+        const double excess = over(size, fixed + relative * fabs(s->y[i]));
+        if (excess > 1 && r->bad++ == 0) r->first_bad = i;
+        exceed(r, excess, TSAR_BY_ELEMENT, row, i);
+        if (size > *largest) *largest = size, r->largest_at = i;
+    }
+}
+
+void tsar_judge(const tsar_stage *s, tsar_comparison *r)
+{
+    const size_t n = s->rows * s->columns;
+    const double y = rms_of(s, OF_Y, 0, n), unit = y > 0 ? y : 1, d = rms_of(s, OF_D, 0, n), u = tsar_unit_roundoff(s->p);
+    const double k = sum_factor(s->p, s->K), least = RULE.least * u * y;
+    double largest = 0;
+    r->excess = 0, r->bad = 0, r->by = TSAR_BY_ELEMENT;
+    if (s->p == TSAR_F64 || s->rtol >= 0) {
+        r->limit = s->rtol >= 0 ? s->rtol : RULE.f64;
+        for (size_t row = 0; row < s->rows; row++) judge_elements(s, r, row, r->limit * unit, 0, &largest);
+    } else {
+        const double n_all = rms_of(s, OF_N, 0, n), N = fmax(n_all, least);
+        r->limit = RULE.tensor * k * N / unit;
+        exceed(r, over(d, RULE.tensor * k * N), TSAR_BY_TENSOR, 0, 0);
+        for (size_t row = 0; row < s->rows; row++) {
+            double N_r = fmax(rms_of(s, OF_N, row * s->columns, s->columns), least);
+            if (s->channels) N_r = sqrt((N_r * N_r + n_all * n_all) / 2);
+            const double excess = over(rms_of(s, OF_D, row * s->columns, s->columns), RULE.row * k * N_r);
+            exceed(r, excess, TSAR_BY_ROW, row, 0);
+            r->bad_rows += excess > 1;
+            judge_elements(s, r, row, RULE.element * k * N_r, RULE.element * k * u, &largest);
+        }
+    }
+    r->rms = d / unit, r->max = largest / unit;
+    if (!(y < INFINITY)) r->excess = largest > 0 ? INFINITY : 0, r->rms = r->max = r->excess;
+    if (r->by != TSAR_BY_ELEMENT) r->place = r->largest_at;
+    r->ours = n ? s->y[r->place] : 0, r->theirs = n ? s->x[r->place] : 0;
+    r->verdict = r->excess > 1 ? TSAR_DIFFERS : memcmp(s->x, s->y, n * sizeof *s->x) == 0 ? TSAR_IDENTICAL : TSAR_SAME;
+}
+
+double tsar_error_of(const tsar_stage *s)
+{
+    const double y = rms_of(s, OF_Y, 0, s->rows * s->columns);
+    return rms_of(s, OF_D, 0, s->rows * s->columns) / (y > 0 ? y : 1);
+}
+
+double tsar_slack_of(const tsar_stage *s)
+{
+    const size_t n = s->rows * s->columns;
+    const double y = rms_of(s, OF_Y, 0, n), least = RULE.least * tsar_unit_roundoff(s->p) * y;
+    if (s->rtol >= 0 || s->p == TSAR_F64) return (s->rtol >= 0 ? s->rtol : RULE.f64) * y;
+    return RULE.tensor * sum_factor(s->p, s->K) * fmax(rms_of(s, OF_N, 0, n), least);
+}
+
+double tsar_code_slack(tsar_dtype p, double zz, double ee) { return RULE.code * tsar_unit_roundoff(p) * (zz + ee); }
