@@ -95,7 +95,7 @@ const char *tsar_order_text(char *text, const tsar_settings *settings)
 {
     if (settings->order == TSAR_RASTER) return "raster";
     const char *variant = settings->order != TSAR_ZIPAR ? "" : settings->authors ? ",authors" : settings->first_row ? ",first-row" : "";
-    (void)snprintf(text, 64, "%s:%zu%s", settings->order == TSAR_ZIPAR ? "zipar" : "zipar-adaptive", settings->window, variant);
+    (void)snprintf(text, 64, "%s:%lu%s", settings->order == TSAR_ZIPAR ? "zipar" : "zipar-adaptive", (unsigned long)settings->window, variant);
     return text;
 }
 

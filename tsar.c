@@ -256,7 +256,7 @@ static tsar_status emit_heads(tsar_state *state, size_t layer, size_t rows, size
     const size_t hd = stack->head_dim, width = (stack->n_head + 2 * stack->n_kv_head) * hd, shape[3] = { rows, heads, hd };
     double *from = state->qkv + first * hd, *tensor = state->mixed; /* which attention has not written yet */
     for (size_t r = 0; r < rows; r++) memcpy(tensor + r * heads * hd, from + r * width, heads * hd * sizeof *tensor);
-    const tsar_status status = tsar_emit(sink, err, TSAR_F64, tensor, 3, shape, "%s.block.%zu.%s", state->part, layer, name);
+    const tsar_status status = tsar_emit(sink, err, TSAR_F64, tensor, 3, shape, "%s.block.%lu.%s", state->part, (unsigned long)layer, name);
     for (size_t r = 0; r < rows; r++) memcpy(from + r * width, tensor + r * heads * hd, heads * hd * sizeof *tensor);
     return status;
 }
@@ -293,7 +293,7 @@ static tsar_status attention(tsar_state *state, size_t layer, size_t rows, const
     TSAR_PARALLEL_FOR(workers)
     for (size_t w = 0; w < workers; w++)
         for (size_t task = w; task < tasks; task += workers) attend_head(state, layer % state->kept_layers, task / n_kv, task % n_kv, rows, w);
-    return tsar_emit(inside, err, TSAR_F64, state->mixed, 2, shape, "%s.block.%zu.attn", state->part, layer);
+    return tsar_emit(inside, err, TSAR_F64, state->mixed, 2, shape, "%s.block.%lu.attn", state->part, (unsigned long)layer);
 }
 
 /* gate = silu(w1 . n) * (w3 . n) */
@@ -325,11 +325,11 @@ static tsar_status block_forward(tsar_state *state, size_t layer, size_t rows, c
     tsar_status status = attention(state, layer, rows, inside, err);
     product(state, state->delta, state->mixed, &w->wo, rows);
     add(state, state->x, state->delta, rows * d);
-    if (status == TSAR_OK) status = tsar_emit(inside, err, TSAR_F64, state->x, 2, stream, "%s.block.%zu.h", state->part, layer);
+    if (status == TSAR_OK) status = tsar_emit(inside, err, TSAR_F64, state->x, 2, stream, "%s.block.%lu.h", state->part, (unsigned long)layer);
 
     rmsnorm(state, state->normed, state->x, w->ffn_norm, rows);
     feed_forward(state, w, state->normed, rows);
-    if (status == TSAR_OK) status = tsar_emit(inside, err, TSAR_F64, state->gate, 2, inner, "%s.block.%zu.ffn", state->part, layer);
+    if (status == TSAR_OK) status = tsar_emit(inside, err, TSAR_F64, state->gate, 2, inner, "%s.block.%lu.ffn", state->part, (unsigned long)layer);
     product(state, state->delta, state->gate, &w->w2, rows);
     add(state, state->x, state->delta, rows * d);
     return status;
@@ -348,7 +348,7 @@ static tsar_status stack_forward(tsar_state *state, size_t rows, const tsar_sink
     }
     for (size_t layer = 0; layer < stack->n_layer && status == TSAR_OK; layer++) {
         status = block_forward(state, layer, rows, sink && sink->inside ? sink : NULL, err);
-        if (status == TSAR_OK) status = tsar_emit(sink, err, TSAR_F64, state->x, 2, shape, "%s.block.%zu", state->part, layer);
+        if (status == TSAR_OK) status = tsar_emit(sink, err, TSAR_F64, state->x, 2, shape, "%s.block.%lu", state->part, (unsigned long)layer);
     }
     return status;
 }
@@ -574,7 +574,7 @@ static tsar_status fuse(tsar_state *state, double *z, const double *e, size_t co
     if (status == TSAR_OK) status = tsar_emit(sink, err, TSAR_F64, z, 2, shape, "gpt.shuffle.merge");
     for (size_t b = 0; b < m->config.shuffle_blocks && status == TSAR_OK; b++) {
         shuffle_block(state, z, &m->shuffle_mlp[b], count);
-        status = tsar_emit(sink, err, TSAR_F64, z, 2, shape, "gpt.shuffle.block.%zu", b);
+        status = tsar_emit(sink, err, TSAR_F64, z, 2, shape, "gpt.shuffle.block.%lu", (unsigned long)b);
     }
     return status;
 }
@@ -622,7 +622,7 @@ static tsar_status predict(tsar_state *state, double *h, size_t count, const tsa
     if (slots > 1 && status == TSAR_OK) {
         for (size_t b = 0; b < c->shuffle_blocks && status == TSAR_OK; b++) {
             shuffle_block(state, h, &m->unshuffle_mlp[b], count);
-            status = tsar_emit(sink, err, TSAR_F64, h, 2, flat, "gpt.unshuffle.block.%zu", b);
+            status = tsar_emit(sink, err, TSAR_F64, h, 2, flat, "gpt.unshuffle.block.%lu", (unsigned long)b);
         }
         x = state->input;
         product(state, x, h, &m->expand, count * slots);

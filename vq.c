@@ -532,7 +532,7 @@ static tsar_status encoder_time(network *s, const tsar_coder *coder)
     for (size_t i = 0; i < coder->n_time_conv && status == TSAR_OK; ++i) {
         time_conv(s, s->x, &coder->time_conv[i]);
         const size_t shape[4] = { s->C, s->frames, s->H, s->W };
-        status = tsar_emit(s->sink, s->err, TSAR_F64, s->x, 4, shape, "vq.encoder.time_conv.%zu", i);
+        status = tsar_emit(s->sink, s->err, TSAR_F64, s->x, 4, shape, "vq.encoder.time_conv.%lu", (unsigned long)i);
     }
     for (size_t j = 0; j < coder->n_time_res && status == TSAR_OK; ++j) {
         time_block(s, s->x, &coder->time_res[j]);

@@ -9,7 +9,6 @@
 #include "../tsar.h"
 #include "test.h"
 
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,7 +41,7 @@ static uint64_t digest(tsar_dtype dtype, size_t count, const void *data)
 static void record(const char *name, uint64_t value)
 {
     char line[256], wanted[256];
-    snprintf(line, sizeof line, "%s %s %016" PRIx64 "\n", run.group, name, value);
+    snprintf(line, sizeof line, "%s %s %08lx%08lx\n", run.group, name, (unsigned long)(value >> 32), (unsigned long)(value & 0xFFFFFFFF));
     if (!run.expected) {
         fputs(line, stdout);
         return;
@@ -260,6 +259,6 @@ int main(int argc, char **argv)
     if (!run.expected) return 0;
     if (fgetc(run.expected) != EOF && ++run.failed) puts("FAILED more digests are expected than were made");
     fclose(run.expected);
-    printf("%zu passed, %zu failed\n", run.passed, run.failed);
+    printf("%lu passed, %lu failed\n", (unsigned long)run.passed, (unsigned long)run.failed);
     return run.failed != 0;
 }

@@ -34,7 +34,7 @@ static tsar_status declare_all(const copier *c, tsar_writer *writer, tsar_error 
         tsar_file_meta_at(c->file, i, &key, &value);
         if (c->keeps_stacks || !is_stack_key(key)) status = tsar_writer_meta(writer, key, value, err);
     }
-    (void)snprintf(number, sizeof number, "%zu", c->k);
+    (void)snprintf(number, sizeof number, "%lu", (unsigned long)c->k);
     if (status == TSAR_OK) status = tsar_writer_meta(writer, "n_coarse", number, err);
     for (size_t i = 0; status == TSAR_OK && i < tsar_file_count(c->file); i++) {
         const tsar_tensor *tensor = tsar_file_at(c->file, i);

@@ -464,7 +464,7 @@ static void put_value(char *text, size_t size, const tsar_config *c, const tsar_
     text[0] = '\0';
     switch (key->kind) {
     case TSAR_KEY_SIZE:
-    case TSAR_KEY_COUNT: (void)snprintf(text, size, "%zu", *(const size_t *)at); break;
+    case TSAR_KEY_COUNT: (void)snprintf(text, size, "%lu", (unsigned long)*(const size_t *)at); break;
     case TSAR_KEY_ID: (void)snprintf(text, size, "%" PRId64, *(const int64_t *)at); break;
     case TSAR_KEY_SEED: (void)snprintf(text, size, "%" PRIu64, *(const uint64_t *)at); break;
     case TSAR_KEY_REAL:
@@ -476,7 +476,7 @@ static void put_value(char *text, size_t size, const tsar_config *c, const tsar_
         break;
     case TSAR_KEY_LEVELS:
         for (size_t i = 0, used = 0; i < c->vq_levels; i++, used = strlen(text))
-            (void)snprintf(text + used, size - used, "%s%zu", i ? "," : "", c->vq_ch_mult[i]);
+            (void)snprintf(text + used, size - used, "%s%lu", i ? "," : "", (unsigned long)c->vq_ch_mult[i]);
         break;
     }
 }

@@ -256,14 +256,14 @@ static void infer_vq_sizes(tsar_importer *im, size_t levels)
     infer_size(im, "vq_z_channels", NULL, "[vq_z_channels, channels, 3, 3]");
     tsar_import_infer(im, "vq_res_blocks", count_modules(im, "vq.encoder.conv_blocks.0.res."), "vq.encoder.conv_blocks.0.res");
     for (size_t i = 0; im->status == TSAR_OK && i < levels && used < sizeof mult; i++) {
-        snprintf(name, sizeof name, "vq.encoder.conv_blocks.%zu.res.0.conv1.weight", i);
+        snprintf(name, sizeof name, "vq.encoder.conv_blocks.%lu.res.0.conv1.weight", (unsigned long)i);
         const tsar_item *item = tsar_import_find(im, name);
         const size_t width = item && item->rank == 4 ? item->shape[0] : 0;
         if (width == 0 || width % ch)
             im->status = tsar_fail(im->err, TSAR_INPUT, "%s: tensor %s %s; expected 4 dimensions, the first a multiple of %zu", im->name, name,
                                    item ? "is misshapen" : "is missing", ch);
         else
-            used += (size_t)snprintf(mult + used, sizeof mult - used, i ? ",%zu" : "%zu", width / ch);
+            used += (size_t)snprintf(mult + used, sizeof mult - used, i ? ",%lu" : "%lu", (unsigned long)(width / ch));
     }
     tsar_import_infer_text(im, "vq_ch_mult", mult, "vq.encoder.conv_blocks");
 }
@@ -275,7 +275,7 @@ static void infer_vq(tsar_importer *im)
     const size_t levels = count_modules(im, "vq.encoder.conv_blocks."), times = count_modules(im, "vq.encoder.time_conv.");
     const int taming = is_taming(im), gen = is_gen(im);
     infer_vq_sizes(im, levels);
-    snprintf(name, sizeof name, "vq.encoder.conv_blocks.%zu.attn.", levels ? levels - 1 : 0);
+    snprintf(name, sizeof name, "vq.encoder.conv_blocks.%lu.attn.", (unsigned long)(levels ? levels - 1 : 0));
     if (im->status == TSAR_OK && !tsar_import_has(im, name)) tsar_import_infer_text(im, "vq_attn", "mid", "vq.encoder.mid (alone with attention)");
     if (times > 0 && times < 16) tsar_import_infer(im, "vq_temporal", (size_t)1 << times, "vq.encoder.time_conv");
     if (!im->own_model && (taming || gen)) tsar_import_assume(im, "vq_pixels", "down", taming ? TAMING : JANUS);
@@ -488,7 +488,7 @@ static void assume_constants(tsar_importer *im, const char *arch)
         if (!value) {
             const size_t all = tsar_import_size(im, "vocab_size"), codes = tsar_import_size(im, "codebook_size");
             if (codes == 0 || codes > all) continue; /* the configuration's own check tells it */
-            snprintf(difference, sizeof difference, "%zu", all - codes);
+            snprintf(difference, sizeof difference, "%lu", (unsigned long)(all - codes));
             value = difference;
         }
         tsar_import_assume(im, CONSTANTS[i].key, value, PUBLISHED);
@@ -504,7 +504,7 @@ static void assume_heads(tsar_importer *im, size_t dim)
     const size_t head_dim = shows ? norm->shape[norm->rank - 1] : PUBLISHED_HEAD;
     char text[32];
     if (head_dim == 0 || dim % head_dim || im->own_model) return;
-    snprintf(text, sizeof text, "%zu", dim / head_dim);
+    snprintf(text, sizeof text, "%lu", (unsigned long)(dim / head_dim));
     tsar_import_assume(im, "n_head", text, shows ? "the width of its norms of queries and keys" : PUBLISHED);
 }
 

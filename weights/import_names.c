@@ -171,7 +171,7 @@ static void put_result(char *out, size_t room, const char *to, const match *foun
     size_t n = 0, number = 0;
     for (; *to && n + 1 < room; to++) {
         if (*to == '#')
-            n += (size_t)snprintf(out + n, room - n, "%zu", found->numbers[number++]);
+            n += (size_t)snprintf(out + n, room - n, "%lu", (unsigned long)found->numbers[number++]);
         else if (*to == '*')
             n += (size_t)snprintf(out + n, room - n, "%s", found->rest);
         else

@@ -120,7 +120,7 @@ void tsar_import_infer_text(tsar_importer *im, const char *key, const char *valu
 void tsar_import_infer(tsar_importer *im, const char *key, size_t value, const char *evidence)
 {
     char text[32];
-    snprintf(text, sizeof text, "%zu", value);
+    snprintf(text, sizeof text, "%lu", (unsigned long)value);
     tsar_import_infer_text(im, key, text, evidence);
 }
 

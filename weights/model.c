@@ -112,7 +112,7 @@ static void visit_stack(walk *w, const char *part, const tsar_stack *sizes, tsar
     const size_t d = sizes->dim, ffn = sizes->ffn_hidden, norms = sizes->qk_norm * sizes->head_dim;
     for (size_t i = 0; i < sizes->n_layer && w->status == TSAR_OK; i++) {
         tsar_layer *layer = stack ? ELEMENT(stack->layers, i) : NULL;
-        enter(w, "%slayers.%zu.", part, i);
+        enter(w, "%slayers.%lu.", part, (unsigned long)i);
         vector(w, "attention_norm.weight", SLOT(layer, attention_norm), d);
         matrix(w, "attention.wqkv.weight", SLOT(layer, wqkv), sizes->inner + 2 * sizes->n_kv_head * sizes->head_dim, d);
         if (norms) {
@@ -136,7 +136,7 @@ static void visit_mlps(walk *w, const char *module, tsar_mlp *mlps, const tsar_c
 {
     for (size_t b = 0; b < c->shuffle_blocks && w->status == TSAR_OK; b++) {
         tsar_mlp *mlp = ELEMENT(mlps, b);
-        enter(w, "gpt.%s.blocks.%zu.", module, b);
+        enter(w, "gpt.%s.blocks.%lu.", module, (unsigned long)b);
         vector(w, "norm.weight", SLOT(mlp, norm), c->dim);
         matrix(w, "fc1.weight", SLOT(mlp, fc1), c->shuffle_hidden, c->dim);
         matrix(w, "fc2.weight", SLOT(mlp, fc2), c->dim, c->shuffle_hidden);
@@ -284,12 +284,12 @@ static void visit_time(walk *w, const char *part, const tsar_config *c, tsar_cod
     for (size_t factor = c->vq_temporal; factor > 1; factor /= 2, i++) {
         enter(w, "vq.%s.time_conv.", part);
         char name[32];
-        (void)snprintf(name, sizeof name, "%zu", i);
+        (void)snprintf(name, sizeof name, "%lu", (unsigned long)i);
         visit_time_conv(w, name, coder ? ELEMENT(coder->time_conv, i) : NULL, z, z, taps, 3);
     }
     for (size_t j = 0; c->vq_temporal && j < c->vq_res_blocks && w->status == TSAR_OK; j++) {
         tsar_time_block *block = coder ? ELEMENT(coder->time_res, j) : NULL;
-        enter(w, "vq.%s.time_res_stack.%zu.", part, j);
+        enter(w, "vq.%s.time_res_stack.%lu.", part, (unsigned long)j);
         visit_batch_norm(w, "norm1", SLOT(block, norm1), z);
         visit_time_conv(w, "conv1", SLOT(block, conv1), z, z, 3, 3);
         visit_batch_norm(w, "norm2", SLOT(block, norm2), z);
@@ -337,14 +337,14 @@ typedef struct {
 static void visit_level(walk *w, const level_shape *l, tsar_level *level)
 {
     for (size_t b = 0; b < l->n_res && w->status == TSAR_OK; b++) {
-        enter(w, "vq.%s.conv_blocks.%zu.res.%zu.", l->part, l->i, b);
+        enter(w, "vq.%s.conv_blocks.%lu.res.%lu.", l->part, (unsigned long)l->i, (unsigned long)b);
         visit_resblock(w, level ? ELEMENT(level->res, b) : NULL, b == 0 ? l->in : l->out, l->out, l->guide);
     }
     for (size_t b = 0; b < l->n_res && l->attention && w->status == TSAR_OK; b++) {
-        enter(w, "vq.%s.conv_blocks.%zu.attn.%zu.", l->part, l->i, b);
+        enter(w, "vq.%s.conv_blocks.%lu.attn.%lu.", l->part, (unsigned long)l->i, (unsigned long)b);
         visit_attnblock(w, level ? ELEMENT(level->attn, b) : NULL, l->out, l->guide);
     }
-    enter(w, "vq.%s.conv_blocks.%zu.", l->part, l->i);
+    enter(w, "vq.%s.conv_blocks.%lu.", l->part, (unsigned long)l->i);
     if (*l->resample) visit_conv(w, l->resample, SLOT(level, resample), l->out, l->out, 3);
 }
 

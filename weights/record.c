@@ -24,10 +24,10 @@ static tsar_status put_settings(tsar_writer *writer, const tsar_settings *s, siz
                                    s->greedy ? "1" : "0",
                                    tsar_order_text(order, s) };
     tsar_status status = TSAR_OK;
-    (void)snprintf(number[0], sizeof number[0], "%zu", image);
+    (void)snprintf(number[0], sizeof number[0], "%lu", (unsigned long)image);
     (void)snprintf(number[1], sizeof number[1], "%llu", (unsigned long long)s->seed);
     (void)snprintf(number[3], sizeof number[3], "%lld", (long long)s->cfg_interval);
-    (void)snprintf(number[5], sizeof number[5], "%zu", s->top_k);
+    (void)snprintf(number[5], sizeof number[5], "%lu", (unsigned long)s->top_k);
     for (size_t i = 0; status == TSAR_OK && i < sizeof keys / sizeof *keys; i++) {
         char key[32];
         (void)snprintf(key, sizeof key, PREFIX "%s", keys[i]);
