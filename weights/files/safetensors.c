@@ -21,6 +21,7 @@
 
 typedef struct {
     const char *key, *value;
+    size_t place; /* of the writer: how many were given before it */
 } meta_pair;
 
 /* ---------------------------------------------------------------------------------------------------------- helpers */
@@ -461,7 +462,7 @@ void tsar_file_meta_at(const tsar_file *file, size_t index, const char **key, co
 
 const char *tsar_file_meta(const tsar_file *file, const char *key)
 {
-    const meta_pair wanted = { key, NULL };
+    const meta_pair wanted = { key, NULL, 0 };
     const meta_pair *found = file->n_meta ? bsearch(&wanted, file->meta, file->n_meta, sizeof *file->meta, compare_meta) : NULL;
     return found ? found->value : NULL;
 }
@@ -688,11 +689,34 @@ static tsar_status lay_out(tsar_writer *writer, uint64_t *data, tsar_error *err)
     return status;
 }
 
+static int compare_given(const void *a, const void *b)
+{
+    const meta_pair *x = a, *y = b;
+    const int order = strcmp(x->key, y->key);
+    return order != 0 ? order : x->place < y->place ? -1 : 1;
+}
+
+/* Sorts the metadata by key; of values that were given for the same key the last one stays. */
+static void keep_last_values(tsar_writer *writer)
+{
+    size_t kept = 0;
+    if (writer->n_meta) qsort(writer->meta, writer->n_meta, sizeof *writer->meta, compare_given);
+    for (size_t i = 0; i < writer->n_meta; i++) {
+        if (kept > 0 && strcmp(writer->meta[kept - 1].key, writer->meta[i].key) == 0) {
+            kept--;
+            tsar_free((void *)writer->meta[kept].key);
+            tsar_free((void *)writer->meta[kept].value);
+        }
+        writer->meta[kept++] = writer->meta[i];
+    }
+    writer->n_meta = kept;
+}
+
 /* Fixes the order and writes everything in front of the data. */
 static tsar_status begin(tsar_writer *writer, tsar_error *err)
 {
     writer->begun = 1;
-    if (writer->n_meta) qsort(writer->meta, writer->n_meta, sizeof *writer->meta, compare_meta);
+    keep_last_values(writer);
     uint64_t end = 0;
     tsar_status status = lay_out(writer, &end, err);
     if (status != TSAR_OK) return status;
@@ -753,25 +777,15 @@ tsar_status tsar_writer_meta(tsar_writer *writer, const char *key, const char *v
     if (writer->begun) return tsar_fail(err, TSAR_INPUT, "%s: metadata %.100s comes too late, behind the header", writer->path, key);
     if (!tsar_is_utf8(key) || !tsar_is_utf8(value))
         return tsar_fail(err, TSAR_INPUT, "%s: the metadata key %.60s or its value is not UTF-8 text", writer->path, tsar_is_utf8(key) ? key : "");
-    char *copy = tsar_copy_string(value, err);
-    if (!copy) return TSAR_ROOM;
-    for (size_t i = 0; i < writer->n_meta; i++)
-        if (!strcmp(writer->meta[i].key, key)) {
-            tsar_free((void *)writer->meta[i].value);
-            writer->meta[i].value = copy;
-            return TSAR_OK;
-        }
     void *meta = writer->meta;
     const tsar_status status = grow(&meta, writer->n_meta, &writer->meta_room, sizeof *writer->meta, "the metadata", err);
     writer->meta = meta;
-    char *name = status == TSAR_OK ? tsar_copy_string(key, err) : NULL;
-    if (!name) {
-        tsar_free(copy);
-        return TSAR_ROOM;
-    }
-    writer->meta[writer->n_meta].key = name;
-    writer->meta[writer->n_meta++].value = copy;
-    return TSAR_OK;
+    if (status != TSAR_OK) return status;
+    meta_pair *pair = &writer->meta[writer->n_meta];
+    pair->place = writer->n_meta++;
+    pair->key = tsar_copy_string(key, err);
+    pair->value = tsar_copy_string(value, err);
+    return pair->key && pair->value ? TSAR_OK : TSAR_ROOM;
 }
 
 tsar_status tsar_writer_declare(tsar_writer *writer, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, tsar_error *err)
