@@ -424,16 +424,20 @@ typedef struct {
     int64_t *fine;            /* CTF: [N] codes of one image */
 } generation;
 
-/* Images whose keys and values fit into MOST_KV_BYTES, at least 1: a sequence takes
- * 2 * n_layer * positions * n_kv_head * head_dim doubles. */
+/* Bytes of the keys and values of one image, both branches. */
+static double image_bytes(const generation *g)
+{
+    double bytes = 0;
+    for (size_t branch = 0; branch < g->branches; branch++)
+        bytes += tsar_sequence_bytes(&g->model->config, tsar_prompt_length(g->model, &g->prompt[branch]));
+    return bytes;
+}
+
+/* Images whose keys and values fit into MOST_KV_BYTES, at least 1. */
 static size_t batch_size(const generation *g, size_t images)
 {
-    const tsar_stack *gpt = &g->model->gpt;
-    double bytes = 0;
+    const double bytes = image_bytes(g);
     size_t batch = 1;
-    for (size_t branch = 0; branch < g->branches; branch++)
-        bytes += 2.0 * (double)gpt->n_layer * (double)(tsar_prompt_length(g->model, &g->prompt[branch]) + g->n) * (double)gpt->n_kv_head *
-                 (double)gpt->head_dim * (double)sizeof(double);
     while (batch < MOST_IMAGES && batch < images && (double)(batch + 1) * bytes <= MOST_KV_BYTES) batch++;
     return batch;
 }
@@ -550,7 +554,9 @@ static void *get_buffer(const generation *g, size_t at)
 static tsar_status generation_open(generation *g, tsar_error *err)
 {
     buffer table[BUFFERS];
+    const char *what = g->branches == 2 ? "the keys and values of a picture and its unguided twin" : "the keys and values of a picture";
     tsar_status status = check_fine(g->model, err);
+    if (status == TSAR_OK) status = tsar_memory_check(image_bytes(g), what, err);
     buffer_table(g, table);
     for (size_t i = 0; status == TSAR_OK && i < BUFFERS; i++) {
         void *memory = table[i].count > 0 ? tsar_alloc(table[i].count, table[i].size, table[i].what, err) : NULL;

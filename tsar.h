@@ -584,6 +584,12 @@ tsar_status tsar_parts_fed_by(unsigned *parts, const char *path, tsar_error *err
 /* TSAR_OK if the model has this part in memory; else TSAR_INPUT, and what the model therefore cannot do, in words such as "decode images". */
 tsar_status tsar_model_needs(const tsar_model *model, unsigned part, const char *what, tsar_error *err);
 
+/* Bytes of the keys and values of one sequence, `prefix` positions and a whole image: 2 n_layer n_kv_head hd doubles for each of
+ * prefix + R (C + e) positions, e = 1 with eol. */
+double tsar_sequence_bytes(const tsar_config *config, size_t prefix);
+/* TSAR_OK if this machine has `bytes` of memory to give, or does not tell; else TSAR_ROOM, what needs them, and what there is. */
+tsar_status tsar_memory_check(double bytes, const char *what, tsar_error *err);
+
 /* Synthetic weights (SPEC 7). */
 uint64_t tsar_synth_key(const char *name, uint64_t seed);
 uint64_t tsar_synth_word(uint64_t key, uint64_t index); /* z of flat index i */

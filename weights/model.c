@@ -1,5 +1,5 @@
 /* Models (SPEC 2, 3, 4, 6, 11): the one table of all weights, and its users: loading and closing. */
-#include "../tsar.h"
+#include "files/files.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
@@ -821,6 +821,21 @@ tsar_status tsar_model_needs(const tsar_model *model, unsigned part, const char 
     while (i < 4 && !(part >> i & 1u)) i++;
     if (model->parts & part) return TSAR_OK;
     return tsar_fail(err, TSAR_INPUT, "the model has no %s: it cannot %s", names[i], what);
+}
+
+double tsar_sequence_bytes(const tsar_config *config, size_t prefix)
+{
+    const size_t columns = config->columns + (config->eol >= 0 ? 1 : 0), hd = config->dim / config->n_head;
+    const double positions = (double)prefix + (double)config->rows * (double)columns;
+    return 2 * (double)config->n_layer * (double)config->n_kv_head * (double)hd * positions * (double)sizeof(double);
+}
+
+tsar_status tsar_memory_check(double bytes, const char *what, tsar_error *err)
+{
+    uint64_t room;
+    if (!tsar_memory_room(&room) || bytes <= (double)room) return TSAR_OK;
+    return tsar_fail(err, TSAR_ROOM, "%s take %.2f GB, and this machine has %.2f GB to give (take a smaller --grid, or --cfg 1, or a machine with more)",
+                     what, bytes / 1e9, (double)room / 1e9);
 }
 
 /* A prompt alone is generated from: its codes then feed the tokenizer. */

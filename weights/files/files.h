@@ -35,6 +35,7 @@ tsar_path_type tsar_path_kind(const char *path);  /* symbolic links are followed
 int tsar_path_target(char target[TSAR_PATH_ROOM], const char *path); /* where the name's own links lead; 0: too long or too many, errno */
 int tsar_path_is_stream(const char *path);        /* written to, never replaced: a device, FIFO, socket or standard output */
 int tsar_path_room(const char *path, uint64_t *bytes); /* what the disk of a file has room for; 0: unknown */
+int tsar_memory_room(uint64_t *bytes);                 /* memory that can be had without driving others out of it; 0: unknown */
 
 tsar_status tsar_system_status(int error); /* of an errno: TSAR_ROOM if memory, disk or descriptors are used up, else TSAR_INPUT */
 /* Opens a file for reading, or says why not: TSAR_ROOM where memory or descriptors are used up, else TSAR_INPUT. */

@@ -5,6 +5,7 @@
  *     tsar_path_same           whether two names are one file          device and inode            GetFullPathName           the same name
  *     tsar_path_target         where symbolic links lead               readlink                    the name itself           the name itself
  *     tsar_path_room           bytes that a disk has room for          statvfs, getrlimit          GetDiskFreeSpaceEx        unknown
+ *     tsar_memory_room         bytes of memory to be had               Linux: /proc/meminfo        unknown                   unknown
  *     tsar_system_fopen        a file by its name in UTF-8             fopen                       _wfopen                   fopen
  *     tsar_system_seek, _size  files above 2 GiB where long is short   fseeko, ftello              _fseeki64, _ftelli64      fseek in steps, ftell
  *     tsar_system_create       a file that nobody else has             open with O_EXCL            the same                  fopen, once nothing is there
@@ -209,6 +210,28 @@ int tsar_path_room(const char *path, uint64_t *bytes)
     (void)path, (void)bytes;
     return 0;
 #endif
+}
+
+/* The line "MemAvailable:   23968920 kB": free, and what caches would give back. */
+int tsar_memory_room(uint64_t *bytes)
+{
+    int known = 0;
+#ifdef __linux__
+    char line[128];
+    FILE *stream = fopen("/proc/meminfo", "r");
+    while (stream != NULL && !known && fgets(line, sizeof line, stream) != NULL) {
+        const char *at = line + strlen("MemAvailable:");
+        if (strncmp(line, "MemAvailable:", strlen("MemAvailable:")) != 0) continue;
+        while (*at == ' ') at++;
+        for (*bytes = 0; *at >= '0' && *at <= '9' && *bytes < UINT64_MAX / 20480; at++) *bytes = *bytes * 10 + (uint64_t)(*at - '0');
+        *bytes *= 1024;
+        known = 1;
+    }
+    if (stream != NULL) fclose(stream);
+#else
+    (void)bytes;
+#endif
+    return known;
 }
 
 /* -------------------------------------------------------------------------------------------------------------- files */
