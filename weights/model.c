@@ -732,7 +732,8 @@ static tsar_status load_tokenizer(tsar_model *m, loader *l, tsar_error *err)
     for (size_t i = 0; i < sizeof tensors / sizeof *tensors && status == TSAR_OK; i++) status = load_optional(l, &tensors[i], err);
     if (status == TSAR_OK) status = check_merges(m, l->path, err);
     if (status == TSAR_OK && ((bpe->merge_ids && n_ids != bpe->n_merges) || (bpe->merge_ranks && n_ranks != bpe->n_merges)))
-        status = tsar_fail(err, TSAR_INPUT, "%s: tokenizer.merges has %zu merges, but merge_ids %zu and merge_ranks %zu", l->path, bpe->n_merges, n_ids, n_ranks);
+        status = tsar_fail(err, TSAR_INPUT, "%s: tokenizer.merges has %zu merges, but merge_ids %zu and merge_ranks %zu", l->path, bpe->n_merges, n_ids,
+                           n_ranks);
     if (status == TSAR_OK && bpe->byte_ids && n_bytes != 256)
         status = tsar_fail(err, TSAR_INPUT, "%s: tokenizer.bytes has %zu ids, there are 256 bytes", l->path, n_bytes);
     if (status == TSAR_OK && bpe->special_pass && passes != bpe->special.n)

@@ -1,0 +1,304 @@
+/* Configurations and models of every family: keys read and written, what combines and what is refused, the tensors of each, parts
+ * that stay on the disk, sizes that no machine has. */
+#include "test.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#define FILE_NAME "test_model.tmp.safetensors"
+#define COMMON " dim=32 n_layer=2 n_head=4 n_kv_head=2 ffn_hidden=48 norm_eps=1e-5 rope=1d codebook_size=20 grid_h=4 grid_w=2"
+
+static const char shuffle[] = "arch=token-shuffle text_vocab=270 shuffle=2 shuffle_blocks=1 shuffle_hidden=16" COMMON;
+static const char c2i[] = "arch=llamagen-c2i num_classes=5 cond_tokens=1" COMMON;
+static const char t2i[] = "arch=llamagen-t2i caption_dim=12 cond_tokens=6" COMMON;
+static const char lumina[] = "arch=lumina-mgpt vocab_size=60 image_base=4 eol=33 qk_norm=2 bos=0 sep=30 boi=31 eoi=32 size_base=40 size_unit=2" COMMON;
+static const char emu3[] = "arch=emu3 vocab_size=40 image_base=20 eol=3 bos=1 boi=4 img=5 pad=2 rope_base=1000000" COMMON;
+static const char janus[] = "arch=janus vocab_size=40 image_embed=8 image_head=24 bos=0 pad=1 boi=2" COMMON;
+static const char llamagen_vq[] = "codebook_size=20 vq_ch=32 vq_ch_mult=1,2 vq_res_blocks=1 vq_z_channels=8 vq_embed_dim=4 vq_l2_norm=1";
+static const char chameleon_vq[] =
+    "codebook_size=20 vq_ch=32 vq_ch_mult=1,2 vq_res_blocks=1 vq_z_channels=8 vq_embed_dim=4 vq_l2_norm=0 vq_attn=mid vq_pixels=down";
+static const char emu3_vq[] =
+    "codebook_size=20 vq_ch=32 vq_ch_mult=1,2 vq_res_blocks=1 vq_z_channels=4 vq_embed_dim=4 vq_l2_norm=0 vq_temporal=4 vq_pixels=down";
+static const char t5[] = "t5_vocab=50 t5_dim=16 t5_n_layer=2 t5_n_head=3 t5_head_dim=6 t5_ffn_hidden=24";
+static const char fine[] = "fine_dim=32 fine_n_layer=1 fine_n_head=4 fine_ffn_hidden=48 n_coarse=5 norm_eps=1e-5 codebook_size=20 grid_h=4 grid_w=2";
+static const char *const all[] = { shuffle, c2i, t2i, lumina, emu3, janus, llamagen_vq, chameleon_vq, emu3_vq, t5, fine };
+enum { N_ALL = sizeof all / sizeof *all };
+
+/* Keys behind one another; "key=-" takes a key away, a later value rules. */
+static const char *look_up(const void *source, const char *key)
+{
+    const test_settings *s = source;
+    for (size_t i = s->n; i > 0; i--)
+        if (strcmp(s->keys[i - 1], key) == 0) return strcmp(s->values[i - 1], "-") == 0 ? NULL : s->values[i - 1];
+    return NULL;
+}
+
+static tsar_status read_config(tsar_config *config, const char *base, const char *change, tsar_error *err)
+{
+    test_settings s;
+    char text[1000];
+    (void)snprintf(text, sizeof text, "%s %s", base, change);
+    test_split(&s, text);
+    return tsar_config_read(config, look_up, &s, "config", err);
+}
+
+/* ------------------------------------------------------------------------------------------------------- keys and families */
+
+/* What a configuration says about its keys makes the same configuration again. */
+static void test_round_trip(const char *keys)
+{
+    static char values[128][TSAR_KEY_TEXT];
+    test_settings s = { .n = 0 };
+    tsar_config config, again;
+    tsar_error err = { "" };
+    size_t n;
+    const tsar_key *table = tsar_keys(&n);
+    if (!CHECK(read_config(&config, keys, "", &err) == TSAR_OK, "%s: %s", keys, err.text)) return;
+    for (size_t i = 0; i < n && s.n < 60; i++) {
+        if (!tsar_key_text(values[i], &config, &table[i])) continue;
+        s.keys[s.n] = table[i].name;
+        s.values[s.n++] = values[i];
+    }
+    CHECK(tsar_config_read(&again, look_up, &s, "again", &err) == TSAR_OK, "%s: %s", keys, err.text);
+    CHECK(memcmp(&config, &again, sizeof config) == 0, "%s: is another configuration after a round trip", keys);
+    for (size_t i = 0; i < s.n; i++) CHECK(tsar_key_find(s.keys[i]) != NULL, "%s is found", s.keys[i]);
+}
+
+static void test_families(void)
+{
+    tsar_config c;
+    tsar_error err;
+    CHECK(read_config(&c, lumina, "", &err) == TSAR_OK && c.code_row == 4 && c.n_ids == 60 && c.eol == 33 && c.qk_norm == 2 && c.eof == -1, "lumina: %s",
+          err.text);
+    CHECK(c.defaults.cfg == 3 && c.defaults.top_k == 2000 && c.defaults.cfg_schedule == TSAR_CONSTANT && c.text_template == TSAR_TEMPLATE_LUMINA, "lumina");
+    CHECK(read_config(&c, emu3, "norm_order=post text_template=none", &err) == TSAR_OK && c.norm_post && c.defaults.top_k == 2048 && c.rope_base == 1e6 &&
+              c.text_template == TSAR_TEMPLATE_NONE,
+          "emu3: %s", err.text);
+    CHECK(read_config(&c, janus, "", &err) == TSAR_OK && c.defaults.cfg == 5 && c.defaults.top_k == 0 && c.pad == 1 && c.eol == -1, "janus: %s", err.text);
+    CHECK(read_config(&c, t5, "", &err) == TSAR_OK && c.t5_buckets == 32 && c.t5_max_distance == 128 && c.t5_norm_eps == 1e-6 && !c.has_gpt, "t5: %s",
+          err.text);
+    CHECK(read_config(&c, emu3_vq, "vq_temporal=1", &err) == TSAR_OK, "a factor of 1 in time: %s", err.text);
+    CHECK(read_config(&c, emu3, "shuffle=1 n_coarse=7", &err) == TSAR_OK && c.vocab == 7 && c.shuffle == 1, "coarse labels: %s", err.text);
+    CHECK(read_config(&c, shuffle, "rope=2d eol=9 qk_norm=4", &err) == TSAR_OK && c.rope_2d && c.eol == 9, "Token-Shuffle takes all: %s", err.text);
+    CHECK(read_config(&c, t2i, "qk_norm=1 norm_order=post", &err) == TSAR_OK, "LlamaGen with norms of q and k: %s", err.text);
+    for (int i = 1; i < TSAR_ARCHS; i++) CHECK(tsar_families[i].name[0] && tsar_families[i].prefix != TSAR_PREFIX_NONE, "row %d", i);
+}
+
+/* What does not go together, and the words that must be in the sentence. */
+static const struct {
+    const char *base, *change, *named;
+} refused[] = {
+    { shuffle, "arch=pixels", "token-shuffle, llamagen-c2i, llamagen-t2i, lumina-mgpt, emu3 or janus" },
+    { c2i, "eol=3", "eol=3 is of no use to arch=llamagen-c2i" },
+    { t2i, "eol=3", "eol=3 is of no use to arch=llamagen-t2i" },
+    { c2i, "shuffle=2", "shuffle=2 must be 1" },
+    { lumina, "shuffle=2", "shuffle=2 must be 1" },
+    { emu3, "shuffle=4", "shuffle=4 must be 1" },
+    { janus, "shuffle=2", "arch=token-shuffle has it" },
+    { lumina, "rope=2d", "rope=2d is not for arch=lumina-mgpt" },
+    { emu3, "rope=2d", "rope=2d is not for arch=emu3" },
+    { janus, "rope=2d", "rope=2d is not for arch=janus" },
+    { lumina, "qk_norm=3", "n_head=4 is not a multiple of qk_norm=3" },
+    { lumina, "qk_norm=0", "qk_norm=0" },
+    { lumina, "norm_order=sandwich", "pre or post" },
+    { lumina, "vocab_size=-", "no vocab_size" },
+    { lumina, "image_base=-", "no image_base" },
+    { lumina, "vocab_size=23", "do not fit into vocab_size=23" },
+    { lumina, "image_base=41", "do not fit" },
+    { lumina, "eol=4", "eol=4 is the id of a code" },
+    { lumina, "eol=23", "eol=23 is the id of a code" },
+    { lumina, "eol=60", "eol=60 is no id" },
+    { lumina, "boi=60", "boi=60 is no id" },
+    { lumina, "eol=-1", "eol=-1" },
+    { shuffle, "eol=270", "eol=270 is no id" },
+    { emu3, "codebook_size=21", "do not fit" },
+    { emu3, "n_kv_head=3", "n_kv_head=3" },
+    { janus, "image_embed=-", "no image_embed" },
+    { janus, "image_head=0", "image_head=0" },
+    { janus, "pad=40", "pad=40 is no id" },
+    { lumina, "text_split=words", "none, chameleon, chameleon-splits, deepseek-llm or qwen2" },
+    { lumina, "text_normal=nfkc", "none or nfc" },
+    { lumina, "text_template=chat", "janus-pro" },
+    { chameleon_vq, "vq_attn=top", "lowest or mid" },
+    { chameleon_vq, "vq_pixels=up", "nearest or down" },
+    { emu3_vq, "vq_temporal=3", "vq_temporal=3 is not a power of two" },
+    { emu3_vq, "vq_temporal=128", "vq_temporal=128" },
+    { emu3_vq, "vq_embed_dim=8", "vq_embed_dim=8, which vq_temporal needs" },
+    { t5, "t5_vocab=-", "no t5_vocab" },
+    { t5, "t5_buckets=30", "multiple of 4" },
+    { t5, "t5_max_distance=8", "not above t5_buckets/4=8" },
+    { t5, "t5_max_distance=240", "2^63" },
+    { t5, "t5_norm_eps=0", "t5_norm_eps=0" },
+    { t5, "t5_clean=hard", "none or llamagen" },
+    { t5, "t5_head_dim=16777216", "t5_n_head * t5_head_dim" },
+    { t5, "t5_dim=-", "t5_dim (text encoder)" },
+    { fine, "n_coarse=-", "no n_coarse" },
+};
+
+static void test_refusals(void)
+{
+    tsar_config c;
+    tsar_error err;
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        err.text[0] = 0;
+        const tsar_status status = read_config(&c, refused[i].base, refused[i].change, &err);
+        CHECK(status == TSAR_INPUT && strstr(err.text, refused[i].named), "%s: \"%s\" should say %s", refused[i].change, err.text, refused[i].named);
+    }
+    char both[1000];
+    (void)snprintf(both, sizeof both, "%s %s", t2i, t5);
+    CHECK(read_config(&c, both, "", &err) == TSAR_INPUT && strstr(err.text, "t5_dim=16 is not caption_dim=12"), "%s", err.text);
+    CHECK(read_config(&c, both, "caption_dim=16", &err) == TSAR_OK && c.has_t5 && c.has_gpt, "%s", err.text);
+}
+
+/* -------------------------------------------------------------------------------------------------------------- tensors */
+
+/* A tensor of a configuration, and its first value with seed 3 by SPEC 7: offset + scale u. */
+static const struct {
+    const char *keys, *name, *shape;
+    double offset, scale;
+} tensors[] = {
+    { lumina, "gpt.layers.1.attention.q_norm.weight", "[16]", 1, 0.1 },
+    { lumina, "gpt.layers.0.attention.k_norm.bias", "[16]", 0, 0.1 },
+    { lumina, "gpt.tok_embeddings.weight", "[60, 32]", 0, 1 },
+    { lumina, "gpt.output.weight", "[60, 32]", 0, 0.30618621784789724 },
+    { emu3, "gpt.layers.1.attention.wqkv.weight", "[64, 32]", 0, 0.30618621784789724 },
+    { janus, "gpt.tok_embeddings.weight", "[40, 32]", 0, 1 },
+    { janus, "gpt.image_embed.tok_embeddings.weight", "[20, 8]", 0, 1 },
+    { janus, "gpt.image_embed.fc1.weight", "[32, 8]", 0, 0.61237243569579447 },
+    { janus, "gpt.image_head.fc2.bias", "[20]", 0, 0.1 },
+    { emu3_vq, "vq.encoder.time_conv.1.weight", "[4, 4, 4, 3, 3]", 0, 0.14433756729740643 },
+    { emu3_vq, "vq.decoder.time_conv.0.weight", "[4, 4, 3, 3, 3]", 0, 0.16666666666666666 },
+    { emu3_vq, "vq.decoder.time_res_stack.0.norm1.running_var", "[4]", 0.1, 0.09 },
+    { emu3_vq, "vq.encoder.time_res_stack.0.norm2.running_mean", "[4]", 0, 0.1 },
+    { emu3_vq, "vq.post_quant_conv.weight", "[4, 4, 3, 1, 1]", 0, 0.5 },
+    { emu3_vq, "vq.decoder.mid.1.norm.conv_y.weight", "[64, 4, 1, 1]", 0, 0.8660254037844386 },
+    { emu3_vq, "vq.decoder.norm_out.conv_b.bias", "[32]", 0, 0.1 },
+    { t5, "t5.layers.1.attention.wqkv.weight", "[54, 16]", 0, 0.4330127018922193 },
+    { t5, "t5.layers.0.attention.wo.weight", "[16, 18]", 0, 0.408248290463863 },
+    { t5, "t5.position_bias.weight", "[32, 3]", 0, 1 },
+    { t5, "t5.norm.weight", "[16]", 1, 0.1 },
+};
+
+/* Tensors of each configuration, so many that one too many or too few shows. */
+static const size_t n_tensors[N_ALL] = { 25, 18, 20, 25, 17, 25, 0, 0, 0, 17, 11 };
+
+static tsar_status synth(const char *keys, const char *more, tsar_error *err)
+{
+    test_settings s;
+    char text[1000];
+    (void)snprintf(text, sizeof text, "%s %s seed=3", keys, more);
+    test_split(&s, text);
+    return tsar_synth(FILE_NAME, s.keys, s.values, s.n, TSAR_F32, err);
+}
+
+static void test_tensors(void)
+{
+    tsar_error err;
+    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) {
+        tsar_file *file = NULL;
+        double value = 0;
+        char shape[64] = "";
+        tsar_status status = synth(tensors[i].keys, "", &err);
+        if (status == TSAR_OK) status = tsar_file_open(&file, FILE_NAME, &err);
+        const tsar_tensor *tensor = status == TSAR_OK ? tsar_file_find(file, tensors[i].name) : NULL;
+        if (CHECK(tensor != NULL, "%s is there: %s", tensors[i].name, status == TSAR_OK ? "" : err.text)) {
+            const double u = (double)(tsar_synth_word(tsar_synth_key(tensors[i].name, 3), 0) >> 40) * 0x1p-23 - 1;
+            status = tsar_file_read_f64(file, tensor, 0, 1, &value, &err);
+            CHECK(strcmp(tsar_shape_text(shape, sizeof shape, tensor->rank, tensor->shape), tensors[i].shape) == 0, "%s %s", tensors[i].name, shape);
+            CHECK(value == (double)(float)(tensors[i].offset + tensors[i].scale * u), "%s begins with %.9g, u = %.9g", tensors[i].name, value, u);
+        }
+        tsar_file_close(file);
+    }
+    for (size_t i = 0; i < N_ALL; i++) {
+        tsar_file *file = NULL;
+        tsar_model *model = NULL;
+        CHECK(synth(all[i], "", &err) == TSAR_OK && tsar_file_open(&file, FILE_NAME, &err) == TSAR_OK, "%s: %s", all[i], err.text);
+        if (n_tensors[i]) CHECK(file && tsar_file_count(file) == n_tensors[i], "%s: %zu tensors", all[i], file ? tsar_file_count(file) : 0);
+        tsar_file_close(file);
+        CHECK(tsar_model_open(&model, FILE_NAME, TSAR_PART_ALL, 1, &err) == TSAR_OK, "%s: %s", all[i], err.text);
+        tsar_model_close(model);
+    }
+}
+
+/* Of a kernel of three taps the last is in memory: element (o, c, 2, y, x) of the file is element (o, c, y, x) of the convolution. */
+static void test_taps(void)
+{
+    tsar_error err;
+    tsar_model *model = NULL;
+    tsar_file *file = NULL;
+    double values[4 * 4 * 3 * 9];
+    tsar_status status = synth(emu3_vq, "", &err);
+    if (status == TSAR_OK) status = tsar_file_open(&file, FILE_NAME, &err);
+    if (status == TSAR_OK) status = tsar_file_read_f64(file, tsar_file_find(file, "vq.decoder.time_conv.0.weight"), 0, 4 * 4 * 3 * 9, values, &err);
+    if (status == TSAR_OK) status = tsar_model_open(&model, FILE_NAME, TSAR_PART_VQ, 1, &err);
+    tsar_file_close(file);
+    if (!CHECK(status == TSAR_OK, "%s", err.text)) return;
+    const tsar_conv *conv = &model->vq.decoder.time_conv[0], *front = &model->vq.encoder.time_conv[0];
+    CHECK(conv->taps == 1 && conv->weight.cols == 36 && front->taps == 4 && front->weight.cols == 144 && conv->size == 3, "sizes");
+    CHECK(model->vq.quant_conv.taps == 1 && model->vq.quant_conv.weight.cols == 4 && model->vq.encoder.n_time_conv == 2, "sizes");
+    for (size_t o = 0; o < 4; o++)
+        for (size_t k = 0; k < 36; k++)
+            CHECK((double)((const float *)conv->weight.panels)[k * TSAR_PANEL + o] == values[((o * 4 + k / 9) * 3 + 2) * 9 + k % 9], "%zu %zu", o, k);
+    tsar_model_close(model);
+}
+
+/* ---------------------------------------------------------------------------------------------------------------- parts */
+
+static void test_parts(void)
+{
+    tsar_error err;
+    tsar_model *m = NULL;
+    char more[1000];
+    (void)snprintf(more, sizeof more, "%s %s %s", llamagen_vq, fine, t5);
+    if (!CHECK(synth(shuffle, more, &err) == TSAR_OK, "%s", err.text)) return;
+    CHECK(tsar_model_open(&m, FILE_NAME, TSAR_PART_VQ, 1, &err) == TSAR_OK, "%s", err.text);
+    CHECK(m && m->parts == TSAR_PART_VQ && m->config.has_gpt && m->vq.codebook.values && !m->tok_embeddings.values && !m->gpt.layers[0].wqkv.panels &&
+              !m->fine.norm && !m->t5.norm && m->cluster_of,
+          "the tokenizer alone is in memory");
+    CHECK(tsar_model_needs(m, TSAR_PART_VQ, "decode", &err) == TSAR_OK && tsar_model_needs(m, TSAR_PART_GPT, "generate", &err) == TSAR_INPUT &&
+              strstr(err.text, "cannot generate"),
+          "%s", err.text);
+    if (m) {
+        tsar_state *state = NULL;
+        CHECK(tsar_state_open(&state, m, 1, &err) == TSAR_INPUT && !state, "no sequence without its transformer");
+    }
+    tsar_model_close(m);
+    CHECK(tsar_model_open(&m, FILE_NAME, TSAR_PART_GPT | TSAR_PART_T5, 1, &err) == TSAR_OK && !m->vq.codebook.values && m->gpt.norm && m->t5.norm &&
+              m->t5.inner == 18 && m->t5.position_bias.rows == 32,
+          "transformer and encoder: %s", err.text);
+    tsar_model_close(m);
+    CHECK(tsar_model_open(&m, FILE_NAME, TSAR_PART_ALL, 1, &err) == TSAR_OK && m->parts == TSAR_PART_ALL, "all: %s", err.text);
+    tsar_model_close(m);
+}
+
+/* ---------------------------------------------------------------------------------------------------------------- sizes */
+
+static void test_sizes(void)
+{
+    tsar_config c;
+    tsar_error err;
+    CHECK(read_config(&c, lumina, "", &err) == TSAR_OK && tsar_sequence_bytes(&c, 7) == 2.0 * 2 * 2 * 8 * (7 + 4 * 3) * 8, "with eol");
+    CHECK(read_config(&c, shuffle, "", &err) == TSAR_OK && tsar_sequence_bytes(&c, 2) == 2.0 * 2 * 2 * 8 * (2 + 2) * 8, "windows");
+    CHECK(tsar_memory_check(1000, "they", &err) == TSAR_OK, "a kilobyte");
+#ifdef __linux__
+    CHECK(tsar_memory_check(1e18, "the keys", &err) == TSAR_ROOM && strstr(err.text, "the keys take 1000000000.00 GB"), "an exabyte: %s", err.text);
+#endif
+    remove(FILE_NAME);
+    CHECK(synth(shuffle, "dim=1048576 ffn_hidden=16777216 n_layer=4096", &err) == TSAR_ROOM || strstr(err.text, "any file"), "synth: %s", err.text);
+    FILE *left = fopen(FILE_NAME, "rb");
+    CHECK(!left, "nothing is begun");
+    if (left) fclose(left);
+}
+
+int main(void)
+{
+    for (size_t i = 0; i < N_ALL; i++) test_round_trip(all[i]);
+    test_families();
+    test_refusals();
+    test_tensors();
+    test_taps();
+    test_parts();
+    test_sizes();
+    remove(FILE_NAME);
+    return test_end();
+}
