@@ -31,7 +31,7 @@ enum { GENERATE = 1, ENCODE = 2, DECODE = 4, TRACE = 8, VERIFY = 16, IMPORT = 32
 /* clang-format off */
 enum { O_MODEL, O_OUTPUT, O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_IMAGES, O_SEED, O_CFG, O_SCHEDULE, O_INTERVAL, O_TEMPERATURE, O_TOP_K,
        O_TOP_P, O_GREEDY, O_DECODE, O_CODES, O_FRAMES, O_ORDER_MAP, O_SHOW, O_INPUTS, O_IMAGE, O_INSIDE, O_ONLY, O_RTOL, O_PRECISION, O_STRICT, O_JSON,
-       O_LIKE, O_DTYPE, O_LABELS, O_THREADS, O_PROMPTS, O_SHARD, O_RESUME, O_FORCE, O_RAW_PROMPT, O_TEMPLATE, O_TO_TEXT, O_QUIET, O_HELP, OPTIONS };
+       O_LIKE, O_DTYPE, O_LABELS, O_THREADS, O_PROMPTS, O_SHARD, O_RESUME, O_FORCE, O_GRID, O_RAW_PROMPT, O_TEMPLATE, O_TO_TEXT, O_QUIET, O_HELP, OPTIONS };
 /* clang-format on */
 
 typedef enum { IS_SWITCH, IS_TEXT, IS_COUNT, IS_INTEGER, IS_REAL } option_kind;
@@ -101,6 +101,8 @@ static const option options[OPTIONS] = {
     { "resume", 0, NULL, IS_SWITCH, 0, 0, GENERATE, 0,
       "go on with images that were interrupted: those whose file is there, with the same command in its text, are left as they are (PNG or --codes)" },
     { "force", 0, NULL, IS_SWITCH, 0, 0, IMPORT | CLUSTER, 0, "let the output replace a file that is read" },
+    { "grid", 0, "HxW", IS_TEXT, 0, 0, GENERATE | TRACE | VERIFY | SCORE | INFO, 0,
+      "rows and columns of codes instead of the model's, for models with rope=1d (the codes of a file that is read decide before it)" },
     { "raw-prompt", 0, NULL, IS_SWITCH, 0, 0, TEXT, 0, "take the prompt as it is: no cleaning of captions (LlamaGen), no suffix (Emu3)" },
     { "template", 0, NULL, IS_SWITCH, 0, 0, TEXT, 0, "the ids of the whole prefix, by the template of the model's family" },
     { "to-text", 0, NULL, IS_SWITCH, 0, 0, TEXT, 0, "from ids, divided by blanks or commas, to the bytes that they stand for" },
@@ -299,11 +301,16 @@ static tsar_status find_model(const arguments *a, char *path, size_t size, tsar_
     return tsar_fail(err, TSAR_INPUT, "the shipped model " SHIPPED_MODEL " was not found; name a model with -m MODEL");
 }
 
-static tsar_status open_model(const arguments *a, unsigned parts, tsar_model **model, tsar_error *err)
+static const tsar_needs tokenizer_alone = { TSAR_PART_VQ, { 0, 0 } };
+
+/* The parts of the model that the work needs; its grid is that of given codes, else --grid, else the model's. */
+static tsar_status open_model(const arguments *a, const tsar_needs *needs, tsar_model **model, tsar_error *err)
 {
     char path[PATH_ROOM];
-    const tsar_status status = find_model(a, path, sizeof path, err);
-    return status == TSAR_OK ? tsar_model_open(model, path, parts, thread_count(a), err) : status;
+    size_t grid[2];
+    tsar_status status = find_model(a, path, sizeof path, err);
+    if (status == TSAR_OK && a->at[O_GRID].text) status = tsar_grid_parse(grid, a->at[O_GRID].text, err);
+    return status == TSAR_OK ? tsar_model_open_for(model, path, needs, a->at[O_GRID].text ? grid : NULL, thread_count(a), err) : status;
 }
 
 /* What is read besides the operands: the model, the file that it takes its tokenizer from, and the files that flags name. */
@@ -533,12 +540,12 @@ static tsar_status on_pass(void *context, const tsar_progress *p, tsar_error *er
     return status;
 }
 
-static tsar_status open_generation(generation *g, const arguments *a, unsigned parts, size_t images, tsar_error *err)
+static tsar_status open_generation(generation *g, const arguments *a, const tsar_needs *needs, size_t images, tsar_error *err)
 {
     memset(g, 0, sizeof *g);
     g->a = a, g->images = g->pending = images;
     g->bar = !a->at[O_QUIET].text && tsar_is_terminal(2);
-    tsar_status status = a->model ? TSAR_OK : open_model(a, parts, &g->model, err);
+    tsar_status status = a->model ? TSAR_OK : open_model(a, needs, &g->model, err);
     if (a->model) g->model = a->model;
     return status == TSAR_OK ? read_settings(g, err) : status;
 }
@@ -643,10 +650,12 @@ static tsar_status generate_pending(generation *g, tsar_error *err)
     return status;
 }
 
-static unsigned generated_parts(const arguments *a)
+static tsar_needs generated_needs(const arguments *a)
 {
     const int pictures = a->at[O_OUTPUT].text || a->at[O_FRAMES].text || a->at[O_SHOW].text || !a->at[O_CODES].text;
-    return TSAR_PART_GPT | TSAR_PART_FINE | TSAR_PART_TEXT | (pictures ? TSAR_PART_VQ : 0u) | (a->at[O_PROMPT].text || a->at[O_PROMPTS].text ? TSAR_PART_T5 : 0u);
+    const int speaks = a->at[O_PROMPT].text || a->at[O_PROMPTS].text;
+    const tsar_needs needs = { TSAR_PART_GPT | TSAR_PART_FINE | TSAR_PART_TEXT | (pictures ? TSAR_PART_VQ : 0u) | (speaks ? TSAR_PART_T5 : 0u), { 0, 0 } };
+    return needs;
 }
 
 /* One command: everything that it could fail for before the work, and the work. */
@@ -654,7 +663,8 @@ enum { CHECK_ONLY, CHECK_AND_GENERATE };
 static tsar_status generate_images(const arguments *a, int what, tsar_error *err)
 {
     generation g;
-    tsar_status status = open_generation(&g, a, generated_parts(a), a->at[O_IMAGES].text ? (size_t)a->at[O_IMAGES].count : 1, err);
+    const tsar_needs needs = generated_needs(a);
+    tsar_status status = open_generation(&g, a, &needs, a->at[O_IMAGES].text ? (size_t)a->at[O_IMAGES].count : 1, err);
     if (status == TSAR_OK) status = read_condition(&g, err);
     if (status == TSAR_OK) status = check_outputs(&g, err);
     if (status == TSAR_OK) status = describe_job(&g, err);
@@ -706,7 +716,8 @@ static tsar_status generate_list(const arguments *a, tsar_error *err)
         if (a->at[alone[i]].text) status = tsar_fail(err, TSAR_USAGE, "--prompts and --%s do not go together", options[alone[i]].name);
     if (status == TSAR_OK)
         status = tsar_prompts_open(&list, a->at[O_PROMPTS].text, a->at[O_SEED].count, a->at[O_IMAGES].text ? (size_t)a->at[O_IMAGES].count : 1, shard, shards, err);
-    if (status == TSAR_OK) status = open_model(a, generated_parts(a), &one.model, err);
+    const tsar_needs needs = generated_needs(a);
+    if (status == TSAR_OK) status = open_model(a, &needs, &one.model, err);
     one.listed = list ? tsar_prompts_count(list) : 0;
     for (int what = CHECK_ONLY; what <= CHECK_AND_GENERATE; what++)
         for (one.index = 0; one.index < one.listed && status == TSAR_OK; one.index++) {
@@ -750,7 +761,7 @@ static tsar_status run_encode(const arguments *a, tsar_error *err)
     int64_t *codes = NULL;
     size_t H = 0, W = 0;
     tsar_status status = check_output_of_model(a, err);
-    if (status == TSAR_OK) status = open_model(a, TSAR_PART_VQ, &model, err);
+    if (status == TSAR_OK) status = open_model(a, &tokenizer_alone, &model, err);
     if (status == TSAR_OK) status = read_picture(model, a->operands[0], &rgb, &H, &W, err);
     if (status == TSAR_OK && !(codes = tsar_alloc(H / model->config.vq_factor, W / model->config.vq_factor * sizeof *codes, "codes", err))) status = TSAR_ROOM;
     if (status == TSAR_OK) status = tsar_vq_encode(model, rgb, H, W, codes, NULL, err);
@@ -800,7 +811,7 @@ static tsar_status run_decode(const arguments *a, tsar_error *err)
     const char *const keys[] = { "Software" }, *const values[] = { "tsar " TSAR_VERSION };
     tsar_status status = tsar_image_name_check(a->at[O_OUTPUT].text, err);
     if (status == TSAR_OK) status = check_output_of_model(a, err);
-    if (status == TSAR_OK) status = open_model(a, TSAR_PART_VQ, &model, err);
+    if (status == TSAR_OK) status = open_model(a, &tokenizer_alone, &model, err);
     if (status == TSAR_OK && !model->config.has_vq) status = tsar_fail(err, TSAR_INPUT, "the model has no image tokenizer (vq.*): it cannot decode");
     if (status == TSAR_OK) status = read_codes(model, a->operands[0], &codes, &h, &w, err);
     if (status == TSAR_OK) {
@@ -895,10 +906,10 @@ static tsar_status run_trace(const arguments *a, tsar_error *err)
 {
     generation g = { 0 };
     tsar_inputs inputs = { 0 };
-    unsigned parts = TSAR_PART_VQ;
-    tsar_status status = a->at[O_INPUTS].text ? tsar_parts_fed_by(&parts, a->at[O_INPUTS].text, err) : TSAR_OK;
-    if (!a->at[O_INPUTS].text && (is_conditioned(a) || !a->at[O_IMAGE].text)) parts = TSAR_PART_ALL;
-    status = status == TSAR_OK ? open_generation(&g, a, parts, 1, err) : status;
+    tsar_needs needs = tokenizer_alone;
+    tsar_status status = a->at[O_INPUTS].text ? tsar_needs_of(&needs, a->at[O_INPUTS].text, err) : TSAR_OK;
+    if (!a->at[O_INPUTS].text && (is_conditioned(a) || !a->at[O_IMAGE].text)) needs.parts = TSAR_PART_ALL;
+    status = status == TSAR_OK ? open_generation(&g, a, &needs, 1, err) : status;
     if (status == TSAR_OK) status = check_output_of_model(a, err);
     if (status == TSAR_OK) status = read_trace_inputs(&g, &inputs, err);
     if (status == TSAR_OK) status = complete_tokens(&g, &inputs, err);
@@ -928,12 +939,15 @@ static tsar_status read_score_inputs(generation *g, tsar_inputs *inputs, tsar_er
 /* The log-likelihood of a file's codes: its sum on standard output, of each code into -o. */
 static tsar_status run_score(const arguments *a, tsar_error *err)
 {
-    generation g;
+    generation g = { 0 };
     tsar_inputs inputs = { 0 };
     int64_t *codes = NULL;
     size_t h = 0, w = 0;
     double *nats = NULL, sum = 0;
-    tsar_status status = open_generation(&g, a, TSAR_PART_ALL & ~(unsigned)TSAR_PART_VQ, 1, err);
+    tsar_needs needs;
+    tsar_status status = tsar_needs_of(&needs, a->operands[0], err);
+    needs.parts = TSAR_PART_GPT | TSAR_PART_FINE | TSAR_PART_TEXT | TSAR_PART_T5;
+    status = status == TSAR_OK ? open_generation(&g, a, &needs, 1, err) : status;
     if (status == TSAR_OK && a->at[O_OUTPUT].text) status = check_output_of_model(a, err);
     if (status == TSAR_OK) status = read_score_inputs(&g, &inputs, err);
     if (status == TSAR_OK) status = read_codes(g.model, a->operands[0], &codes, &h, &w, err);
@@ -1009,7 +1023,8 @@ static tsar_status run_text(const arguments *a, tsar_error *err)
     if (a->n == 2 && (a->at[O_MODEL].text || a->at[O_TEMPLATE].text))
         return tsar_fail(err, TSAR_USAGE, "%s: %s; see tsar text --help", a->operands[0],
                          a->at[O_MODEL].text ? "give either -m MODEL or a tokenizer file" : "a tokenizer file has no --template, a model has (-m MODEL)");
-    tsar_status status = a->n == 2 ? tsar_tokenizer_open(&tokenizer, a->operands[0], err) : open_model(a, TSAR_PART_TEXT | TSAR_PART_T5, &model, err);
+    const tsar_needs needs = { TSAR_PART_TEXT | TSAR_PART_T5, { 0, 0 } };
+    tsar_status status = a->n == 2 ? tsar_tokenizer_open(&tokenizer, a->operands[0], err) : open_model(a, &needs, &model, err);
     if (status == TSAR_OK && strcmp(operand, "-") == 0) {
         status = tsar_read_whole(operand, "the text", &text, &bytes, err);
     } else if (status == TSAR_OK) {
@@ -1064,13 +1079,13 @@ static tsar_status run_verify(const arguments *a, tsar_error *err)
     const int json = a->at[O_JSON].text != NULL;
     const char *precision = a->at[O_PRECISION].text;
     if (a->at[O_RTOL].text && a->at[O_RTOL].real < 0) return tsar_fail(err, TSAR_USAGE, "--rtol %s: give 0 or a positive number", a->at[O_RTOL].text);
-    unsigned parts = TSAR_PART_ALL;
+    tsar_needs needs;
     if (a->at[O_RTOL].text) how.rtol = a->at[O_RTOL].real;
     for (size_t i = 0; precision && i < sizeof precisions / sizeof *precisions; i++)
         if (strcmp(precision, precisions[i].name) == 0) how.precision = precisions[i].dtype;
     if (precision && how.precision == TSAR_DTYPES) return tsar_fail(err, TSAR_USAGE, "--precision %s: give f64, f32, f16 or bf16", precision);
-    tsar_status status = tsar_parts_fed_by(&parts, a->operands[0], err);
-    if (status == TSAR_OK) status = open_model(a, parts, &model, err);
+    tsar_status status = tsar_needs_of(&needs, a->operands[0], err);
+    if (status == TSAR_OK) status = open_model(a, &needs, &model, err);
     if (status == TSAR_OK) status = tsar_verify(model, a->operands[0], &how, json ? print_json_comparison : print_comparison, &lines, &counts, err);
     tsar_model_close(model);
     if (json && (lines || status <= TSAR_DIFFERENT)) {
@@ -1189,7 +1204,12 @@ static void print_line(void *context, const char *text)
     putchar('\n');
 }
 
-static tsar_status run_info(const arguments *a, tsar_error *err) { return tsar_info(a->operands[0], print_line, NULL, err); }
+static tsar_status run_info(const arguments *a, tsar_error *err)
+{
+    size_t grid[2];
+    const tsar_status status = a->at[O_GRID].text ? tsar_grid_parse(grid, a->at[O_GRID].text, err) : TSAR_OK;
+    return status == TSAR_OK ? tsar_info(a->operands[0], a->at[O_GRID].text ? grid : NULL, print_line, NULL, err) : status;
+}
 
 static tsar_status print_measurement(void *context, const tsar_measurement *m, tsar_error *err)
 {

@@ -427,6 +427,12 @@ int tsar_key_text(char *text, const tsar_config *config, const tsar_key *key);
 /* A source of configuration strings: metadata of a file, or key=value arguments. Returns NULL for an absent key. */
 typedef const char *(*tsar_lookup)(const void *source, const char *key);
 
+/* "HxW" as a grid of h x w codes; TSAR_USAGE if it is none. */
+tsar_status tsar_grid_parse(size_t grid[2], const char *text, tsar_error *err);
+/* Gives the configuration another grid of h x w codes. Only positions that count on (rope=1d) have no grid built in: TSAR_USAGE for the others, for
+ * stage two, and where windows do not fit. */
+tsar_status tsar_config_grid(tsar_config *config, const size_t grid[2], tsar_error *err);
+
 /* Reads and checks a configuration; `name` (a path) is named in errors. */
 tsar_status tsar_config_read(tsar_config *config, tsar_lookup lookup, const void *source, const char *name, tsar_error *err);
 
@@ -578,8 +584,14 @@ tsar_status tsar_model_allocate(tsar_model *model, tsar_error *err);
 tsar_status tsar_model_open(tsar_model **model, const char *path, unsigned parts, size_t threads, tsar_error *err);
 void tsar_model_close(tsar_model *model);
 
-/* The parts that the tensors of an inputs or trace file (SPEC 8) feed, as bits: all that a trace of it or its comparison needs in memory. */
-tsar_status tsar_parts_fed_by(unsigned *parts, const char *path, tsar_error *err);
+/* What a file of inputs, of a trace or of codes (SPEC 8) needs of a model. */
+typedef struct {
+    unsigned parts; /* TSAR_PART_* that its inputs feed: all that a trace of it or its comparison needs in memory */
+    size_t grid[2]; /* of its codes; 0: it has none, and the model's grid holds */
+} tsar_needs;
+tsar_status tsar_needs_of(tsar_needs *needs, const char *path, tsar_error *err);
+/* Opens a model for them: with the file's grid where it has one that the model can take, else with `grid` (NULL: its own). */
+tsar_status tsar_model_open_for(tsar_model **model, const char *path, const tsar_needs *needs, const size_t *grid, size_t threads, tsar_error *err);
 
 /* TSAR_OK if the model has this part in memory; else TSAR_INPUT, and what the model therefore cannot do, in words such as "decode images". */
 tsar_status tsar_model_needs(const tsar_model *model, unsigned part, const char *what, tsar_error *err);
@@ -1070,9 +1082,10 @@ tsar_status tsar_bench(const tsar_model *model, size_t threads, tsar_measurement
 
 /* ------------------------------------------------------------------------------------------- 14. what a model costs (weights/info.c) */
 
-/* Describes a model file line by line from its configuration and header alone: shapes, parameters and bytes of each part, multiply-adds of a
- * token and an image, passes in raster order and with ZipAR's windows, memory of keys and values. */
-tsar_status tsar_info(const char *path, tsar_note_fn print, void *context, tsar_error *err);
+/* Describes a model file line by line from its configuration and header alone, with another grid [2] of codes if that is not NULL: shapes,
+ * parameters and bytes of each part, multiply-adds of a token and an image, passes in raster order and with ZipAR's windows, memory of keys and
+ * values. */
+tsar_status tsar_info(const char *path, const size_t *grid, tsar_note_fn print, void *context, tsar_error *err);
 
 /* ------------------------------------------------------------------------------------------- 15. coarse labels (weights/cluster.c) */
 

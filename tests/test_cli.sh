@@ -242,7 +242,7 @@ if command -v python3 >/dev/null; then check 'it is JSON' python3 -m json.tool r
 
 check 'a trace verifies' sh -c "'$TSAR' trace -m model.safetensors -p hi -o t.safetensors -q && '$TSAR' verify -m model.safetensors t.safetensors"
 
-# Inputs from a file: codes of the grid are the transformer's tokens, also where the file calls them vq.codes; others do not fit.
+# Inputs from a file: codes are the transformer's tokens and its grid, also where the file calls them vq.codes; windows must cover them.
 inputs() { # NAME H W [PROMPT]: a prompt (under another name) and codes [H, W], the numbers from 0 on
     header='{"'${4:-input.text}'":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"'$1'":{"dtype":"U8","shape":['$2,$3'],"data_offsets":[3,'$((3 + $2 * $3))']}}'
     printf "\\$(printf %o ${#header})\\0\\0\\0\\0\\0\\0\\0%s\\0\\012\\001" "$header"
@@ -256,7 +256,10 @@ for name in input.codes vq.codes; do
     check "$name are traced" sh -c "'$TSAR' verify --json -m model.safetensors t.safetensors | grep -c 'gpt.logits.*identical\|vq.decoder.conv_out.*identical' | grep -qx 2"
     cp t.safetensors t-$name.safetensors
     inputs $name 4 6 >inputs.safetensors
-    check "$name of another shape" status 3 "$TSAR" trace -m model.safetensors --inputs inputs.safetensors -o t.safetensors
+    "$TSAR" trace -m model.safetensors --inputs inputs.safetensors -o t.safetensors
+    check "$name of another shape are the grid" "$TSAR" verify -m model.safetensors t.safetensors
+    inputs $name 5 4 >inputs.safetensors
+    check "$name that no windows cover" status 3 "$TSAR" trace -m model.safetensors --inputs inputs.safetensors -o t.safetensors
 done
 inputs input.codes 6 4 'vq.x\u000ay\u001b' >inputs.safetensors
 check 'a name of two lines' sh -c "'$TSAR' verify -m model.safetensors inputs.safetensors >report.txt; [ \$? -eq 1 ] && grep -q '^vq.x?y? .*UNKNOWN' report.txt"

@@ -454,6 +454,34 @@ tsar_status tsar_config_read(tsar_config *config, tsar_lookup lookup, const void
     return r->status;
 }
 
+tsar_status tsar_grid_parse(size_t grid[2], const char *text, tsar_error *err)
+{
+    uint64_t h = 0, w = 0;
+    const char *x = text;
+    if (!parse_u64(text, TSAR_MAX_DIM, &h, &x) || *x != 'x' || !parse_u64(x + 1, TSAR_MAX_DIM, &w, NULL) || h == 0 || w == 0 || h * w > TSAR_MAX_DIM)
+        return tsar_fail(err, TSAR_USAGE, "--grid %.40s: give rows and columns of codes, for example 48x48", text);
+    grid[0] = (size_t)h;
+    grid[1] = (size_t)w;
+    return TSAR_OK;
+}
+
+tsar_status tsar_config_grid(tsar_config *config, const size_t grid[2], tsar_error *err)
+{
+    tsar_config *c = config;
+    if (c->has_gpt && c->rope_2d)
+        return tsar_fail(err, TSAR_USAGE, "--grid %zux%zu: the model has rope=2d, which knows rows and columns; its grid is %zu x %zu", grid[0], grid[1],
+                         c->grid_h, c->grid_w);
+    if (c->has_fine)
+        return tsar_fail(err, TSAR_USAGE, "--grid %zux%zu: stage two (fine.*) knows rows and columns; the model's grid is %zu x %zu", grid[0], grid[1],
+                         c->grid_h, c->grid_w);
+    if (grid[0] % c->shuffle || grid[1] % c->shuffle)
+        return tsar_fail(err, TSAR_USAGE, "--grid %zux%zu is not divisible by shuffle=%zu", grid[0], grid[1], c->shuffle);
+    c->grid_h = grid[0];
+    c->grid_w = grid[1];
+    derive(c);
+    return TSAR_OK;
+}
+
 /* ------------------------------------------------------------------------------------------------------------ writing */
 
 /* The value of a field, whatever it means. */

@@ -840,21 +840,47 @@ tsar_status tsar_memory_check(double bytes, const char *what, tsar_error *err)
 }
 
 /* A prompt alone is generated from: its codes then feed the tokenizer. */
-tsar_status tsar_parts_fed_by(unsigned *parts, const char *path, tsar_error *err)
+tsar_status tsar_needs_of(tsar_needs *needs, const char *path, tsar_error *err)
 {
     enum { STACKS = TSAR_PART_GPT | TSAR_PART_FINE };
     static const struct {
         const char *name;
         unsigned parts;
-    } inputs[] = { { "input.coarse", TSAR_PART_FINE }, { "coarse", TSAR_PART_FINE },  { "input.image", TSAR_PART_VQ },
-                   { "input.codes", TSAR_PART_VQ },    { "vq.codes", TSAR_PART_VQ },  { "input.t5_ids", TSAR_PART_T5 },
-                   { "input.text", STACKS },           { "input.class", STACKS },     { "input.caption", STACKS } };
+        int is_grid;
+    } inputs[] = { { "codes", 0, 1 },
+                   { "coarse", TSAR_PART_FINE, 1 },
+                   { "input.coarse", TSAR_PART_FINE, 1 },
+                   { "vq.codes", TSAR_PART_VQ, 1 },
+                   { "input.image", TSAR_PART_VQ, 0 },
+                   { "input.codes", TSAR_PART_VQ, 1 },
+                   { "input.t5_ids", TSAR_PART_T5, 0 },
+                   { "input.text", STACKS, 0 },
+                   { "input.class", STACKS, 0 },
+                   { "input.caption", STACKS, 0 } };
     tsar_file *file = NULL;
     const tsar_status status = tsar_file_open(&file, path, err);
-    *parts = 0;
-    for (size_t i = 0; status == TSAR_OK && i < sizeof inputs / sizeof *inputs; i++)
-        if (tsar_file_find(file, inputs[i].name)) *parts |= inputs[i].parts | (*parts == 0 && inputs[i].parts == STACKS ? TSAR_PART_VQ : 0u);
+    memset(needs, 0, sizeof *needs);
+    for (size_t i = 0; status == TSAR_OK && i < sizeof inputs / sizeof *inputs; i++) {
+        const tsar_tensor *tensor = tsar_file_find(file, inputs[i].name);
+        if (!tensor) continue;
+        needs->parts |= inputs[i].parts | (needs->parts == 0 && inputs[i].parts == STACKS ? TSAR_PART_VQ : 0u);
+        if (inputs[i].is_grid && tensor->rank == 2) memcpy(needs->grid, tensor->shape, sizeof needs->grid);
+    }
     tsar_file_close(file);
+    return status;
+}
+
+tsar_status tsar_model_open_for(tsar_model **model, const char *path, const tsar_needs *needs, const size_t *grid, size_t threads, tsar_error *err)
+{
+    tsar_status status = tsar_model_open(model, path, needs->parts, threads, err);
+    if (status != TSAR_OK) return status;
+    if ((*model)->config.has_gpt && needs->grid[0] && needs->grid[1] && needs->grid[0] <= TSAR_MAX_DIM / needs->grid[1] &&
+        tsar_config_grid(&(*model)->config, needs->grid, NULL) == TSAR_OK)
+        return TSAR_OK;
+    if (grid) status = tsar_config_grid(&(*model)->config, grid, err);
+    if (status == TSAR_OK) return TSAR_OK;
+    tsar_model_close(*model);
+    *model = NULL;
     return status;
 }
 
