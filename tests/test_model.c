@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #define FILE_NAME "test_model.tmp.safetensors"
+#define INPUTS "test_model.tmp.inputs"
 #define COMMON " dim=32 n_layer=2 n_head=4 n_kv_head=2 ffn_hidden=48 norm_eps=1e-5 rope=1d codebook_size=20 grid_h=4 grid_w=2"
 
 static const char shuffle[] = "arch=token-shuffle text_vocab=270 shuffle=2 shuffle_blocks=1 shuffle_hidden=16" COMMON;
@@ -271,6 +272,88 @@ static void test_parts(void)
     tsar_model_close(m);
 }
 
+/* ---------------------------------------------------------------------------------------------------- grids and costs */
+
+static void test_grids(void)
+{
+    const size_t grid[2] = { 6, 10 }, odd[2] = { 3, 4 };
+    size_t parsed[2];
+    tsar_config c;
+    tsar_error err;
+    CHECK(tsar_grid_parse(parsed, "48x64", &err) == TSAR_OK && parsed[0] == 48 && parsed[1] == 64, "48x64");
+    static const char *const bad[] = { "48", "48x", "x48", "0x4", "4x0", "4x4x4", "4X4", " 4x4", "65536x65536", "99999999999999999999x1", "" };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) CHECK(tsar_grid_parse(parsed, bad[i], &err) == TSAR_USAGE, "\"%s\" is no grid", bad[i]);
+    CHECK(read_config(&c, lumina, "", &err) == TSAR_OK && tsar_config_grid(&c, grid, &err) == TSAR_OK && c.tokens == 60 && c.columns == 10, "lumina");
+    CHECK(read_config(&c, shuffle, "", &err) == TSAR_OK && tsar_config_grid(&c, grid, &err) == TSAR_OK && c.tokens == 15, "windows");
+    CHECK(tsar_config_grid(&c, odd, &err) == TSAR_USAGE && strstr(err.text, "shuffle=2") && c.tokens == 15, "%s", err.text);
+    CHECK(read_config(&c, c2i, "rope=2d", &err) == TSAR_OK && tsar_config_grid(&c, grid, &err) == TSAR_USAGE && strstr(err.text, "rope=2d"), "%s", err.text);
+    CHECK(read_config(&c, fine, "", &err) == TSAR_OK && tsar_config_grid(&c, grid, &err) == TSAR_USAGE && strstr(err.text, "stage two"), "%s", err.text);
+}
+
+/* The codes of a file decide the grid before --grid, and --grid before the model. */
+static void test_needs(void)
+{
+    const size_t given[2] = { 2, 6 };
+    const int64_t text[2] = { 0, 1 }, codes[12] = { 0 };
+    const tsar_values prompt = { "input.text", TSAR_I64, 1, { 2 }, text };
+    const tsar_values both[2] = { prompt, { "input.codes", TSAR_I64, 2, { 6, 2 }, codes } };
+    tsar_needs needs;
+    tsar_model *m = NULL;
+    tsar_error err;
+    CHECK(synth(shuffle, "shuffle=1", &err) == TSAR_OK, "%s", err.text);
+    for (size_t n = 1; n <= 2; n++) {
+        tsar_writer *writer = NULL;
+        CHECK(tsar_writer_open(&writer, INPUTS, &err) == TSAR_OK && tsar_values_write(writer, both, n, &err) == TSAR_OK, "%s", err.text);
+        CHECK(tsar_needs_of(&needs, INPUTS, &err) == TSAR_OK && (needs.parts & TSAR_PART_GPT) && (needs.parts & TSAR_PART_VQ), "%s", err.text);
+        CHECK(needs.grid[0] == (n == 1 ? 0u : 6u), "grid of the file");
+        CHECK(tsar_model_open_for(&m, FILE_NAME, &needs, given, 1, &err) == TSAR_OK && m->config.grid_w == (n == 1 ? 6u : 2u), "%s", err.text);
+        tsar_model_close(m);
+        CHECK(tsar_model_open_for(&m, FILE_NAME, &needs, NULL, 1, &err) == TSAR_OK && m->config.grid_h == (n == 1 ? 4u : 6u), "%s", err.text);
+        tsar_model_close(m);
+    }
+    remove(INPUTS);
+    CHECK(tsar_needs_of(&needs, INPUTS, &err) == TSAR_INPUT, "no file");
+}
+
+static char printed[8000];
+
+static void keep_line(void *context, const char *line)
+{
+    const size_t used = strlen(printed);
+    (void)context;
+    (void)snprintf(printed + used, sizeof printed - used, "%s\n", line);
+}
+
+/* Numbers worked out by hand: 4 x 2 codes with 4 ends of rows, d = 32, 2 layers, K = 20. */
+static void test_info(void)
+{
+    static const struct {
+        const char *keys, *text;
+    } lines[] = {
+        { lumina, "zipar:1                 5         window     2\n" },
+        { lumina, "raster                  8                   12\n" },
+        { lumina, "layers 15.4 k, shuffle 0, head 640, attention 128" },
+        { lumina, "keys and values 6.14 k bytes, 12.3 k with guidance" },
+        { lumina, "norms of queries and keys: 2 rows; the others before the branches" },
+        { janus, "code 1.28 k, head 1.25 k" },
+        { janus, "codes enter through 8 -> 32 -> 32, leave through 32 -> 24 -> 20" },
+        { c2i, "first-row" },
+        { emu3_vq, "made for video, 4 frames a code" },
+        { chameleon_vq, "attention in the middle only" },
+        { t5, "text encoder     120 tokens" },
+    };
+    tsar_error err;
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        printed[0] = '\0';
+        CHECK(synth(lines[i].keys, "", &err) == TSAR_OK && tsar_info(FILE_NAME, NULL, keep_line, NULL, &err) == TSAR_OK, "%s", err.text);
+        CHECK(strstr(printed, lines[i].text), "%s: \"%s\" in\n%s", lines[i].keys, lines[i].text, printed);
+    }
+    const size_t grid[2] = { 6, 6 };
+    printed[0] = '\0';
+    CHECK(synth(emu3, "", &err) == TSAR_OK && tsar_info(FILE_NAME, grid, keep_line, NULL, &err) == TSAR_OK && strstr(printed, "6 x 6 = 36 fused tokens"), "%s",
+          printed);
+}
+
 /* ---------------------------------------------------------------------------------------------------------------- sizes */
 
 static void test_sizes(void)
@@ -298,6 +381,9 @@ int main(void)
     test_tensors();
     test_taps();
     test_parts();
+    test_grids();
+    test_needs();
+    test_info();
     test_sizes();
     remove(FILE_NAME);
     return test_end();
