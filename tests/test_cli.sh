@@ -202,7 +202,7 @@ check 'info is a result' test -s out.txt -a ! -s said.txt
 "$TSAR" info cost.safetensors | tr -s ' ' >out.txt
 "$TSAR" info ctf.safetensors | tr -s ' ' >>out.txt
 for line in 'gpt 11 1.76 k 7.04 k F32' 'MACs per token layers 1.41 k, shuffle 0, head 128, attention 32 for each position attended to' \
-    'per image 16 tokens: 28.9 k MACs; keys and values 4.1 k bytes' 'zipar:1 7 10' 'stage two one pass more: 26.1 k MACs'; do
+    'per image 16 tokens: 28.9 k MACs; keys and values 4.1 k bytes, 8.19 k with guidance' 'zipar:1 7 10' 'stage two one pass more: 26.1 k MACs'; do
     check "info: $line" grep -qx "$line" out.txt
 done
 
