@@ -138,7 +138,8 @@ $(BUILD)/trainer: $(TRAINER:%.c=$(BUILD)/%.o) $(BUILD)/libtsar.a
 # ---- tests ------------------------------------------------------------------------------------------------------------
 
 # The comparison with MPFR is made where the library is installed.
-MPFR := $(shell printf '\#include <mpfr.h>\nint main(void){return 0;}' >.mpfr.$$$$.c; $(CC) .mpfr.$$$$.c -o .mpfr.$$$$.out -lmpfr -lgmp >/dev/null 2>&1 && echo yes; rm -f .mpfr.$$$$.c .mpfr.$$$$.out)
+HASH := \#
+MPFR := $(shell printf '$(HASH)include <mpfr.h>\nint main(void){return 0;}' >.mpfr.$$$$.c; $(CC) .mpfr.$$$$.c -o .mpfr.$$$$.out -lmpfr -lgmp >/dev/null 2>&1 && echo yes; rm -f .mpfr.$$$$.c .mpfr.$$$$.out)
 $(BUILD)/tests/test_math: TEST_FLAGS = $(if $(MPFR),-DHAVE_MPFR)
 $(BUILD)/tests/test_math: TEST_LIBS = $(if $(MPFR),-lmpfr -lgmp)
 

@@ -104,12 +104,14 @@ double tsar_exp(double x);               /* e^x; 0 below -745.2, +inf above 709.
 double tsar_log(double x);               /* ln x; -inf for 0, NaN below 0 */
 double tsar_sin(double x);               /* |x| <= 2^20 */
 double tsar_cos(double x);               /* |x| <= 2^20 */
+double tsar_erf(double x);               /* 2 / sqrt(pi) * integral of e^(-t^2) from 0 to x; NaN for NaN */
 double tsar_pow(double base, double y);  /* e^(y ln base) for base > 0, with ln base to about 2^-100 */
 
 /* In place over an array, n elements; the same bits as the scalar expressions, vectorised. */
 void tsar_exp_n(double *x, size_t n);    /* x = exp(x) */
 void tsar_silu_n(double *x, size_t n);   /* x = x / (1 + exp(-x)), SPEC 3 silu and SPEC 4 swish */
 void tsar_gelu_n(double *x, size_t n);   /* tanh form: 0.5 x (1 + tanh z) = x / (1 + exp(-2z)), z = sqrt(2/pi) (x + 0.044715 x x x) */
+void tsar_gelu_erf_n(double *x, size_t n); /* x = x (1 + erf(x * sqrt(1/2))) / 2, SPEC 3 gelu_erf */
 
 /* Softmax of n scores in place, masked ones given as -INFINITY: m = max; e = exp(x - m) (exactly 0 where masked);
  * total = sum of e ascending; x = e / total. At least one score must be finite. */

@@ -21,8 +21,8 @@
 
 /* ------------------------------------------------------------------------------------------------------------- known bits */
 
-enum { EXP, LOG, SIN, COS, SILU, GELU, FUNCTIONS };
-static const char *const function_name[FUNCTIONS] = { "exp", "log", "sin", "cos", "silu", "gelu" };
+enum { EXP, LOG, SIN, COS, ERF, SILU, GELU, GELU_ERF, FUNCTIONS };
+static const char *const function_name[FUNCTIONS] = { "exp", "log", "sin", "cos", "erf", "silu", "gelu", "gelu_erf" };
 
 /* Signed zeros, infinity, NaN, subnormals in and out, the last arguments before overflow and underflow, neighbours of 1 and of
  * sqrt(1/2), multiples of pi/2, the end of the range of sin and cos. */
@@ -116,6 +116,22 @@ static const struct {
     { COS, 0x1.0000000000001p+20, NAN },
     { COS, INFINITY, NAN },
     { COS, NAN, NAN },
+    { ERF, 0.0, 0.0 },
+    { ERF, -0.0, -0.0 },
+    { ERF, 0x0.0000000000001p-1022, 0x0.0000000000001p-1022 },
+    { ERF, 0x1p-30, 0x1.20dd750429b6dp-30 },
+    { ERF, 0x1.fffffffffffffp-2, 0x1.0a7ef5c18edd2p-1 },
+    { ERF, 0x1p-1, 0x1.0a7ef5c18edd2p-1 },
+    { ERF, -1.0, -0x1.af767a741088bp-1 },
+    { ERF, 0x1.1p+0, 0x1.bbef0fbde6221p-1 },
+    { ERF, 0x1.8p+1, 0x1.fffd1ac4135f9p-1 },
+    { ERF, -0x1.6p+2, -0x1.fffffffffffbep-1 },
+    { ERF, 0x1.7ffffffffffffp+2, 1.0 },
+    { ERF, 0x1.8p+2, 1.0 },
+    { ERF, -INFINITY, -1.0 },
+    { ERF, NAN, NAN },
+    { GELU_ERF, 1.0, 0x1.aec4bd120d37ep-1 },
+    { GELU_ERF, -0x1.8p+1, -0x1.096697b24488p-8 },
     { SILU, 0.0, 0.0 },
     { SILU, -0.0, -0.0 },
     { SILU, 1.0, 0x1.764d4f5d5a2bdp-1 },
@@ -166,20 +182,14 @@ static const struct {
 static double evaluate(int function, double x)
 {
     switch (function) {
-    case EXP:
-        return tsar_exp(x);
-    case LOG:
-        return tsar_log(x);
-    case SIN:
-        return tsar_sin(x);
-    case COS:
-        return tsar_cos(x);
-    case SILU:
-        tsar_silu_n(&x, 1);
-        return x;
-    default:
-        tsar_gelu_n(&x, 1);
-        return x;
+    case EXP: return tsar_exp(x);
+    case LOG: return tsar_log(x);
+    case SIN: return tsar_sin(x);
+    case COS: return tsar_cos(x);
+    case ERF: return tsar_erf(x);
+    case GELU_ERF: tsar_gelu_erf_n(&x, 1); return x;
+    case SILU: tsar_silu_n(&x, 1); return x;
+    default: tsar_gelu_n(&x, 1); return x;
     }
 }
 
@@ -198,8 +208,7 @@ static void test_known_bits(void)
     }
     for (size_t i = 0; i < sizeof known_power / sizeof known_power[0]; i++) {
         double got = tsar_pow(known_power[i].base, known_power[i].y);
-        CHECK(same(got, known_power[i].expected), "pow(%a, %a) is %a, should be %a", known_power[i].base, known_power[i].y, got,
-              known_power[i].expected);
+        CHECK(same(got, known_power[i].expected), "pow(%a, %a) is %a, should be %a", known_power[i].base, known_power[i].y, got, known_power[i].expected);
     }
 }
 
@@ -241,9 +250,35 @@ static void test_arrays(void)
             array_function[f](out + start, n);
             for (size_t i = 0; i < 64; i++)
                 if (!same(out[i], i >= start && i < start + n ? scalar_function[f](in[i]) : in[i])) wrong = i;
-            CHECK(wrong == 64, "%s of %d elements, element %d: %a gives %a", name[f], (int)n, (int)wrong - (int)start, in[wrong % 64],
-                  out[wrong % 64]);
+            CHECK(wrong == 64, "%s of %d elements, element %d: %a gives %a", name[f], (int)n, (int)wrong - (int)start, in[wrong % 64], out[wrong % 64]);
         }
+}
+
+/* ------------------------------------------------------------------------------------------------------ rounding to a precision */
+
+static double rounded(tsar_dtype precision, double x)
+{
+    static tsar_model model; /* of which only the precision counts */
+    model.precision = precision;
+    tsar_round_to(&model, &x, 1);
+    return x;
+}
+
+/* tsar_round_to against the roundings of float and of its halves, on floats, where these round once; then what rounding twice gets wrong. */
+static void test_rounding(void)
+{
+    const double special[] = { 0.0,     -0.0,    INFINITY,    -INFINITY,       NAN,         0x1p-1074, -0x1p-149, 0x1.8p-150,
+                               65519.0, 65520.0, 0x1.fep+127, 0x1.ff7fffp+127, 0x1.ffp+127, 1e300,     -1e300 };
+    int wrong = 0;
+    for (size_t i = 0; i < 20000; i++) {
+        const double x = i < sizeof special / sizeof *special ? special[i] : ldexp(uniform(-2.0, 2.0), (int)(i % 310) - 160);
+        const float narrow = (float)x;
+        wrong += !same(rounded(TSAR_F64, x), x) + !same(rounded(TSAR_F32, x), narrow);
+        wrong += !same(rounded(TSAR_F16, narrow), tsar_widen_f16(tsar_round_f16(narrow))) +
+                 !same(rounded(TSAR_BF16, narrow), tsar_widen_bf16(tsar_round_bf16(narrow)));
+    }
+    CHECK(wrong == 0, "%d of 80000 roundings are wrong", wrong);
+    CHECK(rounded(TSAR_BF16, 0x1.0100000000001p+0) == 0x1.02p+0 && rounded(TSAR_F16, 0x1.0020000000001p+0) == 0x1.004p+0, "a tie that is none");
 }
 
 /* --------------------------------------------------------------------------------------------------------- the self-check */
@@ -295,17 +330,18 @@ static void true_value(int function, double x)
 {
     mpfr_set_d(argument, x, MPFR_RNDN);
     switch (function) {
-    case EXP:
-        mpfr_exp(truth, argument, MPFR_RNDN);
-        break;
-    case LOG:
-        mpfr_log(truth, argument, MPFR_RNDN);
-        break;
-    case SIN:
-        mpfr_sin(truth, argument, MPFR_RNDN);
-        break;
-    case COS:
-        mpfr_cos(truth, argument, MPFR_RNDN);
+    case EXP: mpfr_exp(truth, argument, MPFR_RNDN); break;
+    case LOG: mpfr_log(truth, argument, MPFR_RNDN); break;
+    case SIN: mpfr_sin(truth, argument, MPFR_RNDN); break;
+    case COS: mpfr_cos(truth, argument, MPFR_RNDN); break;
+    case ERF: mpfr_erf(truth, argument, MPFR_RNDN); break;
+    case GELU_ERF: /* x (1 + erf(x / sqrt 2)) / 2 */
+        mpfr_sqrt_ui(scratch, 2, MPFR_RNDN);
+        mpfr_div(truth, argument, scratch, MPFR_RNDN);
+        mpfr_erf(truth, truth, MPFR_RNDN);
+        mpfr_add_ui(truth, truth, 1, MPFR_RNDN);
+        mpfr_mul(truth, truth, argument, MPFR_RNDN);
+        mpfr_div_ui(truth, truth, 2, MPFR_RNDN);
         break;
     case SILU: /* x / (1 + e^-x) */
         mpfr_neg(truth, argument, MPFR_RNDN);
@@ -380,7 +416,7 @@ static void test_mpfr(size_t n)
 {
     mpfr_inits2(160, argument, truth, difference, scratch, (mpfr_ptr)0);
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
-        if (known[i].function <= COS && !((known[i].function == SIN || known[i].function == COS) && fabs(known[i].x) > 0x1p20)) {
+        if (known[i].function <= ERF && !((known[i].function == SIN || known[i].function == COS) && fabs(known[i].x) > 0x1p20)) {
             double error = error_at(known[i].function, known[i].x);
             CHECK(error <= 1.0, "%s(%a) is %.4f ULP from the true value", function_name[known[i].function], known[i].x, error);
         }
@@ -398,6 +434,11 @@ static void test_mpfr(size_t n)
         sweep(function, -0x1p20, 0x1p20, 0, n / 4, 1.0);
         sweep(function, 0x1p-1074, 1.0, 1, n / 4, 1.0);
     }
+    sweep(ERF, -1.0, 1.0, 0, n / 4, 1.0);
+    sweep(ERF, 0.4375, 0.6875, 0, n / 4, 1.0);
+    sweep(ERF, -6.5, 6.5, 0, n / 4, 1.0);
+    sweep(ERF, 0x1p-1074, 1.0, 1, n / 4, 1.0);
+    sweep(GELU_ERF, -1.0, 8.0, 0, n / 10, 6.0); /* 1 + erf is at least 0.32 there: below, the sum cancels, as the formula has it */
     sweep_multiples();
     sweep_power("base 10000, exponents of rotary frequencies", 10000.0, 10000.0, -9.2, 0.0, n / 10);
     sweep_power("any base and exponent", 0x1p-1022, DBL_MAX, -745.0, 709.0, n / 10);
@@ -415,6 +456,7 @@ int main(int argc, char **argv)
     test_self_check();
     test_known_bits();
     test_arrays();
+    test_rounding();
 #ifdef HAVE_MPFR
     test_mpfr(argc > 1 ? (size_t)strtoul(argv[1], NULL, 10) : 1000000);
 #else

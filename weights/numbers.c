@@ -522,6 +522,97 @@ void tsar_gelu_n(double *x, size_t n)
     }
 }
 
+/* At c = 1/2, 5/8, ... 6: erf(c) = hi + lo, and its slope there, 2 / sqrt(pi) e^(-c^2). */
+static const struct {
+    double hi, lo, slope;
+} erf_at[45] = {
+    { 0x1.0a7ef5c18edd2p-1, 0x1.5e809f1a31a28p-56, 0x1.c1efca49a5011p-1 },
+    { 0x1.3f196dcd0f135p-1, -0x1.f25f4f6fdf70bp-56, 0x1.86e9694134b9ep-1 },
+    { 0x1.6c1c9759d0e5fp-1, 0x1.b1432f2cbc455p-55, 0x1.492e42d78d2c5p-1 },
+    { 0x1.91724951b8fc6p-1, -0x1.27912dd352f8bp-55, 0x1.0cab61f084b93p-1 },
+    { 0x1.af767a741088bp-1, -0x1.c97f778122797p-56, 0x1.a911f096fbc26p-2 },
+    { 0x1.c6dad2829ec62p-1, -0x1.ab76d4cba3d05p-57, 0x1.45e99bcbb7915p-2 },
+    { 0x1.d8865d98abe01p-1, -0x1.fcec4afb974d9p-55, 0x1.e4652fadcb6b2p-3 },
+    { 0x1.e5768c3b4a3fcp-1, 0x1.8b62674f8989p-57, 0x1.5ce595c455b0ap-3 },
+    { 0x1.eea5557137aep-1, -0x1.385e445f2c96dp-55, 0x1.e723726b824a9p-4 },
+    { 0x1.f4f693b67bd77p-1, -0x1.3a1ee1406c356p-56, 0x1.499d478bca735p-4 },
+    { 0x1.f92d077f8d56dp-1, 0x1.8b55ef493fce7p-56, 0x1.b055303221015p-5 },
+    { 0x1.fbe61eef4cf6ap-1, 0x1.15ded88667618p-55, 0x1.12ceb37ff9bc3p-5 },
+    { 0x1.fd9ae142795e3p-1, 0x1.972801904b9a3p-56, 0x1.529b9e8cf9a1ep-6 },
+    { 0x1.fea4218d6594ap-1, -0x1.e3333d8f7d98cp-58, 0x1.94624e78e0fafp-7 },
+    { 0x1.ff404760319b4p-1, 0x1.f142071432025p-56, 0x1.d4143a9dfe965p-8 },
+    { 0x1.ff9960f3eb327p-1, -0x1.08b1ca6e97f8p-56, 0x1.06918b6355624p-8 },
+    { 0x1.ffcaa8f4c9beap-1, 0x1.b0cee160116f9p-55, 0x1.1d83170fbf6fbp-9 },
+    { 0x1.ffe514bbdc197p-1, -0x1.cd963345b5c6dp-58, 0x1.2ce898809244ep-10 },
+    { 0x1.fff2cfb0453d9p-1, 0x1.9a913686042a3p-55, 0x1.3360ccd23db3ap-11 },
+    { 0x1.fff9ba420e834p-1, 0x1.1379ec5aa630ep-56, 0x1.30538fbb77ecdp-12 },
+    { 0x1.fffd1ac4135f9p-1, 0x1.eeafa1ecd6cefp-55, 0x1.2408e9ba3327fp-13 },
+    { 0x1.fffeb3ebb267bp-1, 0x1.e47f697047cbap-57, 0x1.0f9e1b4dd36dfp-14 },
+    { 0x1.ffff6f9f67e55p-1, 0x1.e1e4483ba034bp-55, 0x1.e9b5e8d00ce77p-16 },
+    { 0x1.ffffc316d9edp-1, -0x1.8b32f44f46b3bp-55, 0x1.abe09e9144b5ep-17 },
+    { 0x1.ffffe710d565ep-1, 0x1.c9ea52d76dc04p-55, 0x1.6a597219a93dap-18 },
+    { 0x1.fffff618c3da6p-1, -0x1.19309ce23aa3ep-58, 0x1.296a70f414053p-19 },
+    { 0x1.fffffc2f171e3p-1, 0x1.85edd0395f475p-55, 0x1.d9371e2ff7c35p-21 },
+    { 0x1.fffffe92ced93p-1, -0x1.d2db2ecfe14aep-55, 0x1.6ce1aa3fd7bddp-22 },
+    { 0x1.ffffff7b91176p-1, 0x1.0b2865615db4p-56, 0x1.10b1488aeb235p-23 },
+    { 0x1.ffffffd169d0cp-1, 0x1.70a2bfb068e6fp-55, 0x1.8b0cfce0579ep-25 },
+    { 0x1.fffffff01a8b6p-1, 0x1.23370eca5ca6ap-60, 0x1.155a09065d4f7p-26 },
+    { 0x1.fffffffabd229p-1, -0x1.4dbe49bec3ef2p-57, 0x1.7974e743dea3dp-28 },
+    { 0x1.fffffffe4fa3p-1, 0x1.d166bcb681c7bp-57, 0x1.f1e3523b41d7dp-30 },
+    { 0x1.ffffffff79626p-1, 0x1.5fbc52d650a89p-55, 0x1.3e44e45301b92p-31 },
+    { 0x1.ffffffffd759dp-1, 0x1.f7bee7eb2342p-55, 0x1.8a61745ec7d1dp-33 },
+    { 0x1.fffffffff4188p-1, 0x1.7a2cb3d056eacp-55, 0x1.d9a880f306bd8p-35 },
+    { 0x1.fffffffffc9e8p-1, -0x1.a759f7738935fp-56, 0x1.13af4f04f9998p-36 },
+    { 0x1.ffffffffff11ap-1, -0x1.3eafccbc6e8b7p-56, 0x1.370ab8327af5ep-38 },
+    { 0x1.ffffffffffc05p-1, 0x1.07ba96a6b2e1ap-55, 0x1.5422ef5d8949dp-40 },
+    { 0x1.ffffffffffef8p-1, 0x1.14be6226402c7p-56, 0x1.68823e52970bep-42 },
+    { 0x1.fffffffffffbep-1, -0x1.182b326b228dcp-55, 0x1.7258610b3b233p-44 },
+    { 0x1.ffffffffffffp-1, -0x1.20ef3618f2d54p-56, 0x1.70beaf9c7ffb6p-46 },
+    { 0x1.ffffffffffffcp-1, 0x1.8115fd1b12786p-56, 0x1.63daf8b4b1e0cp-48 },
+    { 0x1.fffffffffffffp-1, 0x1.0439397b5f70ap-56, 0x1.4cd9c04158cd7p-50 },
+    { 0x1p+0, -0x1.8cf81557d20b6p-56, 0x1.2dc119095729fp-52 },
+};
+
+/* erf(x) = 2 / sqrt(pi) * (integral of e^(-t^2) from 0 to x), an odd function.
+ *
+ * |x| < 1/2:  x + x r,  r = (2/sqrt(pi) - 1) - 2/sqrt(pi) (x^2/3 - x^4/(2! 5) + x^6/(3! 7) - ...), to x^26: |r| <= 0.13, and so its errors
+ * count an eighth.
+ * Else, with c the multiple of 1/8 next to |x| and h = |x| - c:  erf(c) + slope * (integral of e^(-2 c t - t^2) from 0 to h). That
+ * function y has y' = -2 (c + t) y, and so the coefficients (k + 1) a_(k+1) = -2 (c a_k + a_(k-1)), a_0 = 1; to h^14. The second term is at
+ * most a ninth of the first. From 6 on erf is 1. Measured against MPFR: at most 0.80 ULP. */
+double tsar_erf(double x)
+{
+    static const double tail[13] = { -0x1.812746b0379e7p-2,  0x1.ce2f21a042be2p-4,   -0x1.b82ce31288b51p-6,  0x1.565bcd0e6a53fp-8,
+                                     -0x1.c02db40040b86p-11, 0x1.f9a326f9b89b7p-14,  -0x1.f4d25c3e0c2ebp-17, 0x1.b9e6c9dc651a3p-20,
+                                     -0x1.5f742ec43e71ap-23, 0x1.fcc5720624c1cp-27,  -0x1.51d7181c5d36dp-30, 0x1.9e6ad5e55a73p-34,
+                                     -0x1.d8453cb0c46eap-38 };
+    const double size = fabs(x), z = x * x;
+    if (size < 0.5) {
+        double r = 0;
+        for (size_t k = 13; k-- > 0;) r = (r + tail[k]) * z;
+        return x + x * (0x1.06eba8214db69p-3 + r);
+    }
+    if (!(size < 6.0)) return x > 0 ? 1.0 : x < 0 ? -1.0 : x; /* NaN stays */
+    const double t = size * 8.0 + ROUNDER, c = (t - ROUNDER) / 8.0, h = size - c;
+    double before = 0, a = 1, power = 1, integral = 1; /* a_(k-1), a_k, h^k, and the integral over h */
+    for (double k = 1; k <= 13; k++) {
+        const double next = -2.0 * (c * a + before) / k;
+        before = a;
+        a = next;
+        power *= h;
+        integral += a * power / (k + 1.0);
+    }
+    const size_t row = (size_t)(c * 8.0) - 4;
+    const double y = erf_at[row].hi + (erf_at[row].lo + erf_at[row].slope * (h * integral));
+    return x > 0 ? y : -y;
+}
+
+/* gelu(x) = x (1 + erf(x / sqrt 2)) / 2, with the double nearest to sqrt(1/2). */
+void tsar_gelu_erf_n(double *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) x[i] = x[i] * (1.0 + tsar_erf(x[i] * 0x1.6a09e667f3bcdp-1)) / 2.0;
+}
+
 /* ------------------------------------------------------------------------------------------------------------ log and pow */
 
 /* x = 2^k m, sqrt(1/2) <= m < sqrt(2), for x > 0 finite. */
