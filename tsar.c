@@ -3,6 +3,7 @@
  * What a function computes, and in which order, is said in tsar.h. A pass takes some rows, each a place in a sequence and what is fed
  * there, through all blocks; prompts, decoding, traces and CTF's stage two are such passes. */
 #include "tsar.h"
+#include "weights/state.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -12,68 +13,18 @@
 
 /* ------------------------------------------------------------------------------------------------- the transformer */
 
-enum { QUERIES = 8, PREFILL_ROWS = 64 }; /* queries attended together; prompt rows fed together */
-
-/* One row of a pass. */
-typedef struct {
-    size_t sequence, position; /* where its keys and values are kept */
-    int turns;                 /* 0: no rotary position, cos = sin = 0 */
-    size_t coordinate[2];      /* of the first and of the second half of the pairs that RoPE turns */
-    int visible;               /* 0: padding, to which nobody else may attend (QUIRKS, GPT 4) */
-    int keep;                  /* 0: keys and values are forgotten after the pass */
-    const tsar_table *table;   /* what is fed: row `id` of a table, */
-    size_t id;
-    const int64_t *codes;  /* or s*s codes, */
-    const double *feature; /* or a condition vector [caption_dim] */
-} pass_row;
-
-/* Keys and values of one sequence. Keys are laid out so that the scores of TSAR_PANEL positions, values so that
- * TSAR_PANEL dimensions of the mixed vector, are computed side by side by the one matrix kernel. */
-typedef struct {
-    size_t prefix, positions; /* condition positions; all positions, image tokens included */
-    unsigned char *fed;       /* [positions]: 1 where later rows may attend: fed, kept, not padding */
-    tsar_matrix *keys;        /* [kept_layers][n_kv_head] of [positions][hd] */
-    tsar_matrix *values;      /* [kept_layers][n_kv_head] of [hd][positions] */
-} kv_cache;
-
-struct tsar_state {
-    const tsar_model *model;
-    const tsar_stack *stack;
-    const char *part;   /* what its tensors are called: "gpt", "fine" */
-    int causal;         /* 0: every row attends to every position (CTF stage two) */
-    size_t columns;     /* of the grid of image tokens */
-    size_t kept_layers; /* n_layer; 1 where one pass feeds everything, and a layer's keys and values are not needed again */
-    size_t sequences;
-    kv_cache *cache;   /* [sequences] */
-    double *frequency; /* [hd/2] for 1d, [hd/4] for 2d rotary positions */
-    double *scratch;   /* of the kernel, for each thread */
-
-    size_t rows;       /* of a pass, that the following have room for */
-    pass_row *row;     /* [rows] */
-    double *x;         /* [rows][d]  the residual stream */
-    double *normed;    /* [rows][d] */
-    double *qkv;       /* [rows][(n_head + 2 n_kv_head) hd] */
-    double *mixed;     /* [rows][n_head hd]  attention's output */
-    double *delta;     /* [rows][d]  what a branch adds to the stream */
-    double *gate, *up; /* [rows][ffn] */
-    double *rotation;  /* [rows][hd/2][3]  cos, sin, -sin */
-    double *input;     /* [rows][s*s][d] or [rows][caption_dim]: vectors of codes, caption features */
-    double *fused;     /* [rows][d]  what the modules in front of the blocks make of them */
-    double *hidden;    /* [rows][the widest fc1 of these modules and of token-unshuffle] */
-
-    size_t logit_rows; /* rows that this one has room for */
-    double *logits;    /* [logit_rows][s*s][V] */
-
-    size_t attend_positions; /* positions that this one has room for */
-    double *attend;          /* [threads] of q [QUERIES][hd], scores [QUERIES][positions], mixed [QUERIES][hd] */
-};
+enum { PREFILL_ROWS = 64 }; /* prompt rows fed together */
 
 /* Arithmetic as the equations have it, each operation's result rounded where the model asks for a precision (tsar_round_to). */
 
-/* y = w . x for `rows` vectors. */
-static void product(const tsar_state *state, double *y, const double *x, const tsar_matrix *w, size_t rows)
+/* y = w . x + bias for `rows` vectors; bias may be NULL. */
+static void product(const tsar_state *state, double *y, const double *x, const tsar_matrix *w, const double *bias, size_t rows)
 {
-    tsar_matmul(y, x, w, NULL, rows, state->model->threads, state->scratch);
+    const int exact = state->model->precision == TSAR_F64;
+    tsar_matmul(y, x, w, exact ? bias : NULL, rows, state->model->threads, state->scratch);
+    if (exact) return;
+    tsar_round_to(state->model, y, rows * w->rows);
+    for (size_t i = 0; i < rows * w->rows && bias; i++) y[i] = y[i] + bias[i % w->rows];
     tsar_round_to(state->model, y, rows * w->rows);
 }
 
@@ -102,17 +53,14 @@ static void add(const tsar_state *state, double *x, const double *delta, size_t 
 
 /* f[k] = base^(-2k/width) for the width/2 pairs that share one coordinate: width = hd for 1d, hd/2 for 2d. (RoFormer; LlamaGen)
  * Where a precision is asked for, the table is made as in float32 (SPEC 10). */
-static tsar_status rope_frequencies(tsar_state *state, tsar_error *err)
+static void rope_frequencies(tsar_state *state)
 {
     const tsar_stack *stack = state->stack;
     const size_t width = stack->rope_2d ? stack->head_dim / 2 : stack->head_dim;
-    state->frequency = tsar_alloc(width / 2 + 1, sizeof(double), "rotary frequencies", err);
-    if (!state->frequency) return TSAR_ROOM;
-    for (size_t k = 0; k < width / 2; k++) {
+    for (size_t k = 0; k < width / 2 && !state->encoder; k++) {
         const double f = tsar_pow(stack->rope_base, -(double)(2 * k) / (double)width);
         state->frequency[k] = state->model->precision == TSAR_F64 ? f : (double)(float)f;
     }
-    return TSAR_OK;
 }
 
 /* cos, sin and -sin of one row's angles, rotation [hd/2][3]: coordinate * f[k]. 1d: one coordinate for all pairs; 2d: the first half of
@@ -147,12 +95,34 @@ static void rope_rotate(const tsar_state *state, double *x, const double *rotati
     tsar_round_to(state->model, x, heads * hd);
 }
 
+/* Each head of x [heads][hd]: (x - mean) / sqrt(var + 1e-5) * weight + bias, the mean and var = sum((x - mean)^2) / hd in two ascending
+ * passes; head h takes row h * qk_norm / heads of weight and bias [qk_norm][hd]. (Chameleon; QUIRKS-lumina, Transformer 2 and 3) */
+static void layernorm_heads(const tsar_state *state, double *x, size_t heads, const double *weight, const double *bias)
+{
+    const size_t hd = state->stack->head_dim;
+    for (size_t h = 0; h < heads; h++) {
+        double *x_h = x + h * hd, mean = 0, var = 0;
+        const double *weight_h = weight + h * state->stack->qk_norm / heads * hd, *bias_h = bias + h * state->stack->qk_norm / heads * hd;
+        for (size_t i = 0; i < hd; i++) mean += x_h[i];
+        mean = mean / (double)hd;
+        for (size_t i = 0; i < hd; i++) var += (x_h[i] - mean) * (x_h[i] - mean);
+        const double root = sqrt(var / (double)hd + 1e-5);
+        for (size_t i = 0; i < hd; i++) x_h[i] = (x_h[i] - mean) / root;
+        tsar_round_to(state->model, x_h, hd);
+        for (size_t i = 0; i < hd; i++) x_h[i] = x_h[i] * weight_h[i];
+        tsar_round_to(state->model, x_h, hd);
+        for (size_t i = 0; i < hd; i++) x_h[i] = x_h[i] + bias_h[i];
+        tsar_round_to(state->model, x_h, hd);
+    }
+}
+
 /* Queries that are attended together: rows of one sequence and heads that share a key head. */
 typedef struct {
     const kv_cache *cache;
     size_t kept; /* which of the cache's matrices: kept layer * n_kv_head + key head */
     size_t count;
     const pass_row *row[QUERIES];
+    size_t head[QUERIES];
     double *q[QUERIES];     /* [hd] each, in qkv */
     double *mixed[QUERIES]; /* [hd] each, in mixed: where the result goes */
     size_t length;          /* positions up to the last that one of them may see */
@@ -162,7 +132,7 @@ typedef struct {
 
 /* Attention (Vaswani et al. 2017), its three steps: of query i over positions j,
  *
- *     score_j = (q_i . k_j) * (1 / sqrt(hd))                                         1. score
+ *     score_j = (q_i . k_j) * (1 / sqrt(hd));  encoder: q_i . k_j + bias_(j - i)       1. score
  *     p_j     = softmax_j(score_j where allowed(i, j), else -infinity)               2. mask
  *     mixed_i = sum over j ascending of p_j v_j                                      3. mix
  *
@@ -170,7 +140,7 @@ typedef struct {
 static void score(const tsar_state *state, const query_group *g, double *q, double *score)
 {
     const size_t hd = state->stack->head_dim, positions = g->cache->positions;
-    const double scale = 1.0 / sqrt((double)hd);
+    const double scale = state->encoder ? 1.0 : 1.0 / sqrt((double)hd);
     const size_t whole = tsar_panels(g->length) * TSAR_PANEL, reach = whole < positions ? whole : positions; /* what the kernel touches */
     for (size_t c = 0; c < g->count; c++) {
         memcpy(q + c * hd, g->q[c], hd * sizeof *q);
@@ -180,7 +150,8 @@ static void score(const tsar_state *state, const query_group *g, double *q, doub
     for (size_t c = 0; c < g->count; c++) {
         double *score_c = score + c * positions;
         tsar_round_to(state->model, score_c, g->length);
-        for (size_t j = 0; j < g->length; j++) score_c[j] = score_c[j] * scale;
+        const double *bias = state->encoder ? state->bias + (positions - 1 - g->row[c]->position) * state->stack->n_head + g->head[c] : NULL;
+        for (size_t j = 0; j < g->length; j++) score_c[j] = bias ? score_c[j] + bias[j * state->stack->n_head] : score_c[j] * scale;
         tsar_round_to(state->model, score_c, g->length);
     }
 }
@@ -233,6 +204,7 @@ static void attend_head(const tsar_state *state, size_t kept_layer, size_t seque
         if (state->row[r].sequence != sequence) continue;
         for (size_t h = kv_head * share; h < (kv_head + 1) * share; h++) {
             g.row[g.count] = &state->row[r];
+            g.head[g.count] = h;
             g.q[g.count] = state->qkv + (r * (n_head + 2 * stack->n_kv_head) + h) * hd;
             g.mixed[g.count++] = state->mixed + (r * n_head + h) * hd;
             if (g.count == QUERIES) attend(state, &g);
@@ -261,13 +233,19 @@ static tsar_status emit_heads(tsar_state *state, size_t layer, size_t rows, size
     return status;
 }
 
-/* qkv is ready: q and k turned, k and v in the cache. */
+/* q and k normed and turned, k and v put into the cache. */
 static tsar_status remember(tsar_state *state, size_t layer, size_t rows, const tsar_sink *inside, tsar_error *err)
 {
     const tsar_stack *stack = state->stack;
     const size_t hd = stack->head_dim, n_head = stack->n_head, n_kv = stack->n_kv_head, width = (n_head + 2 * n_kv) * hd;
     tsar_status status = TSAR_OK;
-    for (size_t r = 0; r < rows; r++) rope_rotate(state, state->qkv + r * width, state->rotation + r * (hd / 2) * 3, n_head + n_kv);
+    const tsar_layer *w = &stack->layers[layer];
+    for (size_t r = 0; r < rows; r++) {
+        double *q = state->qkv + r * width, *k = q + n_head * hd;
+        if (stack->qk_norm) layernorm_heads(state, q, n_head, w->q_norm, w->q_norm_bias);
+        if (stack->qk_norm) layernorm_heads(state, k, n_kv, w->k_norm, w->k_norm_bias);
+        if (!state->encoder) rope_rotate(state, q, state->rotation + r * (hd / 2) * 3, n_head + n_kv);
+    }
     if (inside) status = emit_heads(state, layer, rows, 0, n_head, "q", inside, err);
     if (inside && status == TSAR_OK) status = emit_heads(state, layer, rows, n_head, n_kv, "k", inside, err);
     if (inside && status == TSAR_OK) status = emit_heads(state, layer, rows, n_head + n_kv, n_kv, "v", inside, err);
@@ -296,42 +274,57 @@ static tsar_status attention(tsar_state *state, size_t layer, size_t rows, const
     return tsar_emit(inside, err, TSAR_F64, state->mixed, 2, shape, "%s.block.%lu.attn", state->part, (unsigned long)layer);
 }
 
-/* gate = silu(w1 . n) * (w3 . n) */
+/* gate = silu(w1 . n) * (w3 . n); gelu in the text encoder */
 static void feed_forward(tsar_state *state, const tsar_layer *w, const double *n, size_t rows)
 {
     const size_t ffn = state->stack->ffn_hidden;
-    product(state, state->gate, n, &w->w1, rows);
-    product(state, state->up, n, &w->w3, rows);
+    product(state, state->gate, n, &w->w1, NULL, rows);
+    product(state, state->up, n, &w->w3, NULL, rows);
     TSAR_PARALLEL_FOR(rows > 1 ? state->model->threads : 1)
     for (size_t r = 0; r < rows; r++) {
         double *gate = state->gate + r * ffn;
         const double *up = state->up + r * ffn;
-        tsar_silu_n(gate, ffn);
+        (state->encoder ? tsar_gelu_n : tsar_silu_n)(gate, ffn);
         tsar_round_to(state->model, gate, ffn);
         for (size_t i = 0; i < ffn; i++) gate[i] = gate[i] * up[i];
         tsar_round_to(state->model, gate, ffn);
     }
 }
 
+/* What a branch of a block takes: rmsnorm(x), or with norm_post x itself; then it is the branch that is normed, when it joins the stream. */
+static const double *branch_input(tsar_state *state, const double *norm, size_t rows)
+{
+    if (state->stack->norm_post) return state->x;
+    rmsnorm(state, state->normed, state->x, norm, rows);
+    return state->normed;
+}
+
+/* x = x + delta, or x = x + rmsnorm(delta) */
+static void add_branch(tsar_state *state, const double *norm, size_t rows)
+{
+    if (state->stack->norm_post) rmsnorm(state, state->delta, state->delta, norm, rows);
+    add(state, state->x, state->delta, rows * state->stack->dim);
+}
+
 /* One block (SPEC 3; Llama):  h = x + wo . attention(rope(q), rope(k), v),  q, k, v = wqkv . rmsnorm(x)
  *                             y = h + w2 . (silu(w1 . n) * (w3 . n)),       n = rmsnorm(h) */
-static tsar_status block_forward(tsar_state *state, size_t layer, size_t rows, const tsar_sink *inside, tsar_error *err)
+static tsar_status block_forward(tsar_state *state, size_t layer, size_t rows, const tsar_sink *sink, tsar_error *err)
 {
     const tsar_layer *w = &state->stack->layers[layer];
-    const size_t d = state->stack->dim, stream[2] = { rows, d }, inner[2] = { rows, state->stack->ffn_hidden };
+    const tsar_sink *inside = sink && sink->inside && !state->encoder ? sink : NULL;
+    const size_t stream[2] = { rows, state->stack->dim }, inner[2] = { rows, state->stack->ffn_hidden };
 
-    rmsnorm(state, state->normed, state->x, w->attention_norm, rows);
-    product(state, state->qkv, state->normed, &w->wqkv, rows);
+    product(state, state->qkv, branch_input(state, w->attention_norm, rows), &w->wqkv, NULL, rows);
     tsar_status status = attention(state, layer, rows, inside, err);
-    product(state, state->delta, state->mixed, &w->wo, rows);
-    add(state, state->x, state->delta, rows * d);
+    product(state, state->delta, state->mixed, &w->wo, NULL, rows);
+    add_branch(state, w->attention_norm, rows);
+    if (status == TSAR_OK && state->encoder) status = tsar_emit(sink, err, TSAR_F64, state->x, 2, stream, "t5.attn.%lu", (unsigned long)layer);
     if (status == TSAR_OK) status = tsar_emit(inside, err, TSAR_F64, state->x, 2, stream, "%s.block.%lu.h", state->part, (unsigned long)layer);
 
-    rmsnorm(state, state->normed, state->x, w->ffn_norm, rows);
-    feed_forward(state, w, state->normed, rows);
+    feed_forward(state, w, branch_input(state, w->ffn_norm, rows), rows);
     if (status == TSAR_OK) status = tsar_emit(inside, err, TSAR_F64, state->gate, 2, inner, "%s.block.%lu.ffn", state->part, (unsigned long)layer);
-    product(state, state->delta, state->gate, &w->w2, rows);
-    add(state, state->x, state->delta, rows * d);
+    product(state, state->delta, state->gate, &w->w2, NULL, rows);
+    add_branch(state, w->ffn_norm, rows);
     return status;
 }
 
@@ -343,11 +336,11 @@ static tsar_status stack_forward(tsar_state *state, size_t rows, const tsar_sink
     tsar_status status = tsar_emit(sink, err, TSAR_F64, state->x, 2, shape, "%s.embed", state->part);
     for (size_t r = 0; r < rows; r++) {
         const pass_row *row = &state->row[r];
-        rope_angles(state, row, state->rotation + r * (stack->head_dim / 2) * 3);
+        if (!state->encoder) rope_angles(state, row, state->rotation + r * (stack->head_dim / 2) * 3);
         state->cache[row->sequence].fed[row->position] = row->visible != 0;
     }
     for (size_t layer = 0; layer < stack->n_layer && status == TSAR_OK; layer++) {
-        status = block_forward(state, layer, rows, sink && sink->inside ? sink : NULL, err);
+        status = block_forward(state, layer, rows, sink, err);
         if (status == TSAR_OK) status = tsar_emit(sink, err, TSAR_F64, state->x, 2, shape, "%s.block.%lu", state->part, (unsigned long)layer);
     }
     return status;
@@ -367,177 +360,25 @@ static void forget_stand_ins(tsar_state *state, size_t rows)
     }
 }
 
-/* ------------------------------------------------------------------------------------------------- state: open and close */
-
-static void cache_close(kv_cache *cache, size_t matrices)
-{
-    for (size_t m = 0; cache->keys && cache->values && m < matrices; m++) {
-        tsar_matrix_close(&cache->keys[m]);
-        tsar_matrix_close(&cache->values[m]);
-    }
-    tsar_free(cache->keys);
-    tsar_free(cache->values);
-    tsar_free(cache->fed);
-    memset(cache, 0, sizeof *cache);
-}
-
-/* An empty cache for `prefix` condition positions and `more` behind them, and attention scratch for as many positions. */
-static tsar_status cache_open(tsar_state *state, size_t sequence, size_t prefix, size_t more, tsar_error *err)
-{
-    const size_t matrices = state->kept_layers * state->stack->n_kv_head, hd = state->stack->head_dim;
-    kv_cache *cache = &state->cache[sequence];
-    cache_close(cache, matrices);
-    if (prefix > SIZE_MAX / 2 - more) return tsar_fail(err, TSAR_ROOM, "a sequence of %zu + %zu positions is too long for this machine", prefix, more);
-    cache->prefix = prefix;
-    cache->positions = prefix + more;
-    cache->keys = tsar_alloc(matrices, sizeof *cache->keys, "the KV cache", err);
-    cache->values = tsar_alloc(matrices, sizeof *cache->values, "the KV cache", err);
-    cache->fed = tsar_alloc(cache->positions, 1, "the KV cache", err);
-    tsar_status status = cache->keys && cache->values && cache->fed ? TSAR_OK : TSAR_ROOM;
-    for (size_t m = 0; m < matrices && status == TSAR_OK; m++) {
-        status = tsar_matrix_open(&cache->keys[m], cache->positions, hd, TSAR_F64, "the KV cache", err);
-        if (status == TSAR_OK) status = tsar_matrix_open(&cache->values[m], hd, cache->positions, TSAR_F64, "the KV cache", err);
-    }
-    if (status == TSAR_OK && cache->positions > state->attend_positions) {
-        tsar_free(state->attend);
-        state->attend_positions = 0;
-        state->attend = tsar_alloc(cache->positions + 2 * hd, state->model->threads * QUERIES * sizeof(double), "attention scores", err);
-        if (state->attend) state->attend_positions = cache->positions;
-        if (!state->attend) status = TSAR_ROOM;
-    }
-    if (status != TSAR_OK) cache_close(cache, matrices);
-    return status;
-}
-
-/* The scratch of a pass: a row a buffer, its doubles for each row of the pass, or for each row that is predicted from. */
-typedef struct {
-    double **at;
-    size_t width;
-    const char *what;
-    int predicted;
-} buffer;
-enum { BUFFERS = 12 };
-
-static void buffers(tsar_state *state, buffer table[BUFFERS])
-{
-    const tsar_stack *stack = state->stack;
-    const tsar_config *c = &state->model->config;
-    const int gpt = stack == &state->model->gpt, shuffled = gpt && c->shuffle > 1, captions = gpt && c->arch == TSAR_LLAMAGEN_T2I;
-    const size_t d = stack->dim, slots = shuffled ? c->shuffle * c->shuffle : 1, inner = stack->n_head * stack->head_dim;
-    const buffer all[BUFFERS] = {
-        { &state->x, d, "the residual stream", 0 },
-        { &state->normed, d, "normalised rows", 0 },
-        { &state->qkv, (stack->n_head + 2 * stack->n_kv_head) * stack->head_dim, "queries, keys and values", 0 },
-        { &state->mixed, inner, "attention's output", 0 },
-        { &state->delta, d, "a block's branch", 0 },
-        { &state->gate, stack->ffn_hidden, "the feed-forward gate", 0 },
-        { &state->up, stack->ffn_hidden, "the feed-forward input", 0 },
-        { &state->rotation, 3 * (stack->head_dim / 2), "rotary angles", 0 },
-        { &state->input,
-          captions   ? c->caption_dim
-          : shuffled ? slots * d
-                     : 0,
-          "vectors of codes", 0 },
-        { &state->fused, captions || shuffled ? d : 0, "fused tokens", 0 },
-        { &state->hidden,
-          captions   ? d
-          : shuffled ? c->shuffle_hidden
-                     : 0,
-          "hidden rows of shuffle blocks", 0 },
-        { &state->logits, slots * stack->output.rows, "logits", 1 },
-    };
-    memcpy(table, all, sizeof all);
-}
-
-/* Makes room for passes of `rows` rows, or for `rows` predictions. */
-static tsar_status reserve(tsar_state *state, int predicted, size_t rows, tsar_error *err)
-{
-    size_t *room = predicted ? &state->logit_rows : &state->rows;
-    buffer table[BUFFERS];
-    if (rows <= *room) return TSAR_OK;
-    *room = 0;
-    buffers(state, table);
-    for (size_t i = 0; i < BUFFERS; i++) {
-        if (table[i].predicted != predicted) continue;
-        tsar_free(*table[i].at);
-        *table[i].at = tsar_alloc(rows, tsar_product(table[i].width, sizeof(double)), table[i].what, err);
-        if (!*table[i].at) return TSAR_ROOM;
-    }
-    if (!predicted) {
-        tsar_free(state->row);
-        state->row = tsar_alloc(rows, sizeof *state->row, "a pass", err);
-        if (!state->row) return TSAR_ROOM;
-    }
-    *room = rows;
-    return TSAR_OK;
-}
-
-/* kept_layers: n_layer, or 1 for a single pass over everything. */
-static tsar_status state_open(tsar_state **out, const tsar_model *model, const tsar_stack *stack, size_t kept_layers, size_t sequences, tsar_error *err)
-{
-    *out = NULL;
-    tsar_state *state = tsar_alloc(1, sizeof *state, "the state of a generation", err);
-    if (!state) return TSAR_ROOM;
-    state->model = model;
-    state->stack = stack;
-    state->causal = stack == &model->gpt;
-    state->part = state->causal ? "gpt" : "fine";
-    state->columns = state->causal ? model->config.columns : model->config.grid_w;
-    state->kept_layers = kept_layers;
-    state->sequences = sequences;
-    state->cache = tsar_alloc(sequences, sizeof *state->cache, "the KV caches", err);
-    state->scratch = tsar_alloc(tsar_scratch(SIZE_MAX, model->threads), sizeof(double), "the scratch of matrix products", err);
-    tsar_status status = state->cache && state->scratch ? rope_frequencies(state, err) : TSAR_ROOM;
-    if (status != TSAR_OK) {
-        tsar_state_close(state);
-        return status;
-    }
-    *out = state;
-    return TSAR_OK;
-}
-
-static tsar_status gpt_open(tsar_state **out, const tsar_model *model, size_t kept_layers, size_t sequences, tsar_error *err)
-{
-    *out = NULL;
-    if (!(model->parts & TSAR_PART_GPT)) return tsar_fail(err, TSAR_INPUT, "the model has no transformer (no key arch): it can only encode and decode images");
-    return state_open(out, model, &model->gpt, kept_layers, sequences, err);
-}
-
-tsar_status tsar_state_open(tsar_state **out, const tsar_model *model, size_t sequences, tsar_error *err)
-{
-    return gpt_open(out, model, model->gpt.n_layer, sequences, err);
-}
-
-void tsar_state_close(tsar_state *state)
-{
-    buffer table[BUFFERS];
-    if (!state) return;
-    for (size_t s = 0; state->cache && s < state->sequences; s++) cache_close(&state->cache[s], state->kept_layers * state->stack->n_kv_head);
-    buffers(state, table);
-    for (size_t i = 0; i < BUFFERS; i++) tsar_free(*table[i].at);
-    void *others[] = { state->cache, state->frequency, state->scratch, state->row, state->attend };
-    for (size_t i = 0; i < sizeof others / sizeof *others; i++) tsar_free(others[i]);
-    tsar_free(state);
-}
-
 /* ------------------------------------------------------------------------------------- in front of the blocks and behind */
 
-/* y = fc2 . gelu(fc1 . x) for `rows` vectors. */
-static void mlp(tsar_state *state, double *y, const double *x, const tsar_matrix *fc1, const tsar_matrix *fc2, size_t rows)
+/* y = fc2 . gelu(fc1 . x + b1) + b2 for `rows` vectors, with gelu's tanh form, or erf form. */
+static void mlp(tsar_state *state, double *y, const double *x, const tsar_code_mlp *w, void (*gelu)(double *, size_t), size_t rows)
 {
-    const size_t hidden = fc1->rows;
-    product(state, state->hidden, x, fc1, rows);
+    const size_t hidden = w->fc1.rows;
+    product(state, state->hidden, x, &w->fc1, w->b1, rows);
     TSAR_PARALLEL_FOR(rows > 1 ? state->model->threads : 1)
-    for (size_t r = 0; r < rows; r++) tsar_gelu_n(state->hidden + r * hidden, hidden);
+    for (size_t r = 0; r < rows; r++) gelu(state->hidden + r * hidden, hidden);
     tsar_round_to(state->model, state->hidden, rows * hidden);
-    product(state, y, state->hidden, fc2, rows);
+    product(state, y, state->hidden, &w->fc2, w->b2, rows);
 }
 
 /* x = x + fc2 . gelu(fc1 . rmsnorm(x)): a block of token-shuffle or token-unshuffle, x [rows][d]. (paper, section 3; pre-norm is ours) */
 static void shuffle_block(tsar_state *state, double *x, const tsar_mlp *block, size_t rows)
 {
+    const tsar_code_mlp w = { .fc1 = block->fc1, .fc2 = block->fc2 };
     rmsnorm(state, state->normed, x, block->norm, rows);
-    mlp(state, state->delta, state->normed, &block->fc1, &block->fc2, rows);
+    mlp(state, state->delta, state->normed, &w, tsar_gelu_n, rows);
     add(state, x, state->delta, rows * state->stack->dim);
 }
 
@@ -569,7 +410,7 @@ static tsar_status fuse(tsar_state *state, double *z, const double *e, size_t co
 {
     const tsar_model *m = state->model;
     const size_t shape[2] = { count, m->config.dim };
-    product(state, z, e, &m->compress, count * m->config.shuffle * m->config.shuffle);
+    product(state, z, e, &m->compress, NULL, count * m->config.shuffle * m->config.shuffle);
     tsar_status status = emit_compressed(state, z, sink, err);
     if (status == TSAR_OK) status = tsar_emit(sink, err, TSAR_F64, z, 2, shape, "gpt.shuffle.merge");
     for (size_t b = 0; b < m->config.shuffle_blocks && status == TSAR_OK; b++) {
@@ -579,28 +420,38 @@ static tsar_status fuse(tsar_state *state, double *z, const double *e, size_t co
     return status;
 }
 
-/* x [rows][d] of what the rows of a pass are fed with: a row of a table is there at once; windows of codes are fused, and a caption's
- * features go through fc2 . gelu(fc1 . feature) (QUIRKS, GPT 5), all of a pass together. */
+/* What one row's codes or feature are for the modules in front of the blocks. */
+static void write_input(const tsar_model *m, const pass_row *row, double *to)
+{
+    const tsar_table *table = m->config.image_embed ? &m->image_embeddings : &m->tok_embeddings;
+    if (row->feature) memcpy(to, row->feature, m->config.caption_dim * sizeof *to);
+    for (size_t slot = 0; row->codes && slot < m->config.shuffle * m->config.shuffle; slot++)
+        tsar_table_row(to + slot * table->cols, table, m->config.code_row + (size_t)row->codes[slot]);
+}
+
+/* x [rows][d] of what the rows of a pass are fed with: a row of a table is there at once. All others of a pass go together through what
+ * the family has: windows of codes are fused; Janus's codes and a caption's features (QUIRKS, GPT 5) pass an MLP. */
 static tsar_status embed(tsar_state *state, size_t rows, const tsar_sink *sink, tsar_error *err)
 {
     const tsar_model *m = state->model;
-    const tsar_config *c = &m->config;
-    const size_t d = state->stack->dim, slots = c->shuffle * c->shuffle;
+    const tsar_code_mlp caption = { .fc1 = m->cap_fc1, .fc2 = m->cap_fc2 };
+    const size_t d = state->stack->dim;
     size_t count = 0;
     for (size_t r = 0; r < rows; r++) {
         const pass_row *row = &state->row[r];
-        if (row->table) tsar_table_row(state->x + r * d, row->table, row->id);
-        for (size_t slot = 0; row->codes && slot < slots; slot++)
-            tsar_table_row(state->input + (count * slots + slot) * d, &m->tok_embeddings, c->text_vocab + (size_t)row->codes[slot]);
-        if (row->feature) memcpy(state->input + count * c->caption_dim, row->feature, c->caption_dim * sizeof(double));
-        count += row->table == NULL;
+        if (row->table)
+            tsar_table_row(state->x + r * d, row->table, row->id);
+        else
+            write_input(m, row, state->input + count++ * tsar_input_width(&m->config));
     }
     if (count == 0) return TSAR_OK;
     tsar_status status = TSAR_OK;
-    if (slots > 1)
+    if (m->config.shuffle > 1)
         status = fuse(state, state->fused, state->input, count, sink, err);
+    else if (m->config.image_embed)
+        mlp(state, state->fused, state->input, &m->image_embed, tsar_gelu_erf_n, count);
     else
-        mlp(state, state->fused, state->input, &m->cap_fc1, &m->cap_fc2, count);
+        mlp(state, state->fused, state->input, &caption, tsar_gelu_n, count);
     count = 0;
     for (size_t r = 0; r < rows; r++)
         if (!state->row[r].table) memcpy(state->x + r * d, state->fused + d * count++, d * sizeof(double));
@@ -609,7 +460,7 @@ static tsar_status embed(tsar_state *state, size_t rows, const tsar_sink *sink, 
 
 /* token-unshuffle and the head: state->logits [count][s*s][V] from the residual stream h [count][d], which it changes:
  *     shuffle_blocks times h = h + fc2 . gelu(fc1 . rmsnorm(h)),  x_c = expand . h_c,  logits_c = output . rmsnorm(x_c).
- * With s = 1, and in LlamaGen, x is h. */
+ * With s = 1, x is h; Janus's head is an MLP. */
 static tsar_status predict(tsar_state *state, double *h, size_t count, const tsar_sink *sink, tsar_error *err)
 {
     const tsar_model *m = state->model;
@@ -617,7 +468,7 @@ static tsar_status predict(tsar_state *state, double *h, size_t count, const tsa
     const size_t slots = c->shuffle * c->shuffle, d = c->dim, flat[2] = { count, d };
     const size_t codes[3] = { count, slots, d }, logits[3] = { count, slots, c->vocab };
     const size_t flat_logits[2] = { count, c->vocab };
-    tsar_status status = reserve(state, 1, count, err);
+    tsar_status status = tsar_reserve_logits(state, count, err);
     double *x = h;
     if (slots > 1 && status == TSAR_OK) {
         for (size_t b = 0; b < c->shuffle_blocks && status == TSAR_OK; b++) {
@@ -625,78 +476,73 @@ static tsar_status predict(tsar_state *state, double *h, size_t count, const tsa
             status = tsar_emit(sink, err, TSAR_F64, h, 2, flat, "gpt.unshuffle.block.%lu", (unsigned long)b);
         }
         x = state->input;
-        product(state, x, h, &m->expand, count * slots);
+        product(state, x, h, &m->expand, NULL, count * slots);
         if (status == TSAR_OK) status = tsar_emit(sink, err, TSAR_F64, x, 3, codes, "gpt.unshuffle.expand");
     }
     if (status != TSAR_OK) return status;
-    const int shuffled = c->arch == TSAR_TOKEN_SHUFFLE; /* LlamaGen's tensors have no axis of slots */
+    const int three = tsar_family_of(c)->rows_are_predictions; /* LlamaGen's tensors have no axis of slots */
     rmsnorm(state, x, x, m->gpt.norm, count * slots);
-    status = tsar_emit(sink, err, TSAR_F64, x, shuffled ? 3 : 2, shuffled ? codes : flat, "gpt.norm");
+    status = tsar_emit(sink, err, TSAR_F64, x, three ? 3 : 2, three ? codes : flat, "gpt.norm");
     if (status != TSAR_OK) return status;
-    product(state, state->logits, x, &m->gpt.output, count * slots);
-    return tsar_emit(sink, err, TSAR_F64, state->logits, shuffled ? 3 : 2, shuffled ? logits : flat_logits, "gpt.logits");
+    if (c->image_head)
+        mlp(state, state->logits, x, &m->image_head, tsar_gelu_erf_n, count);
+    else
+        product(state, state->logits, x, &m->gpt.output, NULL, count * slots);
+    return tsar_emit(sink, err, TSAR_F64, state->logits, three ? 3 : 2, three ? logits : flat_logits, "gpt.logits");
 }
 
 /* ---------------------------------------------------------------------------------------------------- prompts and passes */
 
-size_t tsar_prompt_length(const tsar_model *model, const tsar_prompt *prompt)
+static tsar_status state_open(tsar_state **out, const tsar_model *model, const tsar_stack *stack, size_t kept_layers, size_t sequences, tsar_error *err)
 {
-    if (model->config.arch != TSAR_TOKEN_SHUFFLE) return model->config.cond_tokens;
-    return prompt->unconditional ? 2 : prompt->n_text;
+    const tsar_status status = tsar_state_make(out, model, stack, kept_layers, sequences, err);
+    if (status == TSAR_OK) rope_frequencies(*out);
+    return status;
 }
 
-tsar_status tsar_prompt_check(const tsar_model *model, const tsar_prompt *prompt, tsar_error *err)
+static tsar_status gpt_open(tsar_state **out, const tsar_model *model, size_t kept_layers, size_t sequences, tsar_error *err)
 {
-    const tsar_config *c = &model->config;
-    switch (tsar_family_of(c)->prefix) {
-    case TSAR_PREFIX_NONE: return tsar_fail(err, TSAR_INPUT, "the model has no transformer (no key arch): it takes no prompt");
-    case TSAR_PREFIX_IDS:
-        if (!prompt->text || prompt->n_text == 0) return tsar_fail(err, TSAR_INPUT, "the model needs a text prompt (at least <bos> and <soi>)");
-        for (size_t i = 0; i < prompt->n_text; i++)
-            if (prompt->text[i] < 0 || (uint64_t)prompt->text[i] >= c->text_vocab)
-                return tsar_fail(err, TSAR_INPUT, "text id %lld at place %zu of the prompt is outside 0 ... %zu (the model's text_vocab - 1)",
-                                 (long long)prompt->text[i], i, c->text_vocab - 1);
-        return TSAR_OK;
-    case TSAR_PREFIX_CLASS:
-        if (c->no_null_class && (prompt->unconditional || prompt->class_id >= c->num_classes))
-            return tsar_fail(err, TSAR_INPUT,
-                             "the model has no row for \"no class\" (null_class=0): classes are 0 ... %zu, and guidance has nothing to subtract (--cfg 1)",
-                             c->num_classes - 1);
-        if (prompt->class_id > c->num_classes)
-            return tsar_fail(err, TSAR_INPUT, "class %zu is outside 0 ... %zu (class %zu is the unconditional one)", prompt->class_id, c->num_classes,
-                             c->num_classes);
-        return TSAR_OK;
-    case TSAR_PREFIX_CAPTION:
-        if (!prompt->caption || !prompt->caption_mask) return tsar_fail(err, TSAR_INPUT, "the model needs caption features and their mask");
-        for (size_t i = 0; i < c->cond_tokens * c->caption_dim; i++)
-            if (!(fabs(prompt->caption[i]) < INFINITY)) return tsar_fail(err, TSAR_INPUT, "caption feature %zu is not finite", i);
-        for (size_t i = 0; i < c->cond_tokens; i++)
-            if (prompt->caption_mask[i] != 0.0 && prompt->caption_mask[i] != 1.0) return tsar_fail(err, TSAR_INPUT, "caption mask %zu is neither 0 nor 1", i);
-    }
-    return TSAR_OK;
+    *out = NULL;
+    if (!(model->parts & TSAR_PART_GPT)) return tsar_fail(err, TSAR_INPUT, "the model has no transformer (no key arch): it can only encode and decode images");
+    return state_open(out, model, &model->gpt, kept_layers, sequences, err);
 }
 
-/* A row of a pass at a place of its sequence, fed with nothing yet (SPEC 3). P = the length of the prefix, C = columns of the grid:
- *     place of the prefix p     position p        rotary position 1d: p               2d: none, cos = sin = 0 (QUIRKS, GPT 2)
- *     token t                   position P + t    rotary position 1d: P + t           2d: t / C, t % C */
-typedef enum { PREFIX, TOKEN } place_kind;
+tsar_status tsar_state_open(tsar_state **out, const tsar_model *model, size_t sequences, tsar_error *err)
+{
+    return gpt_open(out, model, model->gpt.n_layer, sequences, err);
+}
+
+/* A row of a pass at a place of its sequence, fed with nothing yet (SPEC 3). P = the length of the prefix, C = columns of the grid, e = 1
+ * with eol, else 0; r = t / C, c = t % C:
+ *     place                     position              rotary position in 1d: its position; in 2d, of the two halves of a head:
+ *     p of the prefix           p                     p, p                 behind no ids: none, cos = sin = 0 (QUIRKS, GPT 2)
+ *     token t                   P + r (C + e) + c     P + r, P + c         behind no ids: r, c
+ *     eol of row r              P + r (C + e) + C     P + r, P + C */
+typedef enum { PREFIX, TOKEN, ROW_END } place_kind;
 static pass_row row_at(const tsar_state *state, size_t sequence, place_kind kind, size_t index)
 {
-    const int two = state->stack->rope_2d;
+    const int two = state->stack->rope_2d, ids = state->causal && tsar_family_of(&state->model->config)->prefix == TSAR_PREFIX_IDS;
+    const size_t prefix = state->cache[sequence].prefix, C = state->columns;
+    const size_t r = kind == TOKEN ? index / C : index, c = kind == TOKEN ? index % C : C;
     pass_row row = { .sequence = sequence, .visible = 1, .keep = 1 };
-    row.position = kind == PREFIX ? index : state->cache[sequence].prefix + index;
-    row.turns = !two || kind == TOKEN;
-    row.coordinate[0] = two ? index / state->columns : row.position;
-    row.coordinate[1] = two ? index % state->columns : row.position;
+    row.position = kind == PREFIX ? index : prefix + r * (C + (size_t)state->eol) + c;
+    row.turns = !two || ids || kind != PREFIX;
+    row.coordinate[0] = row.coordinate[1] = row.position;
+    if (two && kind != PREFIX) {
+        row.coordinate[0] = (ids ? prefix : 0) + r;
+        row.coordinate[1] = (ids ? prefix : 0) + c;
+    }
     return row;
 }
 
-/* Feeds a row with s*s codes: where a token is one code that has a row of tok_embeddings, with that. */
+/* Feeds a row with s*s codes, or with eol (NULL): where it has a row of tok_embeddings of its own, with that. */
 static void feed_codes(const tsar_model *model, pass_row *row, const int64_t *codes)
 {
-    row->codes = model->config.shuffle > 1 ? codes : NULL;
-    row->table = model->config.shuffle > 1 ? NULL : &model->tok_embeddings;
-    row->id = model->config.shuffle > 1 ? 0 : model->config.text_vocab + (size_t)codes[0];
+    const tsar_config *c = &model->config;
+    const int direct = !codes || (c->shuffle == 1 && !c->image_embed);
+    row->codes = direct ? NULL : codes;
+    row->table = direct ? &model->tok_embeddings : NULL;
+    row->id = codes ? c->code_row + (size_t)codes[0] : (size_t)c->eol;
 }
 
 /* state->row[r] for places first + r of the prompt, r < rows. features [rows][caption_dim] is room for a caption's: feature * mask, or the
@@ -705,22 +551,22 @@ static void prompt_rows(tsar_state *state, size_t sequence, const tsar_prompt *p
 {
     const tsar_model *m = state->model;
     const size_t width = m->config.caption_dim;
-    static const int64_t system[2] = { TSAR_BOS, TSAR_SOI };
+    const tsar_prefix kind = tsar_family_of(&m->config)->prefix;
     for (size_t r = 0; r < rows; r++) {
         const size_t p = first + r;
         pass_row *row = &state->row[r];
         *row = row_at(state, sequence, PREFIX, p);
-        if (m->config.arch == TSAR_LLAMAGEN_C2I) {
+        if (kind == TSAR_PREFIX_CLASS) {
             row->table = &m->class_embeddings;
             row->id = prompt->unconditional ? m->config.num_classes : prompt->class_id;
-        } else if (m->config.arch == TSAR_LLAMAGEN_T2I) {
+        } else if (kind == TSAR_PREFIX_CAPTION) {
             row->feature = features + r * width;
             row->visible = prompt->caption_mask[p] != 0.0;
             if (prompt->unconditional) tsar_table_row(features + r * width, &m->uncond_embedding, p);
             for (size_t i = 0; i < width && !prompt->unconditional; i++) features[r * width + i] = prompt->caption[p * width + i] * prompt->caption_mask[p];
         } else {
             row->table = &m->tok_embeddings;
-            row->id = (size_t)(prompt->unconditional ? system : prompt->text)[p];
+            row->id = (size_t)tsar_prompt_id(m, prompt, p);
         }
     }
 }
@@ -741,8 +587,8 @@ tsar_status tsar_prefill(tsar_state *state, size_t sequence, const tsar_prompt *
     const size_t room = length < PREFILL_ROWS ? length : PREFILL_ROWS;
     double *features = NULL;
     tsar_status status = tsar_prompt_check(state->model, prompt, err);
-    if (status == TSAR_OK) status = cache_open(state, sequence, length, c->tokens, err);
-    if (status == TSAR_OK) status = reserve(state, 0, room, err);
+    if (status == TSAR_OK) status = tsar_cache_open(state, sequence, length, tsar_image_positions(c), err);
+    if (status == TSAR_OK) status = tsar_reserve_rows(state, room, err);
     if (status == TSAR_OK && !(features = tsar_alloc(room, c->caption_dim * sizeof *features, "caption features", err))) status = TSAR_ROOM;
     size_t rows = 0;
     for (size_t first = 0; first < length && status == TSAR_OK; first += rows) {
@@ -775,12 +621,14 @@ static tsar_status check_codes(const tsar_config *c, const int64_t *codes, size_
 static tsar_status feed_row(tsar_state *state, size_t r, const tsar_feed *feed, tsar_error *err)
 {
     const tsar_config *c = &state->model->config;
-    if (feed->sequence >= state->sequences || !state->cache[feed->sequence].fed || feed->token >= c->tokens)
-        return tsar_fail(err, TSAR_USAGE, "row %zu of a pass feeds token %zu of sequence %zu, which has no prompt or no such token", r, feed->token,
-                         feed->sequence);
-    const tsar_status status = check_codes(c, feed->codes, c->shuffle * c->shuffle, err);
+    const size_t t = feed->token;
+    const int ends_row = feed->codes == NULL;
+    if (feed->sequence >= state->sequences || !state->cache[feed->sequence].fed || t >= c->tokens || (ends_row && (!state->eol || (t + 1) % c->columns)))
+        return tsar_fail(err, TSAR_USAGE, "row %zu of a pass feeds %s %zu of sequence %zu, which has no prompt or no such token", r,
+                         ends_row ? "the eol behind token" : "token", t, feed->sequence);
+    const tsar_status status = ends_row ? TSAR_OK : check_codes(c, feed->codes, c->shuffle * c->shuffle, err);
     if (status != TSAR_OK) return status;
-    state->row[r] = row_at(state, feed->sequence, TOKEN, feed->token);
+    state->row[r] = row_at(state, feed->sequence, ends_row ? ROW_END : TOKEN, ends_row ? t / c->columns : t);
     state->row[r].keep = feed->keep;
     feed_codes(state->model, &state->row[r], feed->codes);
     return TSAR_OK;
@@ -790,7 +638,7 @@ tsar_status tsar_forward(tsar_state *state, const tsar_feed *feed, size_t rows, 
 {
     const tsar_config *c = &state->model->config;
     const size_t one = c->shuffle * c->shuffle * c->vocab, d = c->dim;
-    tsar_status status = reserve(state, 0, rows, err);
+    tsar_status status = tsar_reserve_rows(state, rows, err);
     for (size_t r = 0; r < rows && status == TSAR_OK; r++) status = feed_row(state, r, &feed[r], err);
     if (status == TSAR_OK) status = run_rows(state, rows, NULL, err);
     if (status != TSAR_OK) return status;
@@ -810,7 +658,8 @@ tsar_status tsar_forward(tsar_state *state, const tsar_feed *feed, size_t rows, 
 
 /* ------------------------------------------------------------------------------------------------- trace; CTF stage two */
 
-/* Prompt and all n fused tokens in one pass: state->row. Room: features [prefix][caption_dim], windows [n][s*s] */
+/* Prompt, all n fused tokens and every eol in one pass, in the order of their positions: state->row.
+ * Room: features [prefix][caption_dim], windows [n][s*s] */
 static void trace_rows(tsar_state *state, const tsar_prompt *prompt, const int64_t *codes, double *features, int64_t *windows)
 {
     const tsar_config *c = &state->model->config;
@@ -819,9 +668,26 @@ static void trace_rows(tsar_state *state, const tsar_prompt *prompt, const int64
     for (size_t t = 0; t < c->tokens; t++) {
         int64_t *window = windows + t * s * s;
         for (size_t slot = 0; slot < s * s; slot++) window[slot] = codes[(t / c->columns * s + slot / s) * c->grid_w + t % c->columns * s + slot % s];
-        state->row[prefix + t] = row_at(state, 0, TOKEN, t);
-        feed_codes(state->model, &state->row[prefix + t], window);
+        const pass_row row = row_at(state, 0, TOKEN, t);
+        state->row[row.position] = row;
+        feed_codes(state->model, &state->row[row.position], window);
     }
+    for (size_t r = 0; r < c->rows && state->eol; r++) {
+        const pass_row row = row_at(state, 0, ROW_END, r);
+        state->row[row.position] = row;
+        feed_codes(state->model, &state->row[row.position], NULL);
+    }
+}
+
+/* Logits of a trace. LlamaGen: of all T rows, as the official forward returns (QUIRKS, GPT 1); else of the n rows that predict a token:
+ * each the one in front of it, which is an eol where a row begins behind one. */
+static tsar_status trace_logits(tsar_state *state, const tsar_sink *sink, tsar_error *err)
+{
+    const tsar_config *c = &state->model->config;
+    if (!tsar_family_of(c)->rows_are_predictions) return predict(state, state->x, state->cache[0].positions, sink, err);
+    for (size_t t = 0; t < c->tokens; t++)
+        memmove(state->x + t * c->dim, state->x + (row_at(state, 0, TOKEN, t).position - 1) * c->dim, c->dim * sizeof *state->x);
+    return predict(state, state->x, c->tokens, sink, err);
 }
 
 tsar_status tsar_gpt_trace(const tsar_model *model, const tsar_prompt *prompt, const int64_t *codes, const tsar_sink *sink, tsar_error *err)
@@ -835,17 +701,13 @@ tsar_status tsar_gpt_trace(const tsar_model *model, const tsar_prompt *prompt, c
     status = tsar_prompt_check(model, prompt, err);
     if (status == TSAR_OK) status = check_codes(c, codes, c->grid_h * c->grid_w, err);
     const size_t prefix = status == TSAR_OK ? tsar_prompt_length(model, prompt) : 0;
-    if (status == TSAR_OK) status = cache_open(state, 0, prefix, c->tokens, err);
-    if (status == TSAR_OK) status = reserve(state, 0, prefix + c->tokens, err);
+    if (status == TSAR_OK) status = tsar_cache_open(state, 0, prefix, tsar_image_positions(c), err);
+    if (status == TSAR_OK) status = tsar_reserve_rows(state, state->cache[0].positions, err);
     if (status == TSAR_OK && !(features = tsar_alloc(prefix, c->caption_dim * sizeof *features, "caption features", err))) status = TSAR_ROOM;
     if (status == TSAR_OK && !(windows = tsar_alloc(c->grid_h * c->grid_w, sizeof *windows, "codes", err))) status = TSAR_ROOM;
     if (status == TSAR_OK) trace_rows(state, prompt, codes, features, windows);
-    if (status == TSAR_OK) status = run_rows(state, prefix + c->tokens, sink, err);
-    /* Token-Shuffle: the n outputs from <soi> on; LlamaGen: all T, as the official forward returns (QUIRKS, GPT 1). */
-    if (status == TSAR_OK && c->arch == TSAR_TOKEN_SHUFFLE)
-        status = predict(state, state->x + (prefix - 1) * c->dim, c->tokens, sink, err);
-    else if (status == TSAR_OK)
-        status = predict(state, state->x, prefix + c->tokens, sink, err);
+    if (status == TSAR_OK) status = run_rows(state, state->cache[0].positions, sink, err);
+    if (status == TSAR_OK) status = trace_logits(state, sink, err);
     tsar_free(features);
     tsar_free(windows);
     tsar_state_close(state);
@@ -863,8 +725,8 @@ tsar_status tsar_fine_hidden(const tsar_model *model, const int64_t *labels, dou
     tsar_state *state;
     tsar_status status = state_open(&state, model, &model->fine, 1, 1, err);
     if (status != TSAR_OK) return status;
-    status = cache_open(state, 0, 0, N, err);
-    if (status == TSAR_OK) status = reserve(state, 0, N, err);
+    status = tsar_cache_open(state, 0, 0, N, err);
+    if (status == TSAR_OK) status = tsar_reserve_rows(state, N, err);
     for (size_t t = 0; t < N && status == TSAR_OK; t++) {
         state->row[t] = row_at(state, 0, TOKEN, t);
         state->row[t].table = &model->coarse_embeddings;
@@ -888,6 +750,64 @@ tsar_status tsar_fine_logits(const tsar_model *model, const double *hidden, size
     tsar_round_to(model, logits, count * model->fine.output.rows);
     tsar_free(scratch);
     return TSAR_OK;
+}
+
+/* ---------------------------------------------------------------------------------------------------- the text encoder */
+
+/* The bucket of the distance r = key minus query (QUIRKS-t5, Encoder 6): with n = |r|, half = buckets / 2 and m = half / 2,
+ *     half * (r > 0) + (n < m ? n : m + the largest e <= m - 1 with n^m >= m^(m - e) * max_distance^e),
+ * which is floor(log(n / m) / log(max_distance / m) * m) in integers, exactly; n counts as at most max_distance. */
+static size_t t5_bucket(const tsar_config *c, int64_t r)
+{
+    const uint64_t half = c->t5_buckets / 2, m = half / 2, far = c->t5_max_distance, size = (uint64_t)(r < 0 ? -r : r), n = size < far ? size : far;
+    uint64_t bucket = n, power = 1;
+    for (uint64_t i = 0; i < m && n >= m; i++) power *= n;
+    for (uint64_t e = 0; e < m && n >= m; e++) {
+        uint64_t least = 1;
+        for (uint64_t i = 0; i < m; i++) least *= i < e ? far : m;
+        if (power >= least) bucket = m + e;
+    }
+    return (size_t)(bucket + (r > 0 ? half : 0));
+}
+
+/* state->bias for L positions, each distance once. */
+static tsar_status t5_bias(tsar_state *state, size_t L, tsar_error *err)
+{
+    const tsar_table *table = &state->stack->position_bias;
+    state->bias = tsar_alloc(tsar_product(2, L), table->cols * sizeof *state->bias, "the bias of positions", err);
+    if (!state->bias) return TSAR_ROOM;
+    for (size_t i = 0; i + 1 < 2 * L; i++)
+        tsar_table_row(state->bias + i * table->cols, table, t5_bucket(&state->model->config, (int64_t)i - (int64_t)(L - 1)));
+    return TSAR_OK;
+}
+
+tsar_status tsar_t5_encode(const tsar_model *model, const int64_t *ids, size_t L, double *out, const tsar_sink *sink, tsar_error *err)
+{
+    const tsar_config *c = &model->config;
+    const size_t shape[2] = { L, c->t5_dim };
+    if (!(model->parts & TSAR_PART_T5)) return tsar_fail(err, TSAR_INPUT, "the model has no text encoder (no key t5_dim)");
+    if (L == 0) return tsar_fail(err, TSAR_INPUT, "the text encoder needs at least one id, the one that ends a text");
+    for (size_t i = 0; i < L; i++)
+        if (ids[i] < 0 || (uint64_t)ids[i] >= c->t5_vocab)
+            return tsar_fail(err, TSAR_INPUT, "id %lld at place %zu of the text is outside 0 ... %zu (t5_vocab - 1)", (long long)ids[i], i, c->t5_vocab - 1);
+    tsar_state *state;
+    tsar_status status = state_open(&state, model, &model->t5, 1, 1, err);
+    if (status != TSAR_OK) return status;
+    status = t5_bias(state, L, err);
+    if (status == TSAR_OK) status = tsar_cache_open(state, 0, L, 0, err);
+    if (status == TSAR_OK) status = tsar_reserve_rows(state, L, err);
+    for (size_t p = 0; p < L && status == TSAR_OK; p++) {
+        state->row[p] = row_at(state, 0, PREFIX, p);
+        state->row[p].table = &model->t5_embeddings;
+        state->row[p].id = (size_t)ids[p];
+    }
+    if (status == TSAR_OK) status = run_rows(state, L, sink, err);
+    if (status == TSAR_OK) {
+        rmsnorm(state, out, state->x, model->t5.norm, L);
+        status = tsar_emit(sink, err, TSAR_F64, out, 2, shape, "t5.norm");
+    }
+    tsar_state_close(state);
+    return status;
 }
 
 /* ----------------------------------------------------------------------------------------------- intermediates */

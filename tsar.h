@@ -688,27 +688,37 @@ tsar_status tsar_emit(const tsar_sink *sink, tsar_error *err, tsar_dtype dtype, 
 
 /* What an image is conditioned on. The arrays belong to the caller. */
 typedef struct {
-    const int64_t *text; size_t n_text;     /* token-shuffle: the whole prefix, <bos> and <soi> included */
+    const int64_t *text; size_t n_text;     /* families of ids: the whole prefix, the last of which predicts the first code */
     size_t class_id;                        /* c2i */
     const double *caption, *caption_mask;   /* t2i: [cond_tokens][caption_dim], [cond_tokens] (1 = real) */
     int unconditional;                      /* the branch that guidance subtracts: QUIRKS, GPT 6; SPEC 3 */
+    const int64_t *text_uncond; size_t n_text_uncond; /* its prefix, of any length; NULL: by the family's rule (tsar_uncond) */
 } tsar_prompt;
 
-/* Checks a prompt against a model: ids and class in range, finite features. */
+/* Checks a prompt against a model: ids and class in range, an id that begins an image, finite features (weights/prompt.c). */
 tsar_status tsar_prompt_check(const tsar_model *model, const tsar_prompt *prompt, tsar_error *err);
 /* Positions that the prompt takes in front of the image tokens. */
 size_t tsar_prompt_length(const tsar_model *model, const tsar_prompt *prompt);
+/* The id at one of these places, for families of ids; of a prompt that passed the check. */
+int64_t tsar_prompt_id(const tsar_model *model, const tsar_prompt *prompt, size_t place);
+/* Positions behind the prefix: the fused tokens, and an eol after each row where there is one. */
+TSAR_INLINE size_t tsar_image_positions(const tsar_config *c) { return c->tokens + (c->eol >= 0 ? c->rows : 0); }
 
-/* What a row x [d] of the residual stream goes through; w . x is tsar_matmul without bias.
- *     block       x = x + wo . mixed, then x = x + w2 . (silu(w1 . y) * (w3 . y)), y = rmsnorm(x)
- *     q, k, v     wqkv . rmsnorm(x); in q and k each pair of neighbours (a, b) becomes (a cos + b (-sin), b cos + a sin) of the
- *                 angle coordinate * f[j], f[j] = tsar_pow(rope_base, -(2j) / width). 1d: pair j, position, width hd; 2d: width
- *                 hd/2, the first half of the pairs takes the token's row, the second its column; cos = sin = 0 in the prefix
+/* What a row x [d] of the residual stream goes through; w . x is tsar_matmul, which starts from the bias where there is one.
+ *     block       x = x + wo . mixed, then x = x + w2 . (silu(w1 . y) * (w3 . y)), y = rmsnorm(x); norm_post: x = x + rmsnorm(branch of x)
+ *     q, k, v     wqkv . rmsnorm(x); in q and k, with qk_norm = g, each head h of H first becomes (a - mean) / sqrt(var + 1e-5) * weight + bias,
+ *                 mean and var = sum((a - mean)^2) / hd in two ascending passes, of row h g / H; then each pair of neighbours
+ *                 (a, b) becomes (a cos + b (-sin), b cos + a sin) of the angle coordinate * f[j], f[j] = tsar_pow(rope_base, -(2j) / width)
+ *     coordinate  1d: pair j, position, width hd; 2d: width hd/2, the first half of the pairs takes the token's row, the second its column,
+ *                 and cos = sin = 0 in the prefix; behind a prefix of ids P long row and column count from P, text has both of its position
+ *     position    of token (r, c) P + r (C + e) + c, of the eol of row r P + r (C + e) + C; e = 1 with eol, else 0; C columns
  *     mixed       sum over positions j ascending of p_j v_j, p = softmax(score), score_j = (q . k_j) * (1 / sqrt(hd));
  *                 -INFINITY unless allowed(i, j) = (j <= i and j is fed and not padding) or i = j; CTF's stage two allows all
  *     caption     x = fc2 . gelu(fc1 . (feature * mask)), or the unconditional features as they are
+ *     janus       x = fc2 . gelu_erf(fc1 . e + b1) + b2, e the code's row of image_embeddings; logits the same of rmsnorm(x) through image_head
  *     shuffle     z = concat(compress . e_c), then shuffle_blocks times z = z + fc2 . gelu(fc1 . rmsnorm(z))
- *     unshuffle   as often h = h + fc2 . gelu(fc1 . rmsnorm(h)), then logits_c = output . rmsnorm(expand . h_c) */
+ *     unshuffle   as often h = h + fc2 . gelu(fc1 . rmsnorm(h)), then logits_c = output . rmsnorm(expand . h_c)
+ *     t5          the block with gelu for silu, without RoPE, mask and scale: score_j = q . k_j + bias of (bucket of j - i, head) */
 
 /* KV cache and scratch of `sequences` sequences that are decoded side by side. */
 typedef struct tsar_state tsar_state;
@@ -722,16 +732,18 @@ void tsar_show_unfed(tsar_state *state, size_t sequence);
 /* Starts sequence `sequence` anew with a prompt; logits [s*s][V] (NULL if not wanted) predict fused token 0. */
 tsar_status tsar_prefill(tsar_state *state, size_t sequence, const tsar_prompt *prompt, double *logits, tsar_error *err);
 
-/* One row of a pass: a fused token at its place in a sequence. */
+/* One row of a pass: a fused token at its place in a sequence, or the eol behind the last token of a row. */
 typedef struct {
     size_t sequence;
-    size_t token;         /* raster index t of the place it is fed at; it predicts token t + 1 */
-    const int64_t *codes; /* [s*s] codes (or coarse labels), row-major in the window */
+    size_t token;         /* raster index t of the place it is fed at (of the eol: of the row's last token); it predicts token t + 1, but where
+                             an eol comes between */
+    const int64_t *codes; /* [s*s] codes (or coarse labels), row-major in the window; NULL: the eol */
     int keep;             /* 0: a stand-in, whose keys and values are forgotten after the pass */
     double *logits;       /* [s*s][V] out, or NULL if not wanted */
 } tsar_feed;
 
-/* Feeds `rows` rows in one pass that reads the weights once. No two rows share sequence and token. */
+/* Feeds `rows` rows in one pass that reads the weights once. No two rows share sequence and place; a place that is fed again takes the
+ * new keys and values. */
 tsar_status tsar_forward(tsar_state *state, const tsar_feed *feed, size_t rows, tsar_error *err);
 
 /* A trace of the autoregressive transformer over prompt and all N codes [gh][gw] (coarse labels in a CTF model): gpt.* of SPEC 8. */
@@ -741,6 +753,9 @@ tsar_status tsar_gpt_trace(const tsar_model *model, const tsar_prompt *prompt, c
 tsar_status tsar_fine_hidden(const tsar_model *model, const int64_t *labels, double *hidden, const tsar_sink *sink, tsar_error *err);
 /* logits [count][K] of tokens first ... first+count-1 from what tsar_fine_hidden gave. */
 tsar_status tsar_fine_logits(const tsar_model *model, const double *hidden, size_t first, size_t count, double *logits, tsar_error *err);
+
+/* The text encoder (SPEC 11): out [L][t5_dim] = the last norm's output for ids [L], eos last, no padding; t5.* into sink (NULL: none). */
+tsar_status tsar_t5_encode(const tsar_model *model, const int64_t *ids, size_t L, double *out, const tsar_sink *sink, tsar_error *err);
 
 /* ------------------------------------------------------------------------------------------ 8. the image tokenizer (vq.c) */
 

@@ -138,7 +138,7 @@ static void trace_fine(const tsar_model *m)
 static void token_shuffle(size_t threads)
 {
     static const int64_t text[] = { 0, 7, 12, 30, 5, 1 };
-    const tsar_prompt prompt = { text, 6, 0, NULL, NULL, 0 };
+    const tsar_prompt prompt = { .text = text, .n_text = 6 };
     tsar_model *m = synthesise("arch=token-shuffle dim=72 n_layer=2 n_head=6 n_kv_head=2 ffn_hidden=100 norm_eps=1e-5 rope=1d "
                                "text_vocab=40 codebook_size=90 grid_h=9 grid_w=12 shuffle=3 shuffle_blocks=2 shuffle_hidden=50 seed=3", TSAR_F32, threads);
     strcpy(run.group, "token-shuffle-s3");
@@ -161,7 +161,7 @@ static void token_shuffle(size_t threads)
 static void llamagen(size_t threads)
 {
     double caption[5 * 20], mask[5] = { 0, 1, 1, 1, 0 };
-    tsar_prompt prompt = { NULL, 0, 3, caption, mask, 0 };
+    tsar_prompt prompt = { .class_id = 3, .caption = caption, .caption_mask = mask };
     tsar_model *m = synthesise("arch=llamagen-c2i dim=48 n_layer=2 n_head=4 n_kv_head=4 ffn_hidden=130 norm_eps=1e-5 rope=2d "
                                "codebook_size=70 grid_h=4 grid_w=5 cond_tokens=1 num_classes=7 seed=5", TSAR_F16, threads);
     strcpy(run.group, "llamagen-c2i");

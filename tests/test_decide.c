@@ -15,7 +15,7 @@ static const char coarse[] = "arch=token-shuffle dim=48 n_layer=1 n_head=4 n_kv_
 static const char *const orders[] = { "raster", "zipar:1", "zipar:2,first-row", "zipar-adaptive:1" };
 
 static const int64_t text[] = { 0, 3, 5, 17, 1 };
-static const tsar_prompt prompt = { text, 5, 0, NULL, NULL, 0 };
+static const tsar_prompt prompt = { .text = text, .n_text = 5 };
 
 typedef struct {
     const tsar_model *model;

@@ -78,8 +78,7 @@ static void decode(fixture *f, const tsar_prompt *prompts, size_t sequences, siz
     tsar_state *state;
     tsar_feed feed[64];
     CHECK(tsar_state_open(&state, f->model, sequences, &err) == TSAR_OK, "%s", err.text);
-    for (size_t q = 0; q < sequences; q++)
-        CHECK(tsar_prefill(state, q, &prompts[q], q == which ? f->seen : NULL, &err) == TSAR_OK, "%s", err.text);
+    for (size_t q = 0; q < sequences; q++) CHECK(tsar_prefill(state, q, &prompts[q], q == which ? f->seen : NULL, &err) == TSAR_OK, "%s", err.text);
     for (size_t t = 0; t + 1 < f->n; t += at_once) {
         const size_t count = f->n - 1 - t < at_once ? f->n - 1 - t : at_once;
         size_t rows = 0;
@@ -146,7 +145,14 @@ int main(void)
         for (size_t i = 0; i < 150; i++) text[q][i] = i == 0 ? 0 : (int64_t)(tsar_mix(q * 1000 + i) % 40);
     for (size_t i = 0; i < sizeof caption / sizeof *caption; i++) caption[i] = (double)(tsar_mix(i) % 101) / 50.0 - 1.0;
     for (size_t q = 0; q < 3; q++) {
-        const tsar_prompt p = { text[q], q == 0 ? 150 : q == 1 ? 6 : 65, q, caption, masks[q], q == 1 };
+        const tsar_prompt p = { .text = text[q],
+                                .n_text = q == 0   ? 150
+                                          : q == 1 ? 6
+                                                   : 65,
+                                .class_id = q,
+                                .caption = caption,
+                                .caption_mask = masks[q],
+                                .unconditional = q == 1 };
         prompts[q] = p;
     }
     static const char shuffle[] = "arch=token-shuffle dim=72 n_layer=2 n_head=6 n_kv_head=2 ffn_hidden=100 norm_eps=1e-5 rope=1d text_vocab=40 "

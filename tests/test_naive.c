@@ -111,6 +111,7 @@ typedef struct {
     double eps, base;
     int two_d, causal;
     const double *mask; /* [prefix]: 0 where a condition is padding; NULL: none is */
+    int words;          /* 1: the prefix is text, whose words turn by their position in 2d too, and the grid counts from behind it */
 } shape;
 
 /* (a, b) -> (a cos + b (-sin), b cos + a sin) for the pairs of one head at a position; the difference a cos - b sin has the same bits, but
@@ -120,9 +121,10 @@ static void rotate(double *x, const shape *s, size_t position)
     const size_t pairs = s->d / s->heads / 2, half = s->two_d ? pairs / 2 : pairs;
     for (size_t p = 0; p < pairs; p++) {
         double c = 0, n = 0, a = x[2 * p], b = x[2 * p + 1];
-        if (!s->two_d || position >= s->prefix) {
+        if (!s->two_d || s->words || position >= s->prefix) {
             const size_t token = position - s->prefix;
-            const size_t at = !s->two_d ? position : p < half ? token / s->columns : token % s->columns;
+            size_t at = position;
+            if (s->two_d && position >= s->prefix) at = (s->words ? s->prefix : 0) + (p < half ? token / s->columns : token % s->columns);
             const double angle = (double)at * tsar_pow(s->base, -(double)(2 * (p % half)) / (double)(2 * half));
             c = tsar_cos(angle);
             n = tsar_sin(angle);
@@ -292,7 +294,7 @@ static void compare_gpt(const tsar_model *model, const tsar_prompt *prompt, cons
     const size_t prefix = tsar_prompt_length(model, prompt), T = prefix + c->tokens, d = c->dim;
     const size_t first = c->arch == TSAR_TOKEN_SHUFFLE ? prefix - 1 : 0, count = c->arch == TSAR_TOKEN_SHUFFLE ? c->tokens : T;
     const shape s = { "gpt", d, c->n_layer, c->n_head, c->n_kv_head, c->ffn_hidden, prefix, c->columns, c->norm_eps, c->rope_base, c->rope_2d, 1,
-                      c->arch == TSAR_LLAMAGEN_T2I ? prompt->caption_mask : NULL };
+                      c->arch == TSAR_LLAMAGEN_T2I ? prompt->caption_mask : NULL, c->arch == TSAR_TOKEN_SHUFFLE };
     int64_t codes[64];
     tsar_error err = { "" };
     double *x = array(T * d);
@@ -308,7 +310,7 @@ static void compare_fine(const tsar_model *model, const char *what)
 {
     const tsar_config *c = &model->config;
     const size_t N = c->grid_h * c->grid_w, d = c->fine_dim;
-    const shape s = { "fine", d, c->fine_n_layer, c->fine_n_head, c->fine_n_head, c->fine_ffn_hidden, 0, c->grid_w, c->norm_eps, c->rope_base, 1, 0, NULL };
+    const shape s = { "fine", d, c->fine_n_layer, c->fine_n_head, c->fine_n_head, c->fine_ffn_hidden, 0, c->grid_w, c->norm_eps, c->rope_base, 1, 0, NULL, 0 };
     const double *table = weight("fine.coarse_embeddings.weight", 0), *norm = weight("fine.norm.weight", 0), *output = weight("fine.output.weight", 0);
     int64_t labels[64];
     tsar_error err = { "" };
@@ -345,7 +347,7 @@ int main(void)
                    { "arch=llamagen-t2i rope=2d cond_tokens=5 caption_dim=10 seed=8", TSAR_F32 } };
     double caption[5 * 10], mask[5] = { 0, 0, 1, 1, 1 };
     for (size_t i = 0; i < 50; i++) caption[i] = (double)(tsar_mix(i) % 101) / 50.0 - 1.0;
-    const tsar_prompt prompt = { text, 6, 3, caption, mask, 0 };
+    const tsar_prompt prompt = { .text = text, .n_text = 6, .class_id = 3, .caption = caption, .caption_mask = mask };
     for (size_t i = 0; i < sizeof models / sizeof models[0]; i++) {
         char keys[512];
         test_settings settings;

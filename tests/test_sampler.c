@@ -615,7 +615,7 @@ static void test_model(const char *description, const tsar_prompt *prompt)
 static void test_adaptive_distribution(void)
 {
     static const int64_t text[] = { 0, 3, 1 };
-    const tsar_prompt prompt = { text, 3, 0, NULL, NULL, 0 };
+    const tsar_prompt prompt = { .text = text, .n_text = 3 };
     const size_t images = 100000, V = 3;
     double seen[27] = { 0 }, expected[27] = { 0 }, p[3];
     tsar_settings s = plain_settings();
@@ -645,7 +645,7 @@ static void test_coarse_to_fine(void)
 {
     static const int64_t text[] = { 0, 3, 5, 1 };
     static const char *const orders[] = { "raster", "zipar:1", "zipar-adaptive:1" };
-    const tsar_prompt prompt = { text, 4, 0, NULL, NULL, 0 };
+    const tsar_prompt prompt = { .text = text, .n_text = 4 };
     tsar_model *m = describe("arch=token-shuffle dim=48 n_layer=1 n_head=4 n_kv_head=2 ffn_hidden=64 norm_eps=1e-5 rope=1d text_vocab=20 "
                              "codebook_size=90 n_coarse=9 grid_h=6 grid_w=8 shuffle=2 shuffle_blocks=1 shuffle_hidden=32 seed=5 "
                              "fine_dim=32 fine_n_layer=1 fine_n_head=2 fine_ffn_hidden=40");
@@ -729,7 +729,7 @@ static tsar_status watch(void *context, const tsar_progress *now, tsar_error *er
 static void test_progress(void)
 {
     static const int64_t text[] = { 0, 1 };
-    const tsar_prompt prompt = { text, 2, 0, NULL, NULL, 0 };
+    const tsar_prompt prompt = { .text = text, .n_text = 2 };
     tsar_model *m = describe(token_shuffle);
     if (m == NULL) return;
     tsar_settings s = plain_settings();
@@ -929,7 +929,7 @@ static void test_fine(void)
 int main(void)
 {
     static const int64_t text[] = { 0, 3, 5, 17, 1 };
-    const tsar_prompt sentence = { text, 5, 0, NULL, NULL, 0 }, class_two = { NULL, 0, 2, NULL, NULL, 0 };
+    const tsar_prompt sentence = { .text = text, .n_text = 5 }, class_two = { .class_id = 2 };
     test_parsing();
     test_settings_check();
     test_cfg_scale();
