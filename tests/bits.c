@@ -222,13 +222,49 @@ static void other_tokenizers(size_t threads)
     }
 }
 
+/* What the families of ids add: eol, norms of queries and keys, post norm, grouped heads, Janus's MLPs, 2d positions behind text; the text encoder. */
+static void families(size_t threads)
+{
+    static const struct {
+        const char *group, *keys;
+        tsar_dtype dtype;
+    } models[] = {
+        { "lumina-mgpt", "arch=lumina-mgpt dim=48 n_layer=2 n_head=8 n_kv_head=4 ffn_hidden=70 norm_eps=1e-5 rope=1d vocab_size=90 image_base=4 "
+                         "codebook_size=60 qk_norm=2 norm_order=post eol=70 grid_h=3 grid_w=5 seed=11", TSAR_BF16 },
+        { "emu3", "arch=emu3 dim=64 n_layer=2 n_head=4 n_kv_head=2 ffn_hidden=80 norm_eps=1e-5 rope=1d rope_base=1000000 vocab_size=100 image_base=40 "
+                  "codebook_size=60 eol=33 grid_h=3 grid_w=4 seed=12", TSAR_F32 },
+        { "janus", "arch=janus dim=40 n_layer=2 n_head=4 n_kv_head=4 ffn_hidden=90 norm_eps=1e-6 rope=1d vocab_size=50 codebook_size=64 image_embed=8 "
+                   "image_head=52 pad=3 grid_h=4 grid_w=4 seed=13", TSAR_F16 },
+        { "token-shuffle-eol", "arch=token-shuffle dim=64 n_layer=2 n_head=4 n_kv_head=2 ffn_hidden=80 norm_eps=1e-5 rope=2d text_vocab=40 codebook_size=50 "
+                               "eol=9 shuffle=2 shuffle_blocks=1 shuffle_hidden=44 grid_h=6 grid_w=8 seed=14", TSAR_F32 },
+    };
+    static const int64_t text[] = { 0, 7, 12, 30, 5, 1 }, ids[] = { 5, 17, 2, 17, 30, 8, 8, 21, 1 };
+    const tsar_prompt prompt = { .text = text, .n_text = 6 };
+    const tsar_sink sink = { .put = put };
+    tsar_error err = { "" };
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        tsar_model *m = synthesise(models[i].keys, models[i].dtype, threads);
+        strcpy(run.group, models[i].group);
+        trace_gpt(m, &prompt);
+        tsar_model_close(m);
+    }
+    double out[9 * 24];
+    tsar_model *m = synthesise("t5_vocab=40 t5_dim=24 t5_n_layer=2 t5_n_head=3 t5_head_dim=6 t5_ffn_hidden=50 t5_buckets=8 t5_max_distance=6 seed=15", TSAR_F32,
+                               threads);
+    strcpy(run.group, "t5");
+    require(tsar_t5_encode(m, ids, 9, out, &sink, &err), &err);
+    tsar_model_close(m);
+}
+
 static void functions(void)
 {
-    uint64_t hash[5] = { 0, 0, 0, 0, 0 };
+    uint64_t hash[7] = { 0 };
     for (size_t i = 0; i < 20000; i++) {
         double u = tsar_uniform(1, i, 0, 0, 0, 0, 0);
-        const double y[5] = { tsar_exp(1500.0 * u - 760.0), tsar_log(u * 1e3), tsar_sin(u * 1e4 - 5e3), tsar_cos(u * 1e6), tsar_pow(10000.0, -u) };
-        for (size_t f = 0; f < 5; f++) {
+        double y[7] = { tsar_exp(1500.0 * u - 760.0), tsar_log(u * 1e3), tsar_sin(u * 1e4 - 5e3), tsar_cos(u * 1e6),
+                        tsar_pow(10000.0, -u), tsar_erf(14.0 * u - 7.0), 20.0 * u - 10.0 };
+        tsar_gelu_erf_n(&y[6], 1);
+        for (size_t f = 0; f < 7; f++) {
             uint64_t word;
             memcpy(&word, &y[f], 8);
             hash[f] = fnv(hash[f], word, 8);
@@ -240,6 +276,8 @@ static void functions(void)
     record("sin", hash[2]);
     record("cos", hash[3]);
     record("pow", hash[4]);
+    record("erf", hash[5]);
+    record("gelu_erf", hash[6]);
 }
 
 int main(int argc, char **argv)
@@ -256,6 +294,7 @@ int main(int argc, char **argv)
     llamagen(threads);
     token_shuffle(threads);
     other_tokenizers(threads);
+    families(threads);
     if (!run.expected) return 0;
     if (fgetc(run.expected) != EOF && ++run.failed) puts("FAILED more digests are expected than were made");
     fclose(run.expected);
