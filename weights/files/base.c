@@ -42,6 +42,17 @@ tsar_status tsar_fail(tsar_error *err, tsar_status status, const char *format, .
     return status;
 }
 
+void tsar_note(tsar_note_fn note, void *context, const char *format, ...)
+{
+    char line[512];
+    va_list arguments;
+    if (!note) return;
+    va_start(arguments, format);
+    vsnprintf(line, sizeof line, format, arguments);
+    va_end(arguments);
+    note(context, line);
+}
+
 /* The block of calloc stays untouched but for the pointer to its start, which stands in front of the aligned bytes:
  * pages that nobody writes to cost nothing. */
 void *tsar_alloc(size_t count, size_t size, const char *what, tsar_error *err)

@@ -2,20 +2,8 @@
 #include "files.h"
 
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-
-void tsar_note(tsar_note_fn note, void *context, const char *format, ...)
-{
-    char line[512];
-    va_list arguments;
-    if (!note) return;
-    va_start(arguments, format);
-    vsnprintf(line, sizeof line, format, arguments);
-    va_end(arguments);
-    note(context, line);
-}
 
 /* ------------------------------------------------------------------------------------------------------ opening a file */
 

@@ -16,6 +16,9 @@
 
 /* ----------------------------------------------------------------------------------------------------- text (base.c) */
 
+/* A formatted line for a note function that may be NULL. */
+void tsar_note(tsar_note_fn note, void *context, const char *format, ...) TSAR_FORMAT(3, 4);
+
 /* Bytes of the UTF-8 sequence at the start of `bytes` bytes of text; 0 if it is none (overlong forms and surrogates included). */
 size_t tsar_utf8_length(const void *text, size_t bytes);
 
@@ -124,6 +127,9 @@ tsar_status tsar_text_file(const char *path, size_t limit, const char *what, cha
  * that is not known. */
 enum { TSAR_KIND = 64 };
 const char *tsar_file_kind(const uint8_t *head, size_t n);
+
+/* Bytes with which a file in the legacy form begins, of `n` at `head`; 0 if it is none. */
+size_t tsar_torch_legacy(const uint8_t *head, size_t n);
 
 /* Little-endian numbers. */
 uint32_t tsar_get_u16(const uint8_t *bytes);
@@ -246,9 +252,6 @@ struct tsar_checkpoint {
     size_t count;
 };
 
-/* Bytes with which a file in the legacy form begins, of `n` at `head`; 0 if it is none. */
-size_t tsar_torch_legacy(const uint8_t *head, size_t n);
-
 /* A PyTorch file, whose source is open: finds its state dicts. legacy: what tsar_torch_legacy said. */
 tsar_status tsar_torch_open(tsar_checkpoint *checkpoint, size_t legacy, tsar_note_fn note, void *context, tsar_error *err);
 void tsar_torch_close(tsar_checkpoint *checkpoint);
@@ -280,8 +283,5 @@ typedef struct {
 } tsar_file_list;
 tsar_status tsar_file_list_open(tsar_file_list *list, const char *path, tsar_error *err);
 void tsar_file_list_close(tsar_file_list *list);
-
-/* A formatted line for a note function that may be NULL. */
-void tsar_note(tsar_note_fn note, void *context, const char *format, ...) TSAR_FORMAT(3, 4);
 
 #endif
