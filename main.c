@@ -881,11 +881,10 @@ static tsar_status complete_tokens(generation *g, tsar_inputs *inputs, tsar_erro
     tsar_status status = TSAR_OK;
     if (!conditioned || (c->n_coarse && inputs->coarse)) return TSAR_OK;
     if (!inputs->codes) {
-        if (!covers)
+        if (!covers) {
             status = open_result(g, 1, 0, err);
-        if (!covers && status == TSAR_OK)
-            status = run_generation(g, 0, 1, err);
-        else if (!(g->result.codes = tsar_alloc(N, sizeof *inputs->codes, "codes", err)))
+            if (status == TSAR_OK) status = run_generation(g, 0, 1, err);
+        } else if (!(g->result.codes = tsar_alloc(N, sizeof *inputs->codes, "codes", err)))
             status = TSAR_ROOM;
         else
             status = tsar_vq_encode(g->model, inputs->image, inputs->H, inputs->W, g->result.codes, NULL, err);
