@@ -357,7 +357,7 @@ def families(folder, tsar):
     vq = {"vq_ch": "4", "vq_ch_mult": "1,2,2", "vq_res_blocks": "1", "vq_z_channels": "6", "vq_embed_dim": "6", "vq_l2_norm": "0", "vq_groups": "32",
           "vq_pixels": "down", "codebook_size": "24", "grid_h": "4", "grid_w": "4"}
     vq["vq_ch"] = "32"
-    text = {"t5_vocab": "50", "t5_dim": "16", "t5_n_layer": "2", "t5_n_head": "3", "t5_head_dim": "6", "t5_ffn_hidden": "20", "t5_buckets": "8",
+    text = {"t5_vocab": "1700", "t5_dim": "16", "t5_n_layer": "2", "t5_n_head": "3", "t5_head_dim": "6", "t5_ffn_hidden": "20", "t5_buckets": "8",
             "t5_max_distance": "20", "t5_norm_eps": "1e-06"}
 
     def synth(name, keys):
@@ -433,7 +433,7 @@ def families(folder, tsar):
     print("emu3_vq", told(vq, "grid_h", "grid_w"), sep="\t")
     weights = t5(synth("t5", text), 3, 6)
     shared = weights["shared.weight"]
-    config = {"model_type": "t5", "d_model": 16, "num_layers": 2, "num_heads": 3, "d_kv": 6, "d_ff": 20, "vocab_size": 50, "relative_attention_num_buckets": 8,
+    config = {"model_type": "t5", "d_model": 16, "num_layers": 2, "num_heads": 3, "d_kv": 6, "d_ff": 20, "vocab_size": 1700, "relative_attention_num_buckets": 8,
               "relative_attention_max_distance": 20, "layer_norm_epsilon": 1e-06, "feed_forward_proj": "gated-gelu"}
     os.mkdir(os.path.join(folder, "t5"))
     json.dump(config, open(os.path.join(folder, "t5", "config.json"), "w"))

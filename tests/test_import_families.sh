@@ -26,6 +26,35 @@ if command -v python3 >/dev/null 2>&1; then
     done <"$dir/cases"
 fi
 
+# tokenizers of text that lie beside them are kept: the model makes of a text what the file makes of it
+text='A photo of 2 red cats, sitting.'
+keeps() { # MODEL_TO_IMPORT TOKENIZER NAME_BESIDE
+    cp "$2" "$(dirname "$1")/$3" && "$TSAR" import "$1" -o "$dir/texted" >"$dir/said" 2>&1 && grep -q 'kept as the tokenizer' "$dir/said" &&
+        "$TSAR" text -m "$dir/texted" "$text" >"$dir/from_model" && "$TSAR" text "$2" "$text" >"$dir/from_file" && [ -s "$dir/from_file" ] &&
+        cmp "$dir/from_model" "$dir/from_file"
+}
+llama='rope=1d dim=8 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=4 norm_eps=1e-05 codebook_size=8 grid_h=2 grid_w=2'
+for kind in 'lumina-mgpt image_base=4 eol=20:chameleon.json:text_tokenizer.json' 'janus image_embed=2 image_head=2 pad=1:deepseek.json:tokenizer.json'; do
+    keys=${kind%%:*}
+    file=${kind#*:}
+    place=$dir/${keys%% *}
+    mkdir -p "$place"
+    # shellcheck disable=SC2086
+    "$TSAR" synth arch=$keys $llama vocab_size=110000 -o "$place/model.safetensors" --quiet
+    check "a tokenizer beside ${keys%% *}" keeps "$place/model.safetensors" "tests/vectors/bpe/tok/${file%%:*}" "${file#*:}"
+    check "drop=tokenizer." sh -c "'$TSAR' import '$place/model.safetensors' drop=tokenizer. -o '$dir/texted' --quiet && ! '$TSAR' text -m '$dir/texted' x"
+done
+mkdir -p "$dir/emu3"
+# shellcheck disable=SC2086
+"$TSAR" synth arch=emu3 image_base=4 eol=20 $llama vocab_size=110000 -o "$dir/emu3/model.safetensors" --quiet
+cp tests/vectors/bpe/tok/emu3/emu3_vision_tokens.txt "$dir/emu3"
+check "a tokenizer beside emu3" keeps "$dir/emu3/model.safetensors" tests/vectors/bpe/tok/emu3/emu3.tiktoken emu3.tiktoken
+if [ -d "$dir/in/t5" ]; then
+    check "spiece.model beside t5" keeps "$dir/in/t5/pytorch_model.bin" tests/vectors/t5/t5like.model spiece.model
+    hostile() { cp "$1" "$dir/in/t5/spiece.model" && ! "$TSAR" import "$dir/in/t5" -o "$dir/texted" 2>"$dir/said" && grep -q 'drop=t5.spiece' "$dir/said"; }
+    check "a hostile spiece.model" hostile tests/spiece/bad_charsmap_value.model
+fi
+
 # what the models' own code wrote
 official() { # FOLDER DTYPE KEYS_OF_SYNTH -- ARGUMENTS OF IMPORT
     folder=tests/checkpoints/$1

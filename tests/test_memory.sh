@@ -10,6 +10,8 @@ failed=0
 rm -rf "$dir"
 mkdir -p "$dir"
 cp tests/checkpoints/small.pt "$dir"
+cp -r tests/checkpoints/lumina_gqa_hf tests/checkpoints/flan "$dir"
+cp tests/spiece/ok_plain.model "$dir/flan/spiece.model"
 
 sources='main.c tsar.c vq.c sampler.c tests/trace.c tests/rounded.c tests/judge.c tests/verify.c tests/report.c tests/bench.c tests/selfcheck.c'
 objects=
@@ -101,6 +103,9 @@ try verify nothing ./tsar verify -m model.safetensors trace.safetensors --quiet
 try synth out.safetensors ./tsar synth $shape -o out.safetensors --quiet
 try cluster out.safetensors ./tsar cluster -m model.safetensors -k 3 -o out.safetensors --quiet
 try import out.safetensors ./tsar import small.pt n_head=4 grid_h=4 grid_w=4 -o out.safetensors --quiet
+try 'import, sharded folder' out.safetensors ./tsar import lumina_gqa_hf codebook_size=77 eoi=81 boi=82 sep=90 eol=101 size_base=102 grid_h=6 grid_w=2 \
+    -o out.safetensors --quiet
+try 'import, text encoder' out.safetensors ./tsar import flan -o out.safetensors --quiet
 try info nothing ./tsar info model.safetensors
 try 'decode, shared tokenizer' out.ppm ./tsar decode -m shared.safetensors codes.safetensors -o out.ppm --quiet
 echo "$passed passed, $failed failed"

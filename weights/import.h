@@ -90,7 +90,7 @@ typedef struct {
     tsar_writer *writer;
     tsar_bpe bpe;    /* what lies beside the checkpoints */
     char *spiece;    /* [n_spiece] */
-    size_t n_spiece;
+    size_t n_spiece, n_pieces;
     tsar_values text[TSAR_IMPORT_TEXT]; /* [n_text]: both as tensors of the model file */
     size_t n_text;
 } tsar_importer;

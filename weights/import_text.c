@@ -96,6 +96,24 @@ static tsar_status read_bpe(tsar_importer *im, const char *path)
     return status;
 }
 
+/* The file is kept as it is, once it is known to be one. */
+static tsar_status read_spiece(tsar_importer *im, const char *path)
+{
+    tsar_spiece *spiece = NULL;
+    tsar_error why = { "" };
+    tsar_status status = tsar_text_file(path, MAX_SPIECE, "a spiece.model", &im->spiece, &im->n_spiece, im->err);
+    if (status == TSAR_OK) {
+        status = tsar_spiece_open(&spiece, im->spiece, im->n_spiece, path, &why);
+        if (status == TSAR_OK) im->n_pieces = tsar_spiece_count(spiece);
+        tsar_spiece_close(spiece);
+        if (status != TSAR_OK) return tsar_fail(im->err, status, "%s (drop=t5.spiece imports without it)", why.text);
+    }
+    if (status != TSAR_OK) return status;
+    tsar_note(im->note, im->context, "%s: kept as the tokenizer of the text encoder", path);
+    add(im, "t5.spiece", TSAR_U8, 1, im->n_spiece, im->spiece);
+    return TSAR_OK;
+}
+
 tsar_status tsar_import_text(tsar_importer *im)
 {
     const char *arch = tsar_import_get(im, "arch");
@@ -109,11 +127,7 @@ tsar_status tsar_import_text(tsar_importer *im)
     path = NULL;
     if (status == TSAR_OK && tsar_import_has(im, "t5.") && !tsar_import_find(im, "t5.spiece") && !tsar_import_drops(im, "t5.spiece"))
         status = find_beside(im, "spiece.model", 1, &path);
-    if (path) status = tsar_text_file(path, MAX_SPIECE, "a spiece.model", &im->spiece, &im->n_spiece, im->err);
-    if (status == TSAR_OK && path) {
-        tsar_note(im->note, im->context, "%s: kept as the tokenizer of the text encoder", path);
-        add(im, "t5.spiece", TSAR_U8, 1, im->n_spiece, im->spiece);
-    }
+    if (path) status = read_spiece(im, path);
     tsar_free(path);
     return status;
 }
@@ -129,6 +143,9 @@ static int64_t largest(const int64_t *ids, size_t n, int64_t most)
 tsar_status tsar_import_check_text(const tsar_importer *im, const tsar_config *config)
 {
     const tsar_bpe *bpe = &im->bpe;
+    if (im->n_pieces > config->t5_vocab)
+        return tsar_fail(im->err, TSAR_INPUT, "%s: the spiece.model beside it has %zu pieces, the encoder %zu ids (drop=t5.spiece imports without it)",
+                         im->name, im->n_pieces, config->t5_vocab);
     int64_t most = largest(bpe->merge_ids, bpe->n_merges, -1);
     most = largest(bpe->whole.ids, bpe->whole.n, most);
     most = largest(bpe->special.ids, bpe->special.n, most);
