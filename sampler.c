@@ -400,6 +400,7 @@ typedef struct {
     size_t side, slots;      /* s, s*s: codes of a fused token */
     size_t V, N;             /* predicted vocabulary, codes of an image */
     size_t width;            /* tokens that a pass decodes of one image, at most */
+    int eol;                 /* 1: rows end by a token that is fed, not decoded */
     size_t chunk;            /* CTF: tokens whose fine logits are held at once; else 0 */
     tsar_state *state;
     /* the buffers of buffer_table */
@@ -495,6 +496,7 @@ static void measure(generation *g, const tsar_model *model, const tsar_prompt *p
     g->slots = g->side * g->side;
     g->V = config->vocab;
     g->N = config->grid_h * config->grid_w;
+    g->eol = config->eol >= 0;
     g->width = order_width(settings, g->rows, g->columns);
     g->batch = batch_size(g, images);
     if (config->n_coarse == 0) return;
@@ -654,9 +656,34 @@ static double guidance_scale(const generation *g, size_t b, size_t t)
 /* Whether no row that guidance covers will ever look at the unconditional keys and values of place t: it covers the first tokens of the raster order. */
 static int is_unguided(const generation *g, size_t t) { return !g->settings->authors && !(tsar_cfg_scale(g->settings, t + 1, g->n) > 0); }
 
-/* The rows of image b in the next pass, ascending. A row at place t predicts token t+1. It is fed with token t itself, and
- * kept, as soon as that is decoded; a prediction that is wanted earlier is made by a stand-in. The last token of the image
- * predicts nothing and is never fed. Returns the number of rows. */
+/* What is fed at one place: token t, kept or as a stand-in, or the eol behind it. */
+typedef enum { FEED_TOKEN, FEED_EOL } feed_kind;
+
+/* The row of a place for each branch that looks at it, which predicts the k-th token of this pass, or nothing (k = SIZE_MAX); returns how many. */
+static size_t feed_place(const generation *g, size_t b, size_t t, feed_kind kind, size_t k, tsar_feed *feed)
+{
+    const int64_t *step_of = g->step_of + b * g->n;
+    size_t count = 0;
+    for (size_t branch = 0; branch < g->branches; branch++) {
+        tsar_feed *row = &feed[count];
+        if (branch == 1 && is_unguided(g, t)) continue;
+        row->sequence = g->branches * b + branch;
+        row->token = t;
+        row->codes = kind == FEED_EOL ? NULL : g->codes + (b * g->n + stand_in(g, step_of, t)) * g->slots;
+        row->keep = kind == FEED_EOL || step_of[t] >= 0 || g->settings->authors;
+        row->logits = k != SIZE_MAX ? logits_of(g, branch, b, k) : NULL;
+        count++;
+    }
+    return count;
+}
+
+/* The rows of image b in the next pass, ascending (SPEC 6). A decoded token is fed once, at its place t, and its keys and values are kept; what predicts
+ * token t+1, in the pass that wants it, is
+ *     token t         where it is in the same row, or where rows have no end of their own
+ *     its stand-in    if that is not decoded yet
+ *     eol             for the first token of a row where rows end by it: known beforehand, fed in that pass (in the adaptive order anew for each
+ *                     evaluation) and kept, though it may not have seen the rest of the row
+ * The last token of the image predicts nothing and is never fed. Returns the number of rows. */
 static size_t feed_image(const generation *g, size_t b, tsar_feed *feed)
 {
     const int64_t *step_of = g->step_of + b * g->n;
@@ -665,20 +692,12 @@ static size_t feed_image(const generation *g, size_t b, tsar_feed *feed)
     size_t count = 0, k = 0;
     for (size_t t = 0; t + 1 < g->n; t++) {
         const int wanted = k < g->n_next[b] && next[k] == t + 1;
-        const int decoded = step_of[t] >= 0;
-        if (!wanted && !(decoded && !fed[t])) continue;
-        for (size_t branch = 0; branch < g->branches; branch++) {
-            tsar_feed *row = &feed[count];
-            if (branch == 1 && is_unguided(g, t)) continue;
-            row->sequence = g->branches * b + branch;
-            row->token = t;
-            row->codes = g->codes + (b * g->n + stand_in(g, step_of, t)) * g->slots;
-            row->keep = decoded || g->settings->authors;
-            row->logits = wanted ? logits_of(g, branch, b, k) : NULL;
-            count++;
-        }
-        if (decoded) fed[t] = 1;
-        k += (size_t)wanted;
+        const int by_eol = g->eol && (t + 1) % g->columns == 0;
+        const size_t predicts = wanted ? k++ : SIZE_MAX;
+        const int fresh = step_of[t] >= 0 && !fed[t];
+        if (fresh || (wanted && !by_eol)) count += feed_place(g, b, t, FEED_TOKEN, by_eol ? SIZE_MAX : predicts, feed + count);
+        if (wanted && by_eol) count += feed_place(g, b, t, FEED_EOL, predicts, feed + count);
+        if (fresh) fed[t] = 1;
     }
     return count;
 }
@@ -893,6 +912,15 @@ size_t tsar_batch(const tsar_model *model, const tsar_prompt *prompt, const tsar
     return g.batch;
 }
 
+/* The prompt, and with guidance that of the branch that is subtracted. */
+static tsar_status check_prompts(const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, tsar_error *err)
+{
+    tsar_prompt uncond = *prompt;
+    uncond.unconditional = 1;
+    const tsar_status status = tsar_prompt_check(model, prompt, err);
+    return status == TSAR_OK && settings->cfg > 1 ? tsar_prompt_check(model, &uncond, err) : status;
+}
+
 tsar_status tsar_generate(const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, size_t images, tsar_result *result,
                           tsar_progress_fn progress, void *context, tsar_error *err)
 {
@@ -902,7 +930,7 @@ tsar_status tsar_generate(const tsar_model *model, const tsar_prompt *prompt, co
         status = tsar_fail(err, TSAR_INPUT, "the model has no gpt.* part, so it cannot generate; use a model file with a transformer");
     if (status == TSAR_OK) status = tsar_settings_check(settings, err);
     if (status == TSAR_OK) status = tsar_order_check(settings, model, err);
-    if (status == TSAR_OK) status = tsar_prompt_check(model, prompt, err);
+    if (status == TSAR_OK) status = check_prompts(model, prompt, settings, err);
     if (status != TSAR_OK) return status;
     measure(&g, model, prompt, settings, images);
     status = generation_open(&g, err);

@@ -1,6 +1,7 @@
 /* Decode orders against golden vectors: every case that a file holds, by the names of its tensors,
  *
- *     greedy, greedy_cfg, raster.cfgA, zipar.W.cfgA, zipar_authors.W.cfgA[.intervalK]   .codes, and where they are there .step_of, .steps, .logits
+ *     greedy, greedy_cfg, raster.cfgA, zipar.W.cfgA, zipar_pad.W.cfgA (the ZipAR authors' prefix for Lumina-mGPT's unconditional sequence),
+ *     zipar_authors.W.cfgA[.intervalK]                        .codes, and where they are there .step_of, .steps, .logits
  *
  * codes, steps and passes exactly, logits to 1e-11 of their RMS; W = C equals raster, a batch a single image, a pair two sequences, to the bit. */
 #include "test.h"
@@ -36,7 +37,7 @@ typedef struct {
     tsar_file *file;
     tsar_model *model;
     tsar_prompt prompt;
-    int64_t *text, *class_id;
+    int64_t *text, *uncond, *pad, *class_id; /* pad: every id of text but the first and the last three replaced by 1 */
     double *caption, *mask;
 } source;
 
@@ -53,6 +54,9 @@ static int source_open(source *s, const char *name)
     remove(SYNTHETIC);
     if (!CHECK(status == TSAR_OK, "%s: %s", name, err.text)) return 0;
     s->prompt.text = s->text = golden(s->file, "input.text", "", 1, &s->prompt.n_text);
+    s->pad = golden(s->file, "input.text", "", 1, NULL);
+    for (size_t i = 1; i + 3 < s->prompt.n_text; i++) s->pad[i] = 1;
+    s->prompt.text_uncond = s->uncond = golden(s->file, "input.text_uncond", "", 1, &s->prompt.n_text_uncond);
     s->class_id = golden(s->file, "input.class", "", 1, NULL);
     if (s->class_id != NULL) s->prompt.class_id = (size_t)s->class_id[0];
     s->prompt.caption = s->caption = golden(s->file, "input.caption", "", 0, NULL);
@@ -65,6 +69,8 @@ static void source_close(source *s)
     tsar_file_close(s->file);
     tsar_model_close(s->model);
     free(s->text);
+    free(s->uncond);
+    free(s->pad);
     free(s->class_id);
     free(s->caption);
     free(s->mask);
@@ -114,7 +120,7 @@ static int settings_of(tsar_settings *s, const source *from, const char *name)
     s->greedy = 1;
     s->cfg = cfg != NULL ? strtod(cfg + 4, NULL) : strcmp(name, "greedy_cfg") == 0 ? strtod(tsar_file_meta(from->file, "cfg"), NULL) : 1;
     if (interval != NULL) s->cfg_interval = strtol(interval + 9, NULL, 10);
-    if (strncmp(name, "zipar.", 6) == 0) snprintf(order, sizeof order, "zipar:%d", atoi(dot + 1));
+    if (strncmp(name, "zipar.", 6) == 0 || strncmp(name, "zipar_pad.", 10) == 0) snprintf(order, sizeof order, "zipar:%d", atoi(dot + 1));
     if (strncmp(name, "zipar_authors.", 14) == 0) snprintf(order, sizeof order, "zipar:%d,authors", atoi(dot + 1));
     const int known = strncmp(name, "raster.", 7) == 0 || strncmp(name, "greedy", 6) == 0 || strcmp(order, "raster") != 0;
     return known && tsar_order_parse(s, order, NULL) == TSAR_OK;
@@ -139,7 +145,9 @@ static void test_case(const source *s, const char *file, const char *name)
     int64_t *codes = golden(s->file, name, ".codes", 1, NULL), *step_of = golden(s->file, name, ".step_of", 1, NULL);
     int64_t *steps = golden(s->file, name, ".steps", 1, NULL);
     double *logits = golden(s->file, name, ".logits", 0, &count);
-    run r = generate(s, &s->prompt, &settings, 1), three = generate(s, &s->prompt, &settings, 3);
+    tsar_prompt prompt = s->prompt;
+    if (strncmp(name, "zipar_pad.", 10) == 0) prompt.text_uncond = s->pad, prompt.n_text_uncond = prompt.n_text;
+    run r = generate(s, &prompt, &settings, 1), three = generate(s, &prompt, &settings, 3);
     CHECK(memcmp(codes, r.result.codes, r.N * sizeof *codes) == 0, "%s, %s: codes", file, name);
     CHECK(step_of == NULL || memcmp(step_of, r.result.step_of, r.n * sizeof *step_of) == 0, "%s, %s: step_of", file, name);
     CHECK(steps == NULL || (size_t)steps[0] == r.result.passes[0], "%s, %s: %zu passes", file, name, r.result.passes[0]);
@@ -203,6 +211,15 @@ int main(void)
     test_file("zipar_authors_c2i", 15);
     test_file("zipar_authors_c2i_odd", 11);
     test_file("zipar_authors_t2i", 11);
+    test_file("lumina_mha", 2);
+    test_file("lumina_gqa", 2);
+    test_file("lumina_ids", 2);
+    test_file("lumina_zipar", 14);
+    test_file("lumina_zipar_wide", 8);
+    test_file("emu3", 2);
+    test_file("emu3_wide", 2);
+    test_file("emu3_zipar", 8);
+    test_file("janus", 2);
     test_refusals();
     return test_end();
 }
