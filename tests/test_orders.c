@@ -162,6 +162,48 @@ static void test_case(const source *s, const char *file, const char *name)
     free(logits);
 }
 
+/* The logits of a trace, the last `size` of gpt.logits but what stands behind the last token. */
+typedef struct {
+    double *logits;
+    size_t rows, V;
+} traced;
+
+static tsar_status keep_logits(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, void *data, tsar_error *err)
+{
+    traced *t = context;
+    (void)dtype, (void)rank, (void)err;
+    if (strcmp(name, "gpt.logits") != 0) return TSAR_OK;
+    const double *from = data;
+    if (rank == 2) from += (shape[0] - t->rows - 1) * t->V; /* LlamaGen: every position, the last of which predicts nothing */
+    memcpy(t->logits, from, t->rows * t->V * sizeof *from);
+    return TSAR_OK;
+}
+
+/* Raster order with keys and values that are kept, both sequences in one pass, equals two runs over the whole picture, to the bit. */
+static void test_uncached(const source *s, const char *file)
+{
+    const tsar_config *c = &s->model->config;
+    tsar_error err = { "" };
+    tsar_settings settings = tsar_settings_default(s->model);
+    settings.cfg = 3;
+    settings.schedule = TSAR_CONSTANT;
+    run r = generate(s, &s->prompt, &settings, 1);
+    traced t[2];
+    for (int branch = 0; branch < 2; branch++) {
+        tsar_prompt prompt = s->prompt;
+        const tsar_sink sink = { keep_logits, &t[branch], 0 };
+        prompt.unconditional = branch;
+        t[branch].rows = c->tokens * c->shuffle * c->shuffle, t[branch].V = c->vocab;
+        t[branch].logits = need(r.logits, sizeof(double));
+        CHECK(tsar_gpt_trace(s->model, &prompt, r.result.codes, &sink, &err) == TSAR_OK, "%s: %s", file, err.text);
+    }
+    tsar_guide(t[0].logits, t[1].logits, r.logits, 3);
+    CHECK(memcmp(t[0].logits, r.result.logits, r.logits * sizeof(double)) == 0, "%s: a pair with a cache equals two runs without", file);
+    free(t[0].logits);
+    free(t[1].logits);
+    run_close(&r);
+}
+
 static void test_file(const char *file, size_t expected)
 {
     source s;
@@ -179,6 +221,7 @@ static void test_file(const char *file, size_t expected)
         seen++;
     }
     CHECK(seen == expected, "%s: %zu of %zu cases", file, seen, expected);
+    test_uncached(&s, file);
     source_close(&s);
 }
 
