@@ -31,7 +31,7 @@ enum { GENERATE = 1, ENCODE = 2, DECODE = 4, TRACE = 8, VERIFY = 16, IMPORT = 32
 /* clang-format off */
 enum { O_MODEL, O_OUTPUT, O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_IMAGES, O_SEED, O_CFG, O_SCHEDULE, O_INTERVAL, O_TEMPERATURE, O_TOP_K,
        O_TOP_P, O_GREEDY, O_DECODE, O_CODES, O_FRAMES, O_ORDER_MAP, O_SHOW, O_INPUTS, O_IMAGE, O_INSIDE, O_ONLY, O_RTOL, O_PRECISION, O_STRICT, O_JSON,
-       O_LIKE, O_DTYPE, O_LABELS, O_THREADS, O_PROMPTS, O_SHARD, O_RESUME, O_FORCE, O_GRID, O_RAW_PROMPT, O_TEMPLATE, O_TO_TEXT, O_QUIET, O_HELP, OPTIONS };
+       O_LIKE, O_DTYPE, O_LABELS, O_THREADS, O_NEGATIVE_IDS, O_PROMPTS, O_SHARD, O_RESUME, O_FORCE, O_GRID, O_RAW_PROMPT, O_TEMPLATE, O_TO_TEXT, O_QUIET, O_HELP, OPTIONS };
 /* clang-format on */
 
 typedef enum { IS_SWITCH, IS_TEXT, IS_COUNT, IS_INTEGER, IS_REAL } option_kind;
@@ -94,6 +94,8 @@ static const option options[OPTIONS] = {
     { "dtype", 0, "TYPE", IS_TEXT, 0, 0, SYNTH | IMPORT, 0, "f32, bf16 or f16 (f32); import: bf16 rounds the weights to it (unchanged)" },
     { "labels", 'k', "K", IS_COUNT, 1, INT32_MAX, CLUSTER, CLUSTER, "number of coarse labels" },
     { "threads", 0, "N", IS_COUNT, 1, MAX_THREADS, COMPUTES, 0, "threads, which never change a result (all of the machine's, if built with OMP=1)" },
+    { "negative-ids", 0, "IDS", IS_TEXT, 0, 0, CONDITIONED, 0,
+      "the whole prefix of the sequence that guidance subtracts, of any length, for models of ids (by the model's own rule)" },
     { "prompts", 0, "FILE", IS_TEXT, 0, 0, GENERATE, 0,
       "a list of prompts, one on each line, or a JSON object on each line with prompt, seed and n (- is standard input); line I, from 0, has the seed --seed + I unless "
       "it has its own, and the picture -o FOLDER/0000I" PICTURE_ENDING " or, with a picture's name, -o NAME-0000I" PICTURE_ENDING },
@@ -229,7 +231,7 @@ static tsar_status parse_arguments(arguments *a, const command *c, int argc, cha
 }
 
 /* A comma-separated list of ids. */
-static tsar_status parse_ids(const char *text, int64_t **ids, size_t *n, tsar_error *err)
+static tsar_status parse_ids(const char *flag, const char *text, int64_t **ids, size_t *n, tsar_error *err)
 {
     size_t count = 1;
     for (const char *p = text; *p; p++) count += *p == ',';
@@ -242,7 +244,7 @@ static tsar_status parse_ids(const char *text, int64_t **ids, size_t *n, tsar_er
         uint64_t id;
         if (length < sizeof digits) memcpy(digits, p, length);
         if (!parse_count(digits, INT64_MAX, &id))
-            return tsar_fail(err, TSAR_USAGE, "--prompt-ids %s: give ids as whole numbers separated by commas, for example 0,7,1", text);
+            return tsar_fail(err, TSAR_USAGE, "--%s %s: give ids as whole numbers separated by commas, for example 0,7,1", flag, text);
         (*ids)[*n] = (int64_t)id;
         p += length + (p[length] == ',');
     }
@@ -394,7 +396,7 @@ typedef struct {
     tsar_model *model;
     tsar_settings settings;
     tsar_prompt prompt;
-    int64_t *ids; /* owned, as are the following */
+    int64_t *ids, *negative; /* owned, as are the following */
     double *caption, *mask;
     tsar_result result;
     uint8_t *rgb;       /* [H][W][3]; NULL without a tokenizer */
@@ -410,6 +412,7 @@ typedef struct {
 static void close_generation(generation *g)
 {
     tsar_free(g->ids);
+    tsar_free(g->negative);
     tsar_free(g->caption);
     tsar_free(g->mask);
     tsar_free(g->result.codes);
@@ -456,17 +459,21 @@ static tsar_status read_condition(generation *g, tsar_error *err)
     if (fits != 1 || given[0] + given[1] + given[2] + given[3] != 1)
         return tsar_fail(err, TSAR_USAGE, "the model is %s: give it %s%s", family->name, wants[family->prefix], fits ? " and nothing else to start from" : "");
     if (given[0]) status = tsar_text_encode(g->model, at[O_PROMPT].text, &g->ids, &g->prompt.n_text, err);
-    if (given[1]) status = parse_ids(at[O_PROMPT_IDS].text, &g->ids, &g->prompt.n_text, err);
+    if (given[1]) status = parse_ids("prompt-ids", at[O_PROMPT_IDS].text, &g->ids, &g->prompt.n_text, err);
+    if (status == TSAR_OK && at[O_NEGATIVE_IDS].text && family->prefix != TSAR_PREFIX_IDS)
+        status = tsar_fail(err, TSAR_USAGE, "--negative-ids: the model is %s, whose unconditional sequence begins with no ids", family->name);
+    if (status == TSAR_OK && at[O_NEGATIVE_IDS].text)
+        status = parse_ids("negative-ids", at[O_NEGATIVE_IDS].text, &g->negative, &g->prompt.n_text_uncond, err);
     if (given[2]) g->prompt.class_id = (size_t)at[O_CLASS].count;
     if (given[3]) status = tsar_caption_read(g->model, at[O_CAPTION].text, &g->caption, &g->mask, err);
-    g->prompt.text = g->ids, g->prompt.caption = g->caption, g->prompt.caption_mask = g->mask;
+    g->prompt.text = g->ids, g->prompt.text_uncond = g->negative, g->prompt.caption = g->caption, g->prompt.caption_mask = g->mask;
     return status == TSAR_OK ? tsar_prompt_check(g->model, &g->prompt, err) : status;
 }
 
 /* The job that the flags describe. */
 static tsar_status describe_job(generation *g, tsar_error *err)
 {
-    static const int drawn[] = { O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION }; /* what a command is drawn from, in its order */
+    static const int drawn[] = { O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_NEGATIVE_IDS, O_GRID }; /* what a command is drawn from, in its order */
     const option_value *at = g->a->at;
     tsar_job *job = &g->job;
     job->model = g->model, job->settings = &g->settings, job->model_path = at[O_MODEL].text, job->images = g->images;
@@ -834,6 +841,7 @@ static tsar_status run_decode(const arguments *a, tsar_error *err)
 static void use_inputs(generation *g, const tsar_inputs *inputs)
 {
     g->prompt.text = inputs->text, g->prompt.n_text = inputs->n_text, g->prompt.class_id = inputs->class_id;
+    g->prompt.text_uncond = inputs->text_uncond, g->prompt.n_text_uncond = inputs->n_text_uncond;
     g->prompt.caption = inputs->caption, g->prompt.caption_mask = inputs->caption_mask;
 }
 
@@ -864,9 +872,10 @@ static tsar_status read_trace_inputs(generation *g, tsar_inputs *inputs, tsar_er
         return tsar_fail(err, TSAR_USAGE, "the model has no transformer: trace it with --image FILE or --inputs FILE");
     if (status != TSAR_OK || (at[O_IMAGE].text && !conditioned)) return status;
     status = read_condition(g, err);
+    inputs->text_uncond = g->negative, inputs->n_text_uncond = g->prompt.n_text_uncond;
     inputs->text = g->ids, inputs->n_text = g->prompt.n_text, inputs->caption = g->caption, inputs->caption_mask = g->mask;
     inputs->has_class = at[O_CLASS].text != NULL, inputs->class_id = g->prompt.class_id;
-    g->ids = NULL, g->caption = g->mask = NULL; /* they belong to inputs now */
+    g->ids = g->negative = NULL, g->caption = g->mask = NULL; /* they belong to inputs now */
     return status;
 }
 

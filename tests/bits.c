@@ -177,6 +177,31 @@ static void llamagen(size_t threads)
     tsar_model_close(m);
 }
 
+/* Decode orders of families of ids, whose rows may end by a token and whose unconditional prefixes have a length of their own; and the authors' ZipAR. */
+static void sequences(size_t threads)
+{
+    static const int64_t text[] = { 3, 11, 25, 2, 8, 9 }, negative[] = { 3, 2, 8, 9 };
+    const tsar_prompt prompt = { .text = text, .n_text = 6 }, own = { .text = text, .n_text = 6, .text_uncond = negative, .n_text_uncond = 4 };
+    const tsar_prompt of_class = { .class_id = 2 };
+    tsar_model *m = synthesise("arch=lumina-mgpt dim=48 n_layer=2 n_head=4 n_kv_head=2 ffn_hidden=70 norm_eps=1e-5 rope=1d vocab_size=110 image_base=30 "
+                               "codebook_size=70 eol=7 boi=2 qk_norm=2 norm_order=post grid_h=4 grid_w=5 seed=8", TSAR_BF16, threads);
+    strcpy(run.group, "orders-eol");
+    generate(m, &prompt, "raster", TSAR_CONSTANT, 1);
+    generate(m, &own, "zipar:2", TSAR_CONSTANT, 2);
+    generate(m, &own, "zipar-adaptive:1", TSAR_CONSTANT, 1);
+    tsar_model_close(m);
+    m = synthesise("arch=janus dim=48 n_layer=1 n_head=4 n_kv_head=4 ffn_hidden=70 norm_eps=1e-6 rope=1d vocab_size=40 image_embed=8 image_head=52 "
+                   "codebook_size=70 boi=9 pad=1 grid_h=4 grid_w=4 seed=9", TSAR_F32, threads);
+    strcpy(run.group, "orders-janus");
+    generate(m, &prompt, "zipar:3", TSAR_CONSTANT, 1);
+    tsar_model_close(m);
+    m = synthesise("arch=llamagen-c2i dim=48 n_layer=1 n_head=4 n_kv_head=4 ffn_hidden=60 norm_eps=1e-5 rope=2d codebook_size=70 grid_h=5 grid_w=5 "
+                   "cond_tokens=1 num_classes=7 seed=10", TSAR_F32, threads);
+    strcpy(run.group, "zipar-authors");
+    generate(m, &of_class, "zipar:2,authors", TSAR_CONSTANT, 1);
+    tsar_model_close(m);
+}
+
 static void tokenizer(size_t threads)
 {
     const size_t H = 24, W = 16;
@@ -295,6 +320,7 @@ int main(int argc, char **argv)
     token_shuffle(threads);
     other_tokenizers(threads);
     families(threads);
+    sequences(threads);
     if (!run.expected) return 0;
     if (fgetc(run.expected) != EOF && ++run.failed) puts("FAILED more digests are expected than were made");
     fclose(run.expected);

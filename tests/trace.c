@@ -58,38 +58,41 @@ static tsar_status read_floats(double **out, tsar_file *file, const char *name, 
 
 static tsar_prompt prompt_of(const tsar_inputs *inputs)
 {
-    tsar_prompt prompt = {
-        .text = inputs->text, .n_text = inputs->n_text, .class_id = inputs->class_id, .caption = inputs->caption, .caption_mask = inputs->caption_mask
-    };
+    tsar_prompt prompt = { .text = inputs->text, .n_text = inputs->n_text, .class_id = inputs->class_id, .caption = inputs->caption,
+                           .caption_mask = inputs->caption_mask, .text_uncond = inputs->text_uncond, .n_text_uncond = inputs->n_text_uncond };
     return prompt;
 }
 
 static int has_prompt(const tsar_config *config, const tsar_inputs *inputs)
 {
-    switch (config->arch) {
-    case TSAR_TOKEN_SHUFFLE: return inputs->text != NULL;
-    case TSAR_LLAMAGEN_C2I: return inputs->has_class;
-    case TSAR_LLAMAGEN_T2I: return inputs->caption && inputs->caption_mask;
-    default: return 0;
+    switch (tsar_family_of(config)->prefix) {
+    case TSAR_PREFIX_IDS: return inputs->text != NULL;
+    case TSAR_PREFIX_CLASS: return inputs->has_class;
+    case TSAR_PREFIX_CAPTION: return inputs->caption && inputs->caption_mask;
+    case TSAR_PREFIX_NONE: break;
     }
+    return 0;
 }
 
-/* What the transformer is conditioned on: input.text, input.class, or input.caption and input.caption_mask. */
+/* What the transformer is conditioned on: input.text (and input.text_uncond), input.class, or input.caption and input.caption_mask. */
 static tsar_status read_prompt(tsar_inputs *inputs, const tsar_model *model, tsar_file *file, tsar_error *err)
 {
     const tsar_config *c = &model->config;
+    const tsar_prefix prefix = tsar_family_of(c)->prefix;
     const size_t any[1] = { 0 }, one[1] = { 1 }, caption[2] = { c->cond_tokens, c->caption_dim };
     const tsar_tensor *tensor = NULL;
     int64_t *class_id = NULL;
     tsar_status status = TSAR_OK;
-    if (c->arch == TSAR_TOKEN_SHUFFLE) {
-        status = read_integers(&inputs->text, &tensor, file, "input.text", 1, any, c->text_vocab, err);
+    if (prefix == TSAR_PREFIX_IDS) {
+        status = read_integers(&inputs->text, &tensor, file, "input.text", 1, any, c->n_ids, err);
         if (tensor) inputs->n_text = (size_t)tensor->count;
-    } else if (c->arch == TSAR_LLAMAGEN_C2I) {
+        if (status == TSAR_OK) status = read_integers(&inputs->text_uncond, &tensor, file, "input.text_uncond", 1, any, c->n_ids, err);
+        if (status == TSAR_OK && tensor) inputs->n_text_uncond = (size_t)tensor->count;
+    } else if (prefix == TSAR_PREFIX_CLASS) {
         status = read_integers(&class_id, &tensor, file, "input.class", 1, one, c->num_classes + 1, err);
         if (status == TSAR_OK && tensor) inputs->has_class = 1, inputs->class_id = (size_t)class_id[0];
         tsar_free(class_id);
-    } else if (c->arch == TSAR_LLAMAGEN_T2I) {
+    } else if (prefix == TSAR_PREFIX_CAPTION) {
         status = read_floats(&inputs->caption, file, "input.caption", 2, caption, err);
         if (status == TSAR_OK) status = read_floats(&inputs->caption_mask, file, "input.caption_mask", 1, caption, err);
     }
@@ -139,6 +142,7 @@ tsar_status tsar_inputs_read(tsar_inputs *inputs, const tsar_model *model, tsar_
 void tsar_inputs_close(tsar_inputs *inputs)
 {
     tsar_free(inputs->text);
+    tsar_free(inputs->text_uncond);
     tsar_free(inputs->caption);
     tsar_free(inputs->caption_mask);
     tsar_free(inputs->codes);
@@ -161,12 +165,14 @@ const char *tsar_part_needs(const tsar_config *c, int part)
 {
     if (part == TSAR_PART_FINE) return c->has_fine ? "input.coarse" : NULL;
     if (part == TSAR_PART_VQ) return c->has_vq ? "input.image or input.codes" : NULL;
-    switch (c->arch) {
-    case TSAR_TOKEN_SHUFFLE: return c->n_coarse ? "input.text and input.coarse" : "input.text and input.codes";
-    case TSAR_LLAMAGEN_C2I: return c->n_coarse ? "input.class and input.coarse" : "input.class and input.codes";
-    case TSAR_LLAMAGEN_T2I: return c->n_coarse ? "input.caption, input.caption_mask and input.coarse" : "input.caption, input.caption_mask and input.codes";
-    default: return NULL;
+    switch (tsar_family_of(c)->prefix) {
+    case TSAR_PREFIX_IDS: return c->n_coarse ? "input.text and input.coarse" : "input.text and input.codes";
+    case TSAR_PREFIX_CLASS: return c->n_coarse ? "input.class and input.coarse" : "input.class and input.codes";
+    case TSAR_PREFIX_CAPTION:
+        return c->n_coarse ? "input.caption, input.caption_mask and input.coarse" : "input.caption, input.caption_mask and input.codes";
+    case TSAR_PREFIX_NONE: break;
     }
+    return NULL;
 }
 
 /* "SOURCE feeds no part of the model: ..." */
@@ -186,11 +192,12 @@ tsar_status tsar_fail_unfed(const tsar_config *c, const char *source, tsar_error
 tsar_status tsar_emit_inputs(const tsar_model *model, const tsar_inputs *inputs, const tsar_sink *sink, tsar_error *err)
 {
     const tsar_config *c = &model->config;
-    const size_t text[1] = { inputs->n_text }, one[1] = { 1 }, caption[2] = { c->cond_tokens, c->caption_dim }, codes[2] = { inputs->h, inputs->w },
+    const size_t text[1] = { inputs->n_text }, uncond[1] = { inputs->n_text_uncond }, one[1] = { 1 }, caption[2] = { c->cond_tokens, c->caption_dim }, codes[2] = { inputs->h, inputs->w },
                  grid[2] = { c->grid_h, c->grid_w }, image[3] = { inputs->H, inputs->W, 3 }, clusters[1] = { c->codebook_size };
     int64_t class_id = (int64_t)inputs->class_id;
     tsar_status status = TSAR_OK;
     if (inputs->text) status = tsar_emit(sink, err, TSAR_I64, inputs->text, 1, text, "input.text");
+    if (status == TSAR_OK && inputs->text_uncond) status = tsar_emit(sink, err, TSAR_I64, inputs->text_uncond, 1, uncond, "input.text_uncond");
     if (status == TSAR_OK && inputs->has_class) status = tsar_emit(sink, err, TSAR_I64, &class_id, 1, one, "input.class");
     if (status == TSAR_OK && inputs->caption) status = tsar_emit(sink, err, TSAR_F64, inputs->caption, 2, caption, "input.caption");
     if (status == TSAR_OK && inputs->caption_mask) status = tsar_emit(sink, err, TSAR_F64, inputs->caption_mask, 1, caption, "input.caption_mask");

@@ -44,6 +44,7 @@ tsar_status tsar_record_write(const char *path, const tsar_model *model, const t
     const int64_t class_id = (int64_t)prompt->class_id;
     const tsar_values tensors[] = {
         { "input.text", TSAR_I64, 1, { prompt->n_text }, prompt->text },
+        { "input.text_uncond", TSAR_I64, 1, { prompt->n_text_uncond }, prompt->text_uncond },
         { "input.class", TSAR_I64, 1, { 1 }, c->num_classes > 0 ? &class_id : NULL },
         { "input.caption", TSAR_F64, 2, { c->cond_tokens, c->caption_dim }, prompt->caption },
         { "input.caption_mask", TSAR_F64, 1, { c->cond_tokens }, prompt->caption_mask },
