@@ -1,6 +1,8 @@
 /* Traces: what goes in, the run of the parts that it feeds, and the file. A trace is streamed through a tsar_sink. */
 #include "verify.h"
 
+#include "../weights/files/files.h"
+
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -261,8 +263,9 @@ tsar_status tsar_trace(const tsar_model *model, const tsar_inputs *inputs, const
 /* A trace on its way into a file: the header tells all shapes, so that the numbers wait in a temporary file until the last is known. */
 typedef struct {
     tsar_values *tensors; /* data: NULL unless kept in memory */
-    long *places;         /* [n]: where each begins in `waiting` */
+    uint64_t *places;     /* [n]: where each begins in `waiting` */
     size_t n, room;
+    uint64_t used;    /* bytes of `waiting` */
     FILE *waiting;    /* NULL: the system has no temporary files; then memory holds the trace */
     const char *only; /* NULL: all */
 } kept_trace;
@@ -279,7 +282,7 @@ static tsar_status widen_trace(kept_trace *trace, tsar_error *err)
 {
     const size_t room = trace->room ? 2 * trace->room : 64;
     tsar_values *tensors = tsar_alloc(room, sizeof *tensors, "the list of tensors", err);
-    long *places = tsar_alloc(room, sizeof *places, "the list of tensors", err);
+    uint64_t *places = tsar_alloc(room, sizeof *places, "the list of tensors", err);
     if (tensors && places && trace->n) {
         memcpy(tensors, trace->tensors, trace->n * sizeof *tensors);
         memcpy(places, trace->places, trace->n * sizeof *places);
@@ -312,8 +315,9 @@ static tsar_status keep_tensor(void *context, const char *name, tsar_dtype dtype
         kept->data = copy + name_size;
         return TSAR_OK;
     }
-    trace->places[trace->n - 1] = ftell(trace->waiting);
-    if (trace->places[trace->n - 1] < 0 || fwrite(data, 1, bytes, trace->waiting) != bytes)
+    trace->places[trace->n - 1] = trace->used;
+    trace->used += bytes;
+    if (fwrite(data, 1, bytes, trace->waiting) != bytes)
         return tsar_fail(err, TSAR_ROOM, "the temporary file of a trace cannot take %s: its disk is full; choose fewer tensors with --only", name);
     return TSAR_OK;
 }
@@ -338,7 +342,7 @@ static tsar_status copy_waiting(tsar_writer *writer, const kept_trace *trace, si
     tsar_status status = TSAR_OK;
     void *piece = tsar_alloc(PIECE, size, "a piece of a trace", err);
     if (!piece) return TSAR_ROOM;
-    if (fseek(trace->waiting, trace->places[i], SEEK_SET) != 0) status = tsar_fail(err, TSAR_ROOM, "the temporary file of a trace cannot be read");
+    if (!tsar_system_seek(trace->waiting, trace->places[i])) status = tsar_fail(err, TSAR_ROOM, "the temporary file of a trace cannot be read");
     for (uint64_t at = 0; status == TSAR_OK && at < count; at += PIECE) {
         const size_t n = count - at < PIECE ? (size_t)(count - at) : PIECE;
         status = fread(piece, size, n, trace->waiting) == n ? tsar_writer_put(writer, piece, n, err)
@@ -368,7 +372,7 @@ static tsar_status write_kept(tsar_writer *writer, const kept_trace *trace, tsar
 
 tsar_status tsar_trace_write(const tsar_model *model, const tsar_inputs *inputs, const char *only, int inside, const char *path, tsar_error *err)
 {
-    kept_trace trace = { .waiting = tmpfile(), .only = only };
+    kept_trace trace = { .waiting = tsar_system_scratch(), .only = only };
     const tsar_sink sink = { .put = keep_tensor, .context = &trace, .inside = inside };
     tsar_writer *writer = NULL;
     tsar_status status = tsar_trace(model, inputs, &sink, err);

@@ -469,7 +469,7 @@ static tsar_status run_part(verifier *v, const struct tsar_named_part *part, tsa
     if (status == TSAR_OK) status = tsar_run_part(v->model, v->inputs, part->part, &sink, err);
     for (size_t i = 0; status == TSAR_OK && i < 3 && v->options->rtol < 0 && p <= TSAR_F32; i++) {
         const double error = narrower[i] > p ? differing(v, v->first) : 0;
-        if (error > 0 && error <= WORTH * tsar_unit_roundoff(narrower[i])) status = judge_part(v, part, narrower[i], NARROWER, err);
+        if (error > 0 && error <= (double)WORTH * tsar_unit_roundoff(narrower[i])) status = judge_part(v, part, narrower[i], NARROWER, err);
     }
     return status;
 }

@@ -121,8 +121,8 @@ static tsar_status check_published(const tsar_bpe *bpe, int64_t n_ids, const cha
                 return tsar_fail(err, TSAR_INPUT, "%s: merge %zu of the tokenizer has the id %" PRId64 ", which is not from 0 to %" PRId64, name, i, part[k],
                                  n_ids - 1);
         if (bpe->merge_ranks[i] < 0 || bpe->merge_ranks[i] > INT32_MAX)
-            return tsar_fail(err, TSAR_INPUT, "%s: merge %zu of the tokenizer has the rank %" PRId64 ", which is not from 0 to %d", name, i,
-                             bpe->merge_ranks[i], INT32_MAX);
+            return tsar_fail(err, TSAR_INPUT, "%s: merge %zu of the tokenizer has the rank %" PRId64 ", which is not from 0 to %ld", name, i,
+                             bpe->merge_ranks[i], (long)INT32_MAX);
     }
     return TSAR_OK;
 }

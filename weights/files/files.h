@@ -46,6 +46,7 @@ tsar_status tsar_system_open_read(FILE **stream, const char *path, tsar_error *e
 FILE *tsar_system_fopen(const char *path, const char *mode); /* fopen, of a name in UTF-8 everywhere */
 int tsar_system_seek(FILE *stream, uint64_t offset);         /* from the start, beyond 2 GiB too; 0: it cannot */
 int tsar_system_size(FILE *stream, uint64_t *size);          /* goes back to the start; 0: it has none */
+FILE *tsar_system_scratch(void);                              /* an empty file that goes when it is closed; NULL: there is none */
 void tsar_system_remove(const char *path);
 FILE *tsar_system_create(const char *path, const char *old); /* a new file, with the mode of `old` if that exists; NULL and errno */
 FILE *tsar_system_open_device(const char *path);             /* what tsar_path_is_stream tells, for writing; NULL and errno */

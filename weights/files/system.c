@@ -11,6 +11,7 @@
  *     tsar_system_create       a file that nobody else has             open with O_EXCL            the same                  fopen, once nothing is there
  *     tsar_system_open_device  a device, FIFO, socket, standard output open, connect, dup          fopen                     fopen
  *     tsar_system_flush        bytes that outlive a power failure      fsync                       _commit                   fflush
+ *     tsar_system_scratch      a file without a name                   tmpfile                     tmpfile                   tmpfile
  *     tsar_system_replace      a file in the place of another          rename                      MoveFileEx                remove, rename
  *     tsar_temporary_*         which files a signal has to remove      atomic builtins, unlink     plain variables, remove   plain variables, remove
  *     tsar_seconds             a clock that is never set               clock_gettime               QueryPerformanceCounter   time
@@ -413,6 +414,15 @@ int tsar_system_replace(const char *from, const char *to)
     (void)remove(to); /* C leaves it to the system whether rename replaces a file */
 #endif
     return rename(from, to) == 0;
+#endif
+}
+
+FILE *tsar_system_scratch(void)
+{
+#ifdef __wasi__
+    return NULL;
+#else
+    return tmpfile();
 #endif
 }
 

@@ -120,15 +120,16 @@ static tsar_status read_set(code_set *set, const char *path, tsar_error *err)
     tsar_status status = tsar_file_open(&file, path, err);
     if (status != TSAR_OK) return status;
     const tsar_tensor *tensor = tsar_file_find(file, "codes");
-    if (!tensor || tensor->dtype != TSAR_I16 || tensor->rank != 3 || tensor->count == 0 || tensor->shape[1] != tensor->shape[2] || tensor->shape[1] > MAX_SIDE)
+    if (!tensor || tensor->dtype != TSAR_I16 || tensor->rank != 3 || tensor->count == 0 || tensor->shape[1] != tensor->shape[2] || tensor->shape[1] > MAX_SIDE ||
+        tensor->count > SIZE_MAX)
         status = tsar_fail(err, TSAR_INPUT, "%s holds no codes of pictures (make them with: train codes)", path);
     else {
         set->count = tensor->shape[0];
         set->side = tensor->shape[1];
-        set->done = run_meta_number(file, "codes.done");
+        set->done = (size_t)run_meta_number(file, "codes.done");
         set->seed = run_meta_number(file, "codes.seed");
         set->tokenizer = run_meta_number(file, "codes.tokenizer");
-        set->codes = tsar_alloc(tensor->count, sizeof *set->codes, "codes", err);
+        set->codes = tsar_alloc((size_t)tensor->count, sizeof *set->codes, "codes", err);
         status = set->codes ? tsar_file_read(file, tensor, 0, tensor->count, set->codes, err) : TSAR_ROOM;
     }
     tsar_file_close(file);

@@ -140,7 +140,7 @@ static tsar_status parse(options *o, int argc, char **argv, tsar_error *err)
         i += flags[k].kind != SWITCH;
     }
     if (status == TSAR_OK && !o->output && (find_command(argv[1])->what & WRITES)) status = tsar_fail(err, TSAR_USAGE, "-o FILE is missing");
-    if (status == TSAR_OK && (o->category >= SCENE_CATEGORIES || floor(o->category) < o->category))
+    if (status == TSAR_OK && (o->category >= (double)SCENE_CATEGORIES || floor(o->category) < o->category))
         status = tsar_fail(err, TSAR_USAGE, "--category is 0 to %d, in the order of GenEval's six", SCENE_CATEGORIES - 1);
     if (status == TSAR_OK && (o->threads < 1 || o->threads > 64 || o->batch > 4096))
         status = tsar_fail(err, TSAR_USAGE, "--threads is 1 to 64, --batch at most 4096");

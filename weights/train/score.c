@@ -6,7 +6,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #define Z95 1.959964 /* 95 % of a normal distribution lie within this many standard deviations */
 
@@ -133,10 +132,10 @@ static void judge(const score_run *r, picture *p)
  * one thread would need, as long as a thread that waits does so asleep (OMP_WAIT_POLICY=passive) and threads do not slow each other down. */
 static tsar_status run_phase(const score_run *r, void (*phase)(const score_run *, picture *), double *seconds, tsar_error *err)
 {
-    clock_t start = clock();
+    const double start = tsar_processor_seconds();
     TSAR_PARALLEL_FOR(r->plan->threads)
     for (ptrdiff_t i = 0; i < (ptrdiff_t)r->plan->n; i++) phase(r, &r->pictures[i]);
-    *seconds += (double)(clock() - start) / CLOCKS_PER_SEC;
+    *seconds += tsar_processor_seconds() - start;
     for (size_t i = 0; i < r->plan->n; i++)
         if (r->pictures[i].status != TSAR_OK) {
             *err = r->pictures[i].err;
@@ -382,7 +381,7 @@ static void print_tokenizer(const score_plan *plan, const round_trip *trips, siz
         alike += (size_t)trips[i].alike;
         for (size_t k = 0; k < h * h; k++) used[trips[i].codes[k]] = 1;
     }
-    for (size_t c = 0; c < K; c++) in_use += (size_t)used[c];
+    for (size_t c = 0; c < K; c++) in_use += used[c] ? 1 : 0;
     interval((double)alike, n, &low, &high);
     const double mean = mean_of(sum, squares, n, &half);
     if (plan->markdown)
