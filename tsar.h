@@ -389,7 +389,7 @@ typedef struct {
     size_t code_row;                       /* of tok_embeddings and gpt.output, where code 0 stands: text_vocab, image_base or 0 */
     size_t rows, columns, tokens;          /* of the grid of fused tokens: grid_h/s, grid_w/s, their product n */
     size_t vq_factor;                      /* pixels per code and side: 2^(vq_levels - 1) */
-    struct { double cfg; int cfg_schedule; /* a tsar_schedule */ double temperature; size_t top_k; double top_p; } defaults; /* the default_* keys, else the family's */
+    struct { double cfg; int cfg_schedule; double temperature; size_t top_k; double top_p; } defaults; /* default_*, else the family's; a tsar_schedule */
 } tsar_config;
 
 TSAR_INLINE const tsar_family *tsar_family_of(const tsar_config *config) { return &tsar_families[config->arch]; }

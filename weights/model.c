@@ -539,7 +539,7 @@ static tsar_status load_table(loader *l, const tsar_weight *weight, const tsar_t
     t->cols = cols;
     t->dtype = tensor->dtype;
     const tsar_status status = tsar_file_read(l->file, tensor, 0, (uint64_t)t->rows * cols, t->values, err);
-    return status ? status : check_finite(l, weight->name, t->dtype, t->values, t->rows * cols, 0, err);
+    return status != TSAR_OK ? status : check_finite(l, weight->name, t->dtype, t->values, t->rows * cols, 0, err);
 }
 
 static tsar_status load_vector(loader *l, const tsar_weight *weight, const tsar_tensor *tensor, tsar_error *err)
@@ -547,7 +547,7 @@ static tsar_status load_vector(loader *l, const tsar_weight *weight, const tsar_
     double *values = *(double **)weight->slot = tsar_alloc(weight->rows, sizeof *values, weight->name, err);
     if (!values) return TSAR_ROOM;
     const tsar_status status = tsar_file_read_f64(l->file, tensor, 0, weight->rows, values, err);
-    return status ? status : check_finite(l, weight->name, TSAR_F64, values, weight->rows, 0, err);
+    return status != TSAR_OK ? status : check_finite(l, weight->name, TSAR_F64, values, weight->rows, 0, err);
 }
 
 /* Second pass: a weight into its slot, if its part is wanted. */
@@ -778,7 +778,7 @@ static const char *lookup_file(const void *source, const char *key) { return tsa
 static tsar_status load_model(tsar_model *m, loader *l, tsar_error *err)
 {
     tsar_status status = tsar_config_read(&m->config, lookup_file, l->file, l->path, err);
-    if (status) return status;
+    if (status != TSAR_OK) return status;
     l->known = tsar_alloc(tsar_file_count(l->file), 1, "the list of tensors", err);
     if (!l->known) return TSAR_ROOM;
     status = tsar_weights(&m->config, NULL, check_weight, l, err);
@@ -808,7 +808,7 @@ tsar_status tsar_model_open(tsar_model **model, const char *path, unsigned parts
 #else
     m->threads = 1;
 #endif
-    if (status)
+    if (status != TSAR_OK)
         tsar_model_close(m);
     else
         *model = m;

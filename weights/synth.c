@@ -112,10 +112,10 @@ tsar_status tsar_synth(const char *path, const char *const *keys, const char *co
     if (dtype != TSAR_F32 && dtype != TSAR_BF16 && dtype != TSAR_F16)
         return tsar_fail(err, TSAR_USAGE, "synthetic weights have the dtype f32, bf16 or f16");
     tsar_status status = tsar_config_read(&config, lookup_arguments, &source, path, err);
-    if (status) return status;
+    if (status != TSAR_OK) return status;
     synthesis s = { NULL, dtype, &config, NULL };
     status = tsar_writer_open(&s.writer, path, err);
-    if (status) return status;
+    if (status != TSAR_OK) return status;
     status = tsar_writer_meta(s.writer, "seed", "0", err);
     for (size_t i = 0; i < n && status == TSAR_OK; i++) status = tsar_writer_meta(s.writer, keys[i], values[i], err);
     if (status == TSAR_OK) status = tsar_weights(&config, NULL, declare_weight, &s, err);
@@ -124,7 +124,7 @@ tsar_status tsar_synth(const char *path, const char *const *keys, const char *co
         before = s.due; /* integers come first in the file, so a second pass reaches what the first one passed */
         status = tsar_weights(&config, NULL, write_weight, &s, err);
     }
-    if (status) {
+    if (status != TSAR_OK) {
         tsar_writer_abandon(s.writer);
         return status;
     }

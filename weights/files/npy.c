@@ -160,7 +160,8 @@ tsar_status tsar_caption_read(const tsar_model *model, const char *path, double 
     uint8_t magic[6] = { 0 };
     tsar_source source;
     *caption = *mask = NULL;
-    if (model->config.arch != TSAR_LLAMAGEN_T2I) return tsar_fail(err, TSAR_INPUT, "%s: the model takes no captions; only llamagen-t2i does", path);
+    if (tsar_family_of(&model->config)->prefix != TSAR_PREFIX_CAPTION)
+        return tsar_fail(err, TSAR_INPUT, "%s: the model takes no captions; only llamagen-t2i does", path);
     tsar_status status = tsar_source_open(&source, path, err);
     if (status != TSAR_OK) return status;
     *caption = tsar_alloc(T, C * sizeof **caption, "a caption", err); /* caption_dim is at most 2^24 */
