@@ -129,10 +129,11 @@ static tsar_status check_authors(const tsar_settings *settings, const tsar_confi
     char order[64];
     const char *text = tsar_order_text(order, settings);
     if (!(tsar_family_of(c)->takes & TSAR_TAKES_AUTHORS) || c->n_coarse > 0)
-        return tsar_fail(err, TSAR_USAGE, "%s: the authors' code is for LlamaGen's codes and the model is %s%s; leave out ,authors", text, tsar_family_of(c)->name,
-                         c->n_coarse > 0 ? " of coarse labels" : "");
+        return tsar_fail(err, TSAR_USAGE, "%s: the authors' code is for LlamaGen's codes and the model is %s%s; leave out ,authors", text,
+                         tsar_family_of(c)->name, c->n_coarse > 0 ? " of coarse labels" : "");
     if (c->rows != c->columns)
-        return tsar_fail(err, TSAR_USAGE, "%s: the authors' code takes square grids only and this one is %zu x %zu; leave out ,authors", text, c->rows, c->columns);
+        return tsar_fail(err, TSAR_USAGE, "%s: the authors' code takes square grids only and this one is %zu x %zu; leave out ,authors", text, c->rows,
+                         c->columns);
     if (settings->window < 2 || settings->window >= c->columns)
         return tsar_fail(err, TSAR_USAGE, "%s: the authors' code works for windows from 2 to %zu on rows of %zu; leave out ,authors for others", text,
                          c->columns - 1, c->columns);
@@ -729,8 +730,9 @@ static void settle(generation *g, size_t b, size_t t, size_t pass)
 
 /* One evaluation of the adaptive order's candidate: token t, the first of a row, from logits [s*s][V], which give p_k
  * (SPEC 6); `first` is the decision of its first code, which settles if the row above is complete. The first evaluation draws it; each
- * later one tests every code of it against the distribution before, so that each code is then a draw from p_k (tsar_adapt). *outlived tells whether the candidate came through a test as a whole. In greedy decoding
- * p is 1 at the maximum and 0 elsewhere: a code outlives a test if the maximum has not moved. */
+ * later one tests every code of it against the distribution before, so that each code is then a draw from p_k (tsar_adapt). *outlived
+ * tells whether the candidate came through a test as a whole. In greedy decoding p is 1 at the maximum and 0 elsewhere: a code outlives a
+ * test if the maximum has not moved. */
 static tsar_status evaluate_candidate(generation *g, size_t b, const tsar_decision *first, const double *logits, int *outlived, tsar_error *err)
 {
     int64_t *codes = g->codes + (b * g->n + first->token) * g->slots;

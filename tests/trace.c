@@ -194,7 +194,8 @@ tsar_status tsar_fail_unfed(const tsar_config *c, const char *source, tsar_error
 tsar_status tsar_emit_inputs(const tsar_model *model, const tsar_inputs *inputs, const tsar_sink *sink, tsar_error *err)
 {
     const tsar_config *c = &model->config;
-    const size_t text[1] = { inputs->n_text }, uncond[1] = { inputs->n_text_uncond }, one[1] = { 1 }, caption[2] = { c->cond_tokens, c->caption_dim }, codes[2] = { inputs->h, inputs->w },
+    const size_t text[1] = { inputs->n_text }, uncond[1] = { inputs->n_text_uncond }, one[1] = { 1 }, codes[2] = { inputs->h, inputs->w },
+                 caption[2] = { c->cond_tokens, c->caption_dim },
                  grid[2] = { c->grid_h, c->grid_w }, image[3] = { inputs->H, inputs->W, 3 }, clusters[1] = { c->codebook_size };
     int64_t class_id = (int64_t)inputs->class_id;
     tsar_status status = TSAR_OK;
