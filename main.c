@@ -424,7 +424,7 @@ static void close_generation(generation *g)
     tsar_free(g->frame);
     tsar_job_close(&g->job);
     tsar_free(g->done);
-    if (!g->a->model) tsar_model_close(g->model);
+    if (g->a && !g->a->model) tsar_model_close(g->model);
 }
 
 /* The model's defaults, then the flags. */

@@ -166,6 +166,8 @@ check 'score: inputs by flags' cmp s1 s2
 check 'score: of each code' holds nats.safetensors '"log_likelihood":{"dtype":"F64","shape":[6,4]'
 "$TSAR" score -m model.safetensors many-1.safetensors --cfg 3 >s2
 check 'score: guided is another number' status 1 cmp s1 s2
+check 'score: no such file' status 3 "$TSAR" score -m model.safetensors missing.safetensors
+check 'trace: no such inputs' status 3 "$TSAR" trace -m model.safetensors --inputs missing.safetensors -o t.safetensors
 check 'score: codes of another size' status 3 "$TSAR" score -m ctf.safetensors -p x nats.safetensors
 "$TSAR" encode -m model.safetensors many-1.ppm -o only-codes.safetensors
 check 'score: codes alone need a prompt' status 2 "$TSAR" score -m model.safetensors only-codes.safetensors
