@@ -1,7 +1,7 @@
 """Checkpoints as people have them, for test_import_cases.sh and test_import_families.sh: python3 checkpoints.py cases FOLDER
 or python3 checkpoints.py families FOLDER TSAR. Plain Python: torch and numpy are stood in for by modules of their names, so that the real
 pickle module writes what torch.save writes. Prints a line for each case: file, what must come of it, arguments."""
-import collections, io, json, os, pathlib, pickle, random, struct, subprocess, sys, types, zipfile
+import collections, fractions, io, json, os, pathlib, pickle, random, struct, subprocess, sys, types, zipfile
 
 # ---------------------------------------------------------------------------------------------- modules that are not here
 
@@ -217,6 +217,21 @@ def cases(folder):
     text("lfs.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345678\n", "3 is a Git LFS pointer")
     text("page.pt", b"\n <!DOCTYPE html><html><head><title>Sign in</title></head></html>", "3 is an HTML page")
     text("packed.pt", b"\x1f\x8b\x08\x00" + bytes(60), "3 is compressed with gzip")
+    # rounding from F64: values just beside the middle of two neighbours, where rounding to float first would end on the middle
+    def near(x):
+        bits = struct.unpack("<I", struct.pack("<f", x))[0] & 0xFFFF0000 if abs(x) < 1e30 else 0
+        pairs = [(abs(fractions.Fraction(struct.unpack("<f", struct.pack("<I", b))[0]) - fractions.Fraction(x)), b >> 16 & 1, b >> 16)
+                 for b in (bits - 0x10000 if bits & 0x7FFFFFFF else bits, bits, bits + 0x10000)]
+        return min(pairs)[2]
+
+    wide, narrow = collections.OrderedDict(), {}
+    for n, shape in TINY.items():
+        values = [(1 + k / 128 + 1 / 256 + e * 2.0**-40) * s for k in range(8) for e in (-1, 0, 1) for s in (1, -1, 2.0**-30)]
+        values = (values * 20)[: len(VALUES[n])]
+        wide[n] = Tensor(shape, struct.pack("<%dd" % len(values), *values), "F64")
+        narrow[n] = ("BF16", shape, struct.pack("<%dH" % len(values), *map(near, values)))
+    save(os.path.join(folder, "wide.pt"), wide)
+    write_safetensors(os.path.join(folder, "narrow.safetensors"), narrow)
     # shards
     names = sorted(TINY)
     os.mkdir(os.path.join(folder, "bin"))

@@ -90,5 +90,8 @@ for type in f32 bf16; do
 done
 rounds() { "$TSAR" import "$dir/f32" --dtype bf16 -o "$dir/out" --quiet && cmp "$dir/out" "$dir/bf16"; }
 check "--dtype bf16" rounds
+once() { "$TSAR" import "$dir/in/wide.pt" "$@" --dtype bf16 -o "$dir/out" --quiet && "$TSAR" import "$dir/in/narrow.safetensors" "$@" -o "$dir/bf16" --quiet &&
+    cmp "$dir/out" "$dir/bf16"; }
+check "--dtype bf16 rounds F64 once" once "$@"
 check "--dtype f16" ends 2 'rounds them to bf16' "$dir/f32" --dtype f16
 check_end

@@ -24,6 +24,9 @@ if command -v python3 >/dev/null 2>&1; then
         # shellcheck disable=SC2086
         check "$name" comes_back "$dir/in/$name.model" "$dir/in/$name" $arguments
     done <"$dir/cases"
+    # beside a config.json that is not theirs
+    cp "$dir/in/vqgan/pytorch_model.bin" "$dir/in/emu3/vqgan.ckpt"
+    check "a tokenizer of images beside another model's config.json" comes_back "$dir/in/vqgan.model" "$dir/in/emu3/vqgan.ckpt" grid_h=4 grid_w=4
 fi
 
 # tokenizers of text that lie beside them are kept: the model makes of a text what the file makes of it

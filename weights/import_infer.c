@@ -640,6 +640,13 @@ static void infer_t5(tsar_importer *im, int captions)
     if (captions) tsar_import_assume(im, "t5_clean", "llamagen", LLAMAGEN);
 }
 
+/* A config.json may lie beside other things than its model: what it says of parts that are not there is forgotten. */
+static void forget_absent(tsar_importer *im, unsigned parts)
+{
+    for (size_t i = 0; i < im->n_keys; i++)
+        if (im->settings[i].from == TSAR_CONFIG_JSON && !(im->keys[i].parts & parts)) im->settings[i].from = TSAR_ABSENT;
+}
+
 /* What was assumed, a line for each whose code it is. */
 static void tell_assumed(const tsar_importer *im)
 {
@@ -659,6 +666,7 @@ static void tell_assumed(const tsar_importer *im)
 tsar_status tsar_import_infer_all(tsar_importer *im)
 {
     const int gpt = tsar_import_has(im, "gpt."), vq = tsar_import_has(im, "vq."), fine = tsar_import_has(im, "fine."), t5 = tsar_import_has(im, "t5.");
+    forget_absent(im, (gpt ? TSAR_PART_GPT | TSAR_PART_TEXT : 0u) | (fine ? TSAR_PART_FINE : 0u) | (vq ? TSAR_PART_VQ : 0u) | (t5 ? TSAR_PART_T5 : 0u));
     const char *arch = gpt ? infer_arch(im) : "";
     const tsar_prefix prefix = family_of(arch)->prefix;
     if (im->status == TSAR_OK) infer_vocabularies(im, prefix == TSAR_PREFIX_CLASS || prefix == TSAR_PREFIX_CAPTION, vq, fine);

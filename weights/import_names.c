@@ -86,6 +86,8 @@ static const struct {
     { "layers.#.attention.q_normalization.*", "gpt.layers.#.attention.q_norm.*", 0 },
     { "layers.#.attention.k_normalization.*", "gpt.layers.#.attention.k_norm.*", 0 },
     { "rope.freqs", NULL, 0 },
+    { "rotary_emb.*", NULL, 0 },
+    { "vqmodel.*", NULL, 0 }, /* of Chameleon: it has no decoder */
     /* Janus */
     { "gen_embed.weight", "gpt.image_embed.tok_embeddings.weight", 0 },
     { "gen_aligner.layers.0.*", "gpt.image_embed.fc1.*", 0 },
