@@ -1,0 +1,57 @@
+#!/bin/sh
+# Traces of which it is known whether and where they are wrong (tests/verdicts, tests/VERDICTS.md): verify finds every mistake that their precision
+# can show, at the tensor where it is made, and none in the files without. Usage: test_verdicts.sh [--table] (the confusion table of VERDICTS.md)
+#
+# expected.txt, a line a file:   NAME WEIGHTS KIND TENSOR
+#     WEIGHTS   a model file beside it, or the type of the synthetic weights that the file's own keys describe
+#     KIND      same; differs: TENSOR is the first; open: below the noise of the precision, so that `same` is right, and naming TENSOR or a later one too;
+#               mixed: F32 with matrix products in bf16, which is not F32, and passes as bf16
+set -u
+LC_ALL=C
+export LC_ALL
+. tests/check.sh
+BUILD=${BUILD:-.build}
+TSAR=${TSAR:-$BUILD/tsar}
+dir=$(mktemp -d) || exit 1
+trap 'rm -rf "$dir"' EXIT
+check_log=$dir/log
+: >"$dir/table"
+
+# KIND TENSOR STATUS: what the report is worth
+judge() {
+    first=$(sed -n 's/^\([^ ]*\) .*<== first divergence$/\1/p' "$dir/report")
+    [ "$3" -le 1 ] || { echo "status $3: $(tail -n 1 "$dir/report")" && return; }
+    case $1 in
+    same) [ "$3" -eq 0 ] && echo right || echo "false alarm at $first" ;;
+    differs) [ "$3" -eq 0 ] && echo missed || { [ "$first" = "$2" ] && echo right || echo "named $first"; } ;;
+    mixed) [ "$3" -eq 1 ] && echo right || echo missed ;;
+    open)
+        from=$(grep -n "^$2 " "$dir/report" | cut -d : -f 1)
+        at=$(grep -n "^${first:-none} " "$dir/report" | cut -d : -f 1)
+        [ "$3" -eq 0 ] || [ "${at:-0}" -ge "${from:-1}" ] && echo right || echo "named $first"
+        ;;
+    esac
+}
+
+file() { # NAME WEIGHTS KIND TENSOR
+    path=tests/verdicts/$1.safetensors
+    case $2 in
+    f32 | bf16 | f16)
+        model=$dir/model
+        "$TSAR" synth -q --like "$path" --dtype "$2" -o "$model" || return 1
+        ;;
+    *) model=tests/verdicts/$2 ;;
+    esac
+    "$TSAR" verify -m "$model" "$path" >"$dir/report" 2>&1
+    worth=$(judge "$3" "$4" $?)
+    echo "$3 $worth" >>"$dir/table"
+    if [ "$3" = mixed ]; then "$TSAR" verify --precision bf16 -m "$model" "$path" >"$dir/report" 2>&1 || worth='not the same as bf16'; fi
+    [ "$worth" = right ] || { echo "$worth" && return 1; }
+}
+
+while read -r name weights kind tensor; do
+    check "$name, $kind $tensor" file "$name" "$weights" "$kind" "$tensor"
+done <tests/verdicts/expected.txt
+check 'no file is left out' test "$(ls tests/verdicts/*.safetensors | grep -vc 'model.safetensors$')" -eq "$(grep -c . tests/verdicts/expected.txt)"
+if [ "${1:-}" = --table ]; then sed 's/ at .*//; s/named .*/wrong name/' "$dir/table" | sort | uniq -c; fi
+check_end
