@@ -40,7 +40,7 @@ ALL_CFLAGS = $(TUNING) $(CFLAGS) $(NUMBERS) $(WARNINGS) $(OPENMP) $(STACK) -D_FI
 
 # ---- what is built ----------------------------------------------------------------------------------------------------
 
-LIBRARY := tsar.c vq.c sampler.c $(wildcard weights/*.c weights/files/*.c) tests/trace.c tests/rounded.c tests/judge.c tests/verify.c tests/report.c tests/selfcheck.c tests/bench.c
+LIBRARY := tsar.c vq.c sampler.c $(wildcard weights/*.c weights/files/*.c) tests/trace.c tests/rounded.c tests/judge.c tests/decisions.c tests/verify.c tests/report.c tests/selfcheck.c tests/bench.c
 HEADERS := tsar.h tests/verify.h $(wildcard weights/*.h weights/files/*.h weights/train/*.h)
 OBJECTS := $(LIBRARY:%.c=$(BUILD)/%.o)
 TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))

@@ -30,7 +30,7 @@ enum { GENERATE = 1, ENCODE = 2, DECODE = 4, TRACE = 8, VERIFY = 16, IMPORT = 32
 
 /* clang-format off */
 enum { O_MODEL, O_OUTPUT, O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_IMAGES, O_SEED, O_CFG, O_SCHEDULE, O_INTERVAL, O_TEMPERATURE, O_TOP_K,
-       O_TOP_P, O_GREEDY, O_DECODE, O_CODES, O_FRAMES, O_ORDER_MAP, O_SHOW, O_INPUTS, O_IMAGE, O_INSIDE, O_ONLY, O_RTOL, O_PRECISION, O_STRICT, O_JSON,
+       O_TOP_P, O_GREEDY, O_DECODE, O_CODES, O_FRAMES, O_ORDER_MAP, O_SHOW, O_INPUTS, O_IMAGE, O_INSIDE, O_ONLY, O_RTOL, O_PRECISION, O_STRICT, O_OTHER, O_JSON,
        O_LIKE, O_DTYPE, O_LABELS, O_THREADS, O_NEGATIVE_IDS, O_PROMPTS, O_SHARD, O_RESUME, O_FORCE, O_GRID, O_RAW_PROMPT, O_TEMPLATE, O_TO_TEXT, O_QUIET, O_HELP, OPTIONS };
 /* clang-format on */
 
@@ -47,6 +47,7 @@ typedef struct {
 } option;
 
 #define CONDITIONED (GENERATE | TRACE | SCORE)
+#define SAMPLED (CONDITIONED | VERIFY)
 #define SAMPLES (GENERATE | TRACE)
 #define COMPUTES (GENERATE | ENCODE | DECODE | TRACE | VERIFY | BENCH | SCORE)
 
@@ -63,15 +64,15 @@ static const option options[OPTIONS] = {
     { "caption", 0, "FEATURES", IS_TEXT, 0, 0, CONDITIONED, 0,
       "caption features, for llamagen-t2i models: safetensors with caption and mask, or LlamaGen's own .npy" },
     { "images", 'n', "IMAGES", IS_COUNT, 1, 1000000, GENERATE, 0, "number of images (1)" },
-    { "seed", 0, "N", IS_COUNT, 0, UINT64_MAX, SAMPLES | CLUSTER, 0, "seed of the random numbers (0)" },
-    { "cfg", 0, "A", IS_REAL, 0, 0, CONDITIONED, 0, "scale of classifier-free guidance; 1 switches it off (the model's default; token-shuffle: 7.5)" },
-    { "cfg-schedule", 0, "NAME", IS_TEXT, 0, 0, CONDITIONED, 0, "constant, linear, half-linear or cosine (the model's default; token-shuffle: half-linear)" },
-    { "cfg-interval", 0, "N", IS_INTEGER, 0, 0, CONDITIONED, 0, "guidance ends after token N + 1, as in LlamaGen; -1: never (-1)" },
-    { "temperature", 0, "T", IS_REAL, 0, 0, SAMPLES, 0, "divides the logits; 0 counts as 0.00001 (the model's default)" },
-    { "top-k", 0, "K", IS_COUNT, 0, INT32_MAX, SAMPLES, 0, "draw from the K most probable codes; 0: from all (the model's default)" },
-    { "top-p", 0, "P", IS_REAL, 0, 0, SAMPLES, 0, "draw from the most probable codes of total mass P; 0: keep one; 1: from all (the model's default)" },
-    { "greedy", 0, NULL, IS_SWITCH, 0, 0, SAMPLES, 0, "take the most probable code instead of drawing" },
-    { "decode", 0, "ORDER", IS_TEXT, 0, 0, CONDITIONED, 0,
+    { "seed", 0, "N", IS_COUNT, 0, UINT64_MAX, SAMPLES | VERIFY | CLUSTER, 0, "seed of the random numbers (0)" },
+    { "cfg", 0, "A", IS_REAL, 0, 0, SAMPLED, 0, "scale of classifier-free guidance; 1 switches it off (the model's default; token-shuffle: 7.5)" },
+    { "cfg-schedule", 0, "NAME", IS_TEXT, 0, 0, SAMPLED, 0, "constant, linear, half-linear or cosine (the model's default; token-shuffle: half-linear)" },
+    { "cfg-interval", 0, "N", IS_INTEGER, 0, 0, SAMPLED, 0, "guidance ends after token N + 1, as in LlamaGen; -1: never (-1)" },
+    { "temperature", 0, "T", IS_REAL, 0, 0, SAMPLES | VERIFY, 0, "divides the logits; 0 counts as 0.00001 (the model's default)" },
+    { "top-k", 0, "K", IS_COUNT, 0, INT32_MAX, SAMPLES | VERIFY, 0, "draw from the K most probable codes; 0: from all (the model's default)" },
+    { "top-p", 0, "P", IS_REAL, 0, 0, SAMPLES | VERIFY, 0, "draw from the most probable codes of total mass P; 0: keep one; 1: from all (the model's default)" },
+    { "greedy", 0, NULL, IS_SWITCH, 0, 0, SAMPLES | VERIFY, 0, "take the most probable code instead of drawing" },
+    { "decode", 0, "ORDER", IS_TEXT, 0, 0, SAMPLED, 0,
       "raster: one fused token in each pass; zipar:W[,first-row|,authors]: several rows at once with window W; zipar-adaptive:W (raster)" },
     { "codes", 0, "FILE", IS_TEXT, 0, 0, GENERATE, 0,
       "write codes, logits (after guidance), step_of and, with coarse-to-fine, coarse, the inputs and every setting to a safetensors file; with -n above 1, FILE-I" },
@@ -89,6 +90,7 @@ static const option options[OPTIONS] = {
       "judge by the largest error alone: at most R times the RMS of the tensor (by what the file's precision cannot avoid)" },
     { "precision", 0, "P", IS_TEXT, 0, 0, VERIFY, 0, "f64, f32, f16 or bf16: what the file was computed in (the narrowest that holds all its numbers)" },
     { "strict", 0, NULL, IS_SWITCH, 0, 0, VERIFY, 0, "near-ties are differences" },
+    { "other-random", 0, NULL, IS_SWITCH, 0, 0, VERIFY, 0, "decoding: the file's random numbers are others; only whether each code was allowed is judged" },
     { "json", 0, NULL, IS_SWITCH, 0, 0, VERIFY, 0, "print one JSON object" },
     { "like", 0, "FILE", IS_TEXT, 0, 0, SYNTH, 0, "take the configuration of a safetensors file; key=value arguments override it" },
     { "dtype", 0, "TYPE", IS_TEXT, 0, 0, SYNTH | IMPORT, 0, "f32, bf16 or f16 (f32); import: bf16 rounds the weights to it (unchanged)" },
@@ -428,12 +430,10 @@ static void close_generation(generation *g)
 }
 
 /* The model's defaults, then the flags. */
-static tsar_status read_settings(generation *g, tsar_error *err)
+/* The flags of the sampler over what stands in *s. */
+static tsar_status flag_settings(const option_value *at, tsar_settings *s, tsar_error *err)
 {
-    const option_value *at = g->a->at;
-    tsar_settings *s = &g->settings;
     tsar_status status = TSAR_OK;
-    *s = tsar_settings_default(g->model);
     if (at[O_SEED].text) s->seed = at[O_SEED].count;
     if (at[O_CFG].text) s->cfg = at[O_CFG].real;
     if (at[O_INTERVAL].text) s->cfg_interval = at[O_INTERVAL].integer;
@@ -444,6 +444,12 @@ static tsar_status read_settings(generation *g, tsar_error *err)
     if (at[O_SCHEDULE].text) status = tsar_schedule_parse(&s->schedule, at[O_SCHEDULE].text, err);
     if (status == TSAR_OK && at[O_DECODE].text) status = tsar_order_parse(s, at[O_DECODE].text, err);
     return status == TSAR_OK ? tsar_settings_check(s, err) : status;
+}
+
+static tsar_status read_settings(generation *g, tsar_error *err)
+{
+    g->settings = tsar_settings_default(g->model);
+    return flag_settings(g->a->at, &g->settings, err);
 }
 
 /* The condition, of the kind that the model takes. */
@@ -1073,32 +1079,53 @@ static tsar_status print_json_comparison(void *context, const tsar_comparison *r
     return TSAR_OK;
 }
 
-static tsar_status run_verify(const arguments *a, tsar_error *err)
+/* How to judge: the flags, and for decoding what the file was generated with, as its metadata tell, where no flag does. */
+static tsar_status read_verify_options(const arguments *a, const tsar_model *model, tsar_verify_options *how, tsar_settings *settings, tsar_error *err)
 {
     static const struct {
         const char *name;
         tsar_dtype dtype;
     } precisions[] = { { "f64", TSAR_F64 }, { "f32", TSAR_F32 }, { "f16", TSAR_F16 }, { "bf16", TSAR_BF16 } };
+    const char *precision = a->at[O_PRECISION].text;
+    tsar_file *file = NULL;
+    if (a->at[O_RTOL].text && a->at[O_RTOL].real < 0) return tsar_fail(err, TSAR_USAGE, "--rtol %s: give 0 or a positive number", a->at[O_RTOL].text);
+    *how = (tsar_verify_options){ .rtol = a->at[O_RTOL].text ? a->at[O_RTOL].real : -1, .precision = TSAR_DTYPES, .settings = settings };
+    how->strict = a->at[O_STRICT].text != NULL, how->other_random = a->at[O_OTHER].text != NULL;
+    for (size_t i = 0; precision && i < sizeof precisions / sizeof *precisions; i++)
+        if (strcmp(precision, precisions[i].name) == 0) how->precision = precisions[i].dtype;
+    if (precision && how->precision == TSAR_DTYPES) return tsar_fail(err, TSAR_USAGE, "--precision %s: give f64, f32, f16 or bf16", precision);
+    if (!model) return TSAR_OK;
+    *settings = tsar_settings_default(model);
+    tsar_status status = tsar_file_open(&file, a->operands[0], err);
+    if (status == TSAR_OK) status = tsar_record_settings(settings, &settings->first_image, file, err);
+    tsar_file_close(file);
+    return status == TSAR_OK ? flag_settings(a->at, settings, err) : status;
+}
+
+static tsar_status run_verify(const arguments *a, tsar_error *err)
+{
     char text[1024];
     size_t lines = 0;
     tsar_verify_counts counts = { .compared = 0 };
-    tsar_verify_options how = { .rtol = -1, .precision = TSAR_DTYPES, .strict = a->at[O_STRICT].text != NULL };
+    tsar_verify_options how;
+    tsar_settings settings;
     tsar_model *model = NULL;
-    const int json = a->at[O_JSON].text != NULL;
-    const char *precision = a->at[O_PRECISION].text;
-    if (a->at[O_RTOL].text && a->at[O_RTOL].real < 0) return tsar_fail(err, TSAR_USAGE, "--rtol %s: give 0 or a positive number", a->at[O_RTOL].text);
     tsar_needs needs;
-    if (a->at[O_RTOL].text) how.rtol = a->at[O_RTOL].real;
-    for (size_t i = 0; precision && i < sizeof precisions / sizeof *precisions; i++)
-        if (strcmp(precision, precisions[i].name) == 0) how.precision = precisions[i].dtype;
-    if (precision && how.precision == TSAR_DTYPES) return tsar_fail(err, TSAR_USAGE, "--precision %s: give f64, f32, f16 or bf16", precision);
-    tsar_status status = tsar_needs_of(&needs, a->operands[0], err);
+    const int json = a->at[O_JSON].text != NULL;
+    tsar_status status = read_verify_options(a, NULL, &how, &settings, err);
+    if (status == TSAR_OK) status = tsar_needs_of(&needs, a->operands[0], err);
     if (status == TSAR_OK) status = open_model(a, &needs, &model, err);
+    if (status == TSAR_OK) status = read_verify_options(a, model, &how, &settings, err);
     if (status == TSAR_OK) status = tsar_verify(model, a->operands[0], &how, json ? print_json_comparison : print_comparison, &lines, &counts, err);
     tsar_model_close(model);
     if (json && (lines || status <= TSAR_DIFFERENT)) {
+        printf("%s],\n\"decisions\":[", lines ? "" : "{\"tensors\":[");
+        for (size_t i = 0; i < counts.n_decisions && i < TSAR_DECISIONS; i++) {
+            tsar_decision_json(text, sizeof text, &counts.decisions[i]);
+            printf("%s{%s}", i ? ",\n" : "\n", text);
+        }
         tsar_counts_json(text, sizeof text, &counts, status);
-        printf("%s],\n%s}\n", lines ? "" : "{\"tensors\":[", text);
+        printf("],\n%s}\n", text);
     }
     for (size_t i = 0; !json && status <= TSAR_DIFFERENT && tsar_counts_text(text, sizeof text, &counts, i); i++) {
         print_text(stdout, text);

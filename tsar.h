@@ -1021,7 +1021,20 @@ typedef struct {
     double rtol;          /* < 0: the rule; else max |d| <= rtol RMS(y) */
     tsar_dtype precision; /* TSAR_DTYPES: the narrowest that holds every value of a part's own tensors; else F64, F32, F16 or BF16 */
     int strict;           /* near-ties are differences */
+    int other_random;     /* decoding: the file was drawn with other random numbers; only whether a code was allowed is judged */
+    const tsar_settings *settings; /* decoding: what the file was generated with; NULL: the model's defaults */
 } tsar_verify_options;
+
+/* A decision of the file that is not the one made here. */
+#define TSAR_DECISIONS 64
+typedef struct {
+    size_t y, x, pass; /* of the code in [gh][gw] */
+    int fine;          /* stage two of CTF */
+    int64_t ours, theirs;
+    double margin;     /* the gap in units of what the rule lets pass: at most 1 is a near-tie; infinite: a code that does not exist or was cut away */
+    tsar_verdict verdict;
+} tsar_decision_note;
+
 #define TSAR_NAME_LIST 272
 typedef struct {
     size_t verdicts[TSAR_VERDICTS]; /* how many tensors got which */
@@ -1029,6 +1042,8 @@ typedef struct {
     char first[128];                /* the first that differs; "" if none does */
     char ignored_names[TSAR_NAME_LIST], missing_names[TSAR_NAME_LIST]; /* the first few */
     char note[256];                 /* about the inputs; "" if there is nothing to say */
+    size_t n_decisions;             /* of decisions that are not the file's; the first of them: */
+    tsar_decision_note decisions[TSAR_DECISIONS];
 } tsar_verify_counts;
 
 /* Judges every tensor of the trace in `path`, from the inputs that it holds, and reports in computation order. Returns TSAR_DIFFERENT when a tensor differs, is
@@ -1041,6 +1056,7 @@ int tsar_verdict_is_difference(tsar_verdict verdict, int strict);
  * close the object. All cut to size. */
 void tsar_comparison_text(char *text, size_t size, const tsar_comparison *comparison);
 void tsar_comparison_json(char *text, size_t size, const tsar_comparison *comparison);
+void tsar_decision_json(char *text, size_t size, const tsar_decision_note *decision);
 int tsar_counts_text(char *text, size_t size, const tsar_verify_counts *counts, size_t line);
 void tsar_counts_json(char *text, size_t size, const tsar_verify_counts *counts, tsar_status status);
 

@@ -13,7 +13,7 @@ mkdir -p "$dir"
 flags='-std=c99 -ffp-contract=off -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -DTSAR_NO_PNG -D_FILE_OFFSET_BITS=64'
 rm -rf "$dir/objects" "$dir/library.a"
 mkdir -p "$dir/objects"
-for file in tsar.c vq.c sampler.c weights/*.c weights/files/*.c tests/trace.c tests/rounded.c tests/judge.c tests/verify.c tests/report.c tests/selfcheck.c; do
+for file in tsar.c vq.c sampler.c weights/*.c weights/files/*.c tests/trace.c tests/rounded.c tests/judge.c tests/decisions.c tests/verify.c tests/report.c tests/selfcheck.c; do
     # shellcheck disable=SC2086
     clang $flags -fsanitize=fuzzer-no-link -c "$file" -o "$dir/objects/$(echo "$file" | tr '/' '_').o" || exit 1
 done

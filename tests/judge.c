@@ -142,3 +142,12 @@ double tsar_slack_of(const tsar_stage *s)
 }
 
 double tsar_code_slack(tsar_dtype p, double zz, double ee) { return RULE.code * tsar_unit_roundoff(p) * (zz + ee); }
+
+void tsar_limits(const tsar_stage *s, double *limit)
+{
+    const size_t n = s->rows * s->columns;
+    const double y = rms_of(s, OF_Y, 0, n), u = tsar_unit_roundoff(s->p), k = sum_factor(s->p, s->K);
+    const int fixed = s->rtol >= 0 || s->p == TSAR_F64;
+    const double N = fixed ? 0 : fmax(rms_of(s, OF_N, 0, n), RULE.least * u * y);
+    for (size_t i = 0; i < n; i++) limit[i] = fixed ? (s->rtol >= 0 ? s->rtol : RULE.f64) * y : RULE.element * k * (N + u * fabs(s->y[i]));
+}

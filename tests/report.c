@@ -151,6 +151,14 @@ void tsar_comparison_json(char *text, size_t size, const tsar_comparison *r)
     if (r->words[0]) add(&out, ","), add_string(&out, "words", r->words);
 }
 
+void tsar_decision_json(char *text, size_t size, const tsar_decision_note *d)
+{
+    line out = { text, size, 0 };
+    add(&out, "\"row\":%zu,\"column\":%zu,\"pass\":%zu,\"stage\":%d,\"ours\":%lld,\"theirs\":%lld,\"verdict\":\"%s\"", d->y, d->x, d->pass, d->fine ? 2 : 1,
+        (long long)d->ours, (long long)d->theirs, tsar_verdict_names[d->verdict]);
+    add_number(&out, "margin", d->margin);
+}
+
 /* ------------------------------------------------------------------------------------------------------- the whole file */
 
 int tsar_counts_text(char *text, size_t size, const tsar_verify_counts *counts, size_t i)

@@ -5,7 +5,7 @@
 
 /* The slots of a model's weights in the order of tsar_weights. */
 typedef struct {
-    const char *prefix;        /* of the names that count */
+    unsigned parts;            /* TSAR_PART_* whose weights count */
     const tsar_model *rounded; /* whose precision the weights take */
     void **slots;              /* [n], of the model that is read; NULL while they are counted */
     size_t n, at;
@@ -105,7 +105,7 @@ static tsar_status round_weight(void *context, const tsar_weight *weight, tsar_e
 {
     slot_list *list = context;
     void *from = list->slots[list->at++];
-    if (weight->use != TSAR_AS_INTEGERS && !tsar_has_prefix(weight->name, list->prefix)) return TSAR_OK;
+    if (weight->use != TSAR_AS_INTEGERS && !(weight->part & list->parts)) return TSAR_OK;
     if (weight->use == TSAR_AS_MATRIX) return round_matrix(weight->slot, from, list->rounded, weight->name, err);
     if (weight->use == TSAR_AS_TABLE) return round_table(weight->slot, from, list->rounded, weight->name, err);
     return round_vector(weight->slot, from, weight, list->rounded, err);
@@ -120,7 +120,7 @@ static tsar_status find_wider(void *context, const tsar_weight *weight, tsar_err
     const tsar_matrix *matrix = weight->use == TSAR_AS_MATRIX ? weight->slot : NULL;
     const tsar_table *table = weight->use == TSAR_AS_TABLE ? weight->slot : NULL;
     const tsar_dtype dtype = matrix && matrix->rows ? matrix->dtype : table && table->values ? table->dtype : p; /* p: not in memory */
-    if (!tsar_has_prefix(weight->name, list->prefix) || weight->use == TSAR_AS_INTEGERS) return TSAR_OK;
+    if (!(weight->part & list->parts) || weight->use == TSAR_AS_INTEGERS) return TSAR_OK;
     list->n += dtype != p && (p != TSAR_F32 || dtype == TSAR_F64);
     double *const *vector = weight->slot;
     size_t count = weight->rows;
@@ -142,10 +142,10 @@ void tsar_rounded_close(tsar_model *rounded, const tsar_model *model)
         tsar_model_close(rounded);
 }
 
-tsar_status tsar_rounded_open(tsar_model **rounded, const tsar_model *model, const char *prefix, tsar_dtype p, tsar_error *err)
+tsar_status tsar_rounded_open(tsar_model **rounded, const tsar_model *model, unsigned parts, tsar_dtype p, tsar_error *err)
 {
     tsar_model from = *model, *to = tsar_alloc(1, sizeof *to, "the rounded weights", err);
-    slot_list list = { prefix, to, NULL, 0, 0 };
+    slot_list list = { parts, to, NULL, 0, 0 };
     *rounded = to;
     if (!to) return TSAR_ROOM;
     to->config = model->config, to->threads = model->threads, to->precision = p;

@@ -13,7 +13,7 @@ cp tests/checkpoints/small.pt "$dir"
 cp -r tests/checkpoints/lumina_gqa_hf tests/checkpoints/flan "$dir"
 cp tests/spiece/ok_plain.model "$dir/flan/spiece.model"
 
-sources='main.c tsar.c vq.c sampler.c tests/trace.c tests/rounded.c tests/judge.c tests/verify.c tests/report.c tests/bench.c tests/selfcheck.c'
+sources='main.c tsar.c vq.c sampler.c tests/trace.c tests/rounded.c tests/judge.c tests/decisions.c tests/verify.c tests/report.c tests/bench.c tests/selfcheck.c'
 objects=
 for file in $sources weights/*.c weights/files/*.c; do
     object=$dir/$(echo "$file" | tr '/' '_').o

@@ -58,14 +58,14 @@ static tsar_status read_floats(double **out, tsar_file *file, const char *name, 
     return *out ? tsar_file_read_f64(file, tensor, 0, tensor->count, *out, err) : TSAR_ROOM;
 }
 
-static tsar_prompt prompt_of(const tsar_inputs *inputs)
+tsar_prompt tsar_prompt_of(const tsar_inputs *inputs)
 {
     tsar_prompt prompt = { .text = inputs->text, .n_text = inputs->n_text, .class_id = inputs->class_id, .caption = inputs->caption,
                            .caption_mask = inputs->caption_mask, .text_uncond = inputs->text_uncond, .n_text_uncond = inputs->n_text_uncond };
     return prompt;
 }
 
-static int has_prompt(const tsar_config *config, const tsar_inputs *inputs)
+int tsar_has_prompt(const tsar_config *config, const tsar_inputs *inputs)
 {
     switch (tsar_family_of(config)->prefix) {
     case TSAR_PREFIX_IDS: return inputs->text != NULL;
@@ -98,8 +98,8 @@ static tsar_status read_prompt(tsar_inputs *inputs, const tsar_model *model, tsa
         status = read_floats(&inputs->caption, file, "input.caption", 2, caption, err);
         if (status == TSAR_OK) status = read_floats(&inputs->caption_mask, file, "input.caption_mask", 1, caption, err);
     }
-    if (status != TSAR_OK || !has_prompt(c, inputs)) return status;
-    const tsar_prompt prompt = prompt_of(inputs);
+    if (status != TSAR_OK || !tsar_has_prompt(c, inputs)) return status;
+    const tsar_prompt prompt = tsar_prompt_of(inputs);
     tsar_error reason = { "" };
     status = tsar_prompt_check(model, &prompt, &reason);
     return status == TSAR_OK ? TSAR_OK : tsar_fail(err, status, "%s: %s", tsar_file_path(file), reason.text);
@@ -158,7 +158,7 @@ int tsar_parts_fed(const tsar_config *c, const tsar_inputs *inputs)
 {
     const int64_t *tokens = c->n_coarse ? inputs->coarse : inputs->codes;
     const int on_grid = c->n_coarse || (inputs->h == c->grid_h && inputs->w == c->grid_w);
-    return (c->has_gpt && has_prompt(c, inputs) && tokens && on_grid ? TSAR_PART_GPT : 0) | (c->has_fine && inputs->coarse ? TSAR_PART_FINE : 0) |
+    return (c->has_gpt && tsar_has_prompt(c, inputs) && tokens && on_grid ? TSAR_PART_GPT : 0) | (c->has_fine && inputs->coarse ? TSAR_PART_FINE : 0) |
            (c->has_vq && (inputs->image || inputs->codes) ? TSAR_PART_VQ : 0);
 }
 
@@ -245,7 +245,7 @@ static tsar_status trace_vq(const tsar_model *model, const tsar_inputs *inputs, 
 
 tsar_status tsar_run_part(const tsar_model *model, const tsar_inputs *inputs, int part, const tsar_sink *sink, tsar_error *err)
 {
-    const tsar_prompt prompt = prompt_of(inputs);
+    const tsar_prompt prompt = tsar_prompt_of(inputs);
     if (part == TSAR_PART_GPT) return tsar_gpt_trace(model, &prompt, model->config.n_coarse ? inputs->coarse : inputs->codes, sink, err);
     return part == TSAR_PART_FINE ? trace_fine(model, inputs->coarse, sink, err) : trace_vq(model, inputs, sink, err);
 }

@@ -435,7 +435,7 @@ static tsar_status judge_part(verifier *v, const struct tsar_named_part *part, t
     v->p = p;
     if (p != TSAR_F64 && v->options->rtol < 0) {
         v->kind = NOISE, v->next = 0;
-        status = tsar_rounded_open(&rounded, v->model, part->prefix, p, err);
+        status = tsar_rounded_open(&rounded, v->model, (unsigned)part->part, p, err);
         if (status == TSAR_OK) status = tsar_run_part(rounded, v->inputs, part->part, &sink, err);
         tsar_rounded_close(rounded, v->model);
     }
@@ -485,11 +485,11 @@ static const char *held_name(const tsar_file *file, const char *prefix)
 }
 
 /* Which parts to recompute: those that the file holds tensors of. It must hold what they need, too; the encoder needs a picture. */
-static tsar_status choose_parts(const tsar_config *c, const tsar_inputs *inputs, const tsar_file *file, int *wanted, tsar_error *err)
+static tsar_status choose_parts(const tsar_config *c, const tsar_inputs *inputs, const tsar_file *file, int decided, int *wanted, tsar_error *err)
 {
     const int fed = tsar_parts_fed(c, inputs);
     *wanted = 0;
-    if (!fed) return tsar_fail_unfed(c, tsar_file_path(file), err);
+    if (!fed && !decided) return tsar_fail_unfed(c, tsar_file_path(file), err);
     for (int p = 0; p < TSAR_PARTS; p++) {
         const char *needs = tsar_part_needs(c, tsar_parts[p].part), *held = needs ? held_name(file, tsar_parts[p].prefix) : NULL;
         if (held && !(fed & tsar_parts[p].part))
@@ -502,7 +502,7 @@ static tsar_status choose_parts(const tsar_config *c, const tsar_inputs *inputs,
             return tsar_fail(err, TSAR_INPUT, "%s: holds %s, but not the input.image that it is recomputed from", tsar_file_path(file),
                              encoder ? encoder : latent);
     }
-    if (!*wanted)
+    if (!*wanted && !decided)
         return tsar_fail(err, TSAR_INPUT, "%s: holds inputs, but no tensor of the model's parts (gpt.*, fine.*, vq.*) to compare", tsar_file_path(file));
     return TSAR_OK;
 }
@@ -617,18 +617,43 @@ static void note_inputs(const tsar_config *c, const tsar_inputs *inputs, tsar_ve
                        (long long)inputs->text[inputs->n_text - 1], TSAR_SOI);
 }
 
+static tsar_status keep_result(void *context, const tsar_comparison *r, tsar_error *err)
+{
+    verifier *v = context;
+    const tsar_tensor *theirs = tsar_file_find(v->file, r->name);
+    if (theirs) v->seen[theirs - tsar_file_at(v->file, 0)] = 1;
+    if (v->n == v->room && widen(&v->results, &v->room, v->n, sizeof *v->results, err) != TSAR_OK) return TSAR_ROOM;
+    v->results[v->n++] = *r;
+    return TSAR_OK;
+}
+
+/* The decisions of a generation. Their precision is that of gpt.*, or of the logits where the file has no tensor of it. */
+static tsar_status verify_decisions(verifier *v, tsar_verify_counts *counts, tsar_error *err)
+{
+    const tsar_prompt prompt = tsar_prompt_of(v->inputs);
+    tsar_dtype p = v->options->precision;
+    tsar_status status = TSAR_OK;
+    if (p == TSAR_DTYPES) status = find_precision(v, held_name(v->file, "gpt.") ? "gpt." : "logits", &p, err);
+    if (v->options->precision == TSAR_DTYPES && !held_name(v->file, "gpt.") && !tsar_file_find(v->file, "logits")) p = TSAR_F64;
+    v->prefix = "gpt.", v->K = 1;
+    if (status == TSAR_OK) status = tsar_weights(&v->model->config, NULL, find_longest, v, err);
+    return status == TSAR_OK ? tsar_judge_decisions(v->model, v->file, v->options, &prompt, p, v->K, counts, keep_result, v, err) : status;
+}
+
 static tsar_status verify_file(verifier *v, tsar_inputs *inputs, tsar_verify_counts *counts, tsar_error *err)
 {
     const tsar_sink sink = { .put = put_tensor, .context = v };
     int wanted = 0;
     v->seen = tsar_alloc(tsar_file_count(v->file), 1, "the list of tensors", err);
     tsar_status status = v->seen ? tsar_inputs_read(inputs, v->model, v->file, err) : TSAR_ROOM;
-    if (status == TSAR_OK) status = choose_parts(&v->model->config, inputs, v->file, &wanted, err);
+    const int decided = status == TSAR_OK && tsar_has_decisions(v->model, v->file) && tsar_has_prompt(&v->model->config, inputs);
+    if (status == TSAR_OK) status = choose_parts(&v->model->config, inputs, v->file, decided, &wanted, err);
     for (size_t i = 0; i < tsar_file_count(v->file); i++) v->inside |= is_inside(tsar_file_at(v->file, i)->name);
     v->inputs = inputs, v->kind = JUDGED, v->p = TSAR_F64;
     if (status == TSAR_OK) status = tsar_emit_inputs(v->model, inputs, &sink, err);
     for (size_t i = 0; status == TSAR_OK && i < TSAR_PARTS; i++)
         if (wanted & tsar_parts[i].part) status = run_part(v, &tsar_parts[i], err);
+    if (status == TSAR_OK && decided) status = verify_decisions(v, counts, err);
     if (status == TSAR_OK) status = judge_rest(v, counts, err);
     if (status == TSAR_OK) note_inputs(&v->model->config, inputs, counts);
     return status;

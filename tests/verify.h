@@ -14,6 +14,9 @@ enum { NAMED = 6 }; /* names that a list of names spells out */
 
 int tsar_has_prefix(const char *name, const char *prefix);
 
+/* The prompt of a trace's inputs, and whether the model's kind of prompt is among them. */
+tsar_prompt tsar_prompt_of(const tsar_inputs *inputs);
+int tsar_has_prompt(const tsar_config *config, const tsar_inputs *inputs);
 /* The parts of the model that the inputs feed. */
 int tsar_parts_fed(const tsar_config *c, const tsar_inputs *inputs);
 /* The inputs that a part of the model needs, in words. NULL: the model has no such part. */
@@ -45,6 +48,8 @@ double tsar_rms(const double *x, size_t n); /* sqrt(mean(x^2)); infinite if an e
 /* SPEC 10's rule: verdict, errors, limit and places of *r. */
 void tsar_judge(const tsar_stage *stage, tsar_comparison *r);
 double tsar_error_of(const tsar_stage *stage); /* RMS(x - y) / RMS(y) */
+/* What the rule lets each element of a row be off by.   limit [columns] */
+void tsar_limits(const tsar_stage *row, double *limit);
 /* SPEC 10, vq.codes: how much farther from the latent than the best codeword a code may be, from |z|^2 and |e|^2 of the best. */
 double tsar_code_slack(tsar_dtype p, double zz, double ee);
 /* What the rule lets the RMS of a tensor be off by. */
@@ -52,9 +57,18 @@ double tsar_slack_of(const tsar_stage *stage);
 
 /* ------------------------------------------------------------------------------------------- a model of fewer bits (rounded.c) */
 
-/* The weights of one part of a model, rounded once to p, in a model of its own whose operations round to p. Where rounding
+/* The weights of some parts (TSAR_PART_*) of a model, rounded once to p, in a model of its own whose operations round to p. Where rounding
  * changes none, they are those of `model`. */
-tsar_status tsar_rounded_open(tsar_model **rounded, const tsar_model *model, const char *prefix, tsar_dtype p, tsar_error *err);
+tsar_status tsar_rounded_open(tsar_model **rounded, const tsar_model *model, unsigned parts, tsar_dtype p, tsar_error *err);
 void tsar_rounded_close(tsar_model *rounded, const tsar_model *model); /* accepts NULL */
+
+/* ------------------------------------------------------------------------------------------------ decoding (decisions.c) */
+
+/* Whether the file holds codes that were decided one after the other. */
+int tsar_has_decisions(const tsar_model *model, const tsar_file *file);
+/* Decides them once more, in precision p; each tensor of the decoding goes through keep, each decision that is not the file's into counts. K: the longest sum. */
+typedef tsar_status (*tsar_keep_fn)(void *context, const tsar_comparison *comparison, tsar_error *err);
+tsar_status tsar_judge_decisions(const tsar_model *model, tsar_file *file, const tsar_verify_options *options, const tsar_prompt *prompt, tsar_dtype p,
+                                 size_t K, tsar_verify_counts *counts, tsar_keep_fn keep, void *context, tsar_error *err);
 
 #endif
