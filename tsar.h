@@ -653,8 +653,8 @@ typedef struct {
 } tsar_sentence;
 extern const char tsar_negative_prompt[]; /* emu3's published one */
 
-/* The prefix of a sentence by the model's template (SPEC 11), or its ids for the model's T5 encoder: *ids [*n] is the caller's to tsar_free. TSAR_INPUT if the model takes no text,
- * has no tokenizer or lacks an id of its template, if its tokenizer cannot take the text, or the size is none of its sizes. */
+/* The prefix of a sentence by the model's template (SPEC 11), or its ids for the model's T5 encoder: *ids [*n]
+ * is the caller's to tsar_free. TSAR_INPUT if the model takes no text, has no tokenizer or lacks an id of its template, if its tokenizer cannot take the text, or the size is none of its sizes. */
 tsar_status tsar_text_prefix(const tsar_model *model, const tsar_sentence *sentence, int64_t **ids, size_t *n, tsar_error *err);
 /* The ids of a sentence for the T5 encoder of a model: cleaned where t5_clean says so and `raw` does not, cut to most - 1 pieces, then the end (1). */
 tsar_status tsar_text_t5(const tsar_model *t5, const tsar_sentence *sentence, size_t most, int64_t **ids, size_t *n, tsar_error *err);
@@ -756,6 +756,18 @@ tsar_status tsar_fine_logits(const tsar_model *model, const double *hidden, size
 
 /* The text encoder (SPEC 11): out [L][t5_dim] = the last norm's output for ids [L], eos last, no padding; t5.* into sink (NULL: none). */
 tsar_status tsar_t5_encode(const tsar_model *model, const int64_t *ids, size_t L, double *out, const tsar_sink *sink, tsar_error *err);
+
+/* What a sentence becomes for a model (weights/condition.c): a prefix, and the unconditional one where it is a sentence of its own; or the
+ * ids of the text encoder and the caption that it makes of them. What is not there is NULL. */
+typedef struct {
+    int64_t *ids, *uncond;  /* [n_ids], [n_uncond] */
+    size_t n_ids, n_uncond;
+    double *caption, *mask; /* [cond_tokens][caption_dim], [cond_tokens] */
+} tsar_condition;
+/* t5: the model with the text encoder, NULL: the model itself. negative: emu3's negative prompt, NULL: the published one. */
+tsar_status tsar_condition_open(tsar_condition *condition, const tsar_model *model, const tsar_model *t5, const tsar_sentence *sentence,
+                                const char *negative, tsar_error *err);
+void tsar_condition_close(tsar_condition *condition);
 
 /* ------------------------------------------------------------------------------------------ 8. the image tokenizer (vq.c) */
 
