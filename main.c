@@ -31,7 +31,8 @@ enum { GENERATE = 1, ENCODE = 2, DECODE = 4, TRACE = 8, VERIFY = 16, IMPORT = 32
 /* clang-format off */
 enum { O_MODEL, O_OUTPUT, O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_IMAGES, O_SEED, O_CFG, O_SCHEDULE, O_INTERVAL, O_TEMPERATURE, O_TOP_K,
        O_TOP_P, O_GREEDY, O_DECODE, O_CODES, O_FRAMES, O_ORDER_MAP, O_SHOW, O_INPUTS, O_IMAGE, O_INSIDE, O_ONLY, O_RTOL, O_PRECISION, O_STRICT, O_OTHER, O_JSON,
-       O_LIKE, O_DTYPE, O_LABELS, O_THREADS, O_NEGATIVE_IDS, O_PROMPTS, O_SHARD, O_RESUME, O_FORCE, O_GRID, O_RAW_PROMPT, O_TEMPLATE, O_TO_TEXT, O_QUIET, O_HELP, OPTIONS };
+       O_LIKE, O_DTYPE, O_LABELS, O_THREADS, O_NEGATIVE_IDS, O_PROMPTS, O_SHARD, O_RESUME, O_FORCE, O_GRID, O_NEGATIVE, O_TEXT_MODEL, O_SHOW_IDS,
+       O_RAW_PROMPT, O_TEMPLATE, O_TO_TEXT, O_QUIET, O_HELP, OPTIONS };
 /* clang-format on */
 
 typedef enum { IS_SWITCH, IS_TEXT, IS_COUNT, IS_INTEGER, IS_REAL } option_kind;
@@ -58,7 +59,7 @@ static const option options[OPTIONS] = {
     { "output", 'o', "FILE", IS_TEXT, 0, 0, GENERATE | ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER | SCORE, ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER,
       "file to write; pictures are PNG or PPM by its ending (generate: out" PICTURE_ENDING
       ", or with --codes no picture; with -n above 1 image I is out-I" PICTURE_ENDING ")" },
-    { "prompt", 'p', "PROMPT", IS_TEXT, 0, 0, CONDITIONED, 0, "text prompt, for token-shuffle models" },
+    { "prompt", 'p', "PROMPT", IS_TEXT, 0, 0, CONDITIONED, 0, "text prompt; llamagen-t2i needs the T5 encoder, in the model or by --text-model" },
     { "prompt-ids", 0, "IDS", IS_TEXT, 0, 0, CONDITIONED, 0, "the whole prefix as ids, <bos> (0) and <soi> (1) included: 0,7,1" },
     { "class", 0, "N", IS_COUNT, 0, INT32_MAX, CONDITIONED, 0, "class, for llamagen-c2i models" },
     { "caption", 0, "FEATURES", IS_TEXT, 0, 0, CONDITIONED, 0,
@@ -107,7 +108,10 @@ static const option options[OPTIONS] = {
     { "force", 0, NULL, IS_SWITCH, 0, 0, IMPORT | CLUSTER, 0, "let the output replace a file that is read" },
     { "grid", 0, "HxW", IS_TEXT, 0, 0, GENERATE | TRACE | VERIFY | SCORE | INFO, 0,
       "rows and columns of codes instead of the model's, for models with rope=1d (the codes of a file that is read decide before it)" },
-    { "raw-prompt", 0, NULL, IS_SWITCH, 0, 0, TEXT, 0, "take the prompt as it is: no cleaning of captions (LlamaGen), no suffix (Emu3)" },
+    { "negative", 0, "TEXT", IS_TEXT, 0, 0, CONDITIONED, 0, "negative prompt, for emu3 models (the published one)" },
+    { "text-model", 0, "T5", IS_TEXT, 0, 0, CONDITIONED, 0, "model file with the text encoder, for llamagen-t2i models that hold none" },
+    { "show-ids", 0, NULL, IS_SWITCH, 0, 0, GENERATE, 0, "print the ids that the prompt became, on a line of standard output" },
+    { "raw-prompt", 0, NULL, IS_SWITCH, 0, 0, CONDITIONED | TEXT, 0, "take the prompt as it is: no cleaning of captions (LlamaGen), no suffix (Emu3)" },
     { "template", 0, NULL, IS_SWITCH, 0, 0, TEXT, 0, "the ids of the whole prefix, by the template of the model's family" },
     { "to-text", 0, NULL, IS_SWITCH, 0, 0, TEXT, 0, "from ids, divided by blanks or commas, to the bytes that they stand for" },
     { "quiet", 'q', NULL, IS_SWITCH, 0, 0, EVERY, 0, "print no progress and no notes" },
@@ -127,7 +131,7 @@ typedef struct {
     option_value at[OPTIONS];
     char **operands;
     size_t n;
-    tsar_model *model;    /* that commands of a list share; NULL: each opens its own */
+    tsar_model *model, *text_model; /* that commands of a list share; NULL: each opens its own */
     size_t index, listed; /* of the list: which command this is, how many there are */
 } arguments;
 
@@ -398,8 +402,7 @@ typedef struct {
     tsar_model *model;
     tsar_settings settings;
     tsar_prompt prompt;
-    int64_t *ids, *negative; /* owned, as are the following */
-    double *caption, *mask;
+    tsar_condition condition; /* what prompt points to; owned, as are the following */
     tsar_result result;
     uint8_t *rgb;       /* [H][W][3]; NULL without a tokenizer */
     int64_t *frame;     /* [gh][gw], codes of an unfinished picture */
@@ -409,14 +412,12 @@ typedef struct {
     size_t pending, made;  /* images that are not, at first; images made since */
     double start, seconds; /* of the clock; spent on generation */
     int bar;               /* progress is drawn on a terminal */
+    int checking;          /* nothing is computed: all that a list could fail for is looked at before its work */
 } generation;
 
 static void close_generation(generation *g)
 {
-    tsar_free(g->ids);
-    tsar_free(g->negative);
-    tsar_free(g->caption);
-    tsar_free(g->mask);
+    tsar_condition_close(&g->condition);
     tsar_free(g->result.codes);
     tsar_free(g->result.coarse);
     tsar_free(g->result.step_of);
@@ -452,34 +453,55 @@ static tsar_status read_settings(generation *g, tsar_error *err)
     return flag_settings(g->a->at, &g->settings, err);
 }
 
+/* What the prompt becomes: ids, or with the text encoder a caption; all of it printed where --show-ids asks for it. */
+static tsar_status read_sentence(generation *g, tsar_error *err)
+{
+    const option_value *at = g->a->at;
+    const tsar_sentence sentence = {
+        .text = at[O_PROMPT].text, .bytes = strlen(at[O_PROMPT].text), .raw = at[O_RAW_PROMPT].text != NULL, .ids_only = g->checking
+    };
+    tsar_model *own = NULL;
+    tsar_status status = TSAR_OK;
+    if (at[O_TEXT_MODEL].text && !g->a->text_model) status = tsar_model_open(&own, at[O_TEXT_MODEL].text, TSAR_PART_T5, thread_count(g->a), err);
+    if (status == TSAR_OK)
+        status = tsar_condition_open(&g->condition, g->model, g->a->text_model ? g->a->text_model : own, &sentence, at[O_NEGATIVE].text, err);
+    for (size_t i = 0; status == TSAR_OK && at[O_SHOW_IDS].text && !g->checking && i < g->condition.n_ids; i++)
+        printf("%" PRId64 "%c", g->condition.ids[i], i + 1 < g->condition.n_ids ? ' ' : '\n');
+    tsar_model_close(own);
+    return status;
+}
+
 /* The condition, of the kind that the model takes. */
 static tsar_status read_condition(generation *g, tsar_error *err)
 {
-    static const char *const wants[] = { "", "-p PROMPT or --prompt-ids IDS", "--class N", "--caption FEATURES" }; /* by tsar_prefix */
+    static const char *const wants[] = { "", "-p PROMPT or --prompt-ids IDS", "--class N", "-p PROMPT or --caption FEATURES" }; /* by tsar_prefix */
     const option_value *at = g->a->at;
     const tsar_family *family = tsar_family_of(&g->model->config);
+    tsar_condition *c = &g->condition;
     const int given[] = { at[O_PROMPT].text != NULL, at[O_PROMPT_IDS].text != NULL, at[O_CLASS].text != NULL, at[O_CAPTION].text != NULL };
-    const int fits = family->prefix == TSAR_PREFIX_IDS ? given[0] + given[1] : family->prefix == TSAR_PREFIX_CLASS ? given[2] : given[3];
+    const int fits = family->prefix == TSAR_PREFIX_CLASS ? given[2] : given[0] + given[family->prefix == TSAR_PREFIX_IDS ? 1 : 3];
     tsar_status status = tsar_model_needs(g->model, TSAR_PART_GPT, "generate", err);
     if (status != TSAR_OK) return status;
     if (fits != 1 || given[0] + given[1] + given[2] + given[3] != 1)
         return tsar_fail(err, TSAR_USAGE, "the model is %s: give it %s%s", family->name, wants[family->prefix], fits ? " and nothing else to start from" : "");
-    if (given[0]) status = tsar_text_encode(g->model, at[O_PROMPT].text, &g->ids, &g->prompt.n_text, err);
-    if (given[1]) status = parse_ids("prompt-ids", at[O_PROMPT_IDS].text, &g->ids, &g->prompt.n_text, err);
+    if (given[0]) status = read_sentence(g, err);
+    if (given[1]) status = parse_ids("prompt-ids", at[O_PROMPT_IDS].text, &c->ids, &c->n_ids, err);
     if (status == TSAR_OK && at[O_NEGATIVE_IDS].text && family->prefix != TSAR_PREFIX_IDS)
         status = tsar_fail(err, TSAR_USAGE, "--negative-ids: the model is %s, whose unconditional sequence begins with no ids", family->name);
-    if (status == TSAR_OK && at[O_NEGATIVE_IDS].text)
-        status = parse_ids("negative-ids", at[O_NEGATIVE_IDS].text, &g->negative, &g->prompt.n_text_uncond, err);
+    if (status == TSAR_OK && at[O_NEGATIVE_IDS].text && c->uncond) tsar_free(c->uncond), c->uncond = NULL;
+    if (status == TSAR_OK && at[O_NEGATIVE_IDS].text) status = parse_ids("negative-ids", at[O_NEGATIVE_IDS].text, &c->uncond, &c->n_uncond, err);
     if (given[2]) g->prompt.class_id = (size_t)at[O_CLASS].count;
-    if (given[3]) status = tsar_caption_read(g->model, at[O_CAPTION].text, &g->caption, &g->mask, err);
-    g->prompt.text = g->ids, g->prompt.text_uncond = g->negative, g->prompt.caption = g->caption, g->prompt.caption_mask = g->mask;
+    if (given[3]) status = tsar_caption_read(g->model, at[O_CAPTION].text, &c->caption, &c->mask, err);
+    g->prompt.text = family->prefix == TSAR_PREFIX_IDS ? c->ids : NULL, g->prompt.n_text = family->prefix == TSAR_PREFIX_IDS ? c->n_ids : 0;
+    g->prompt.text_uncond = c->uncond, g->prompt.n_text_uncond = c->n_uncond;
+    g->prompt.caption = c->caption, g->prompt.caption_mask = c->mask;
     return status == TSAR_OK ? tsar_prompt_check(g->model, &g->prompt, err) : status;
 }
 
 /* The job that the flags describe. */
 static tsar_status describe_job(generation *g, tsar_error *err)
 {
-    static const int drawn[] = { O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_NEGATIVE_IDS, O_GRID }; /* what a command is drawn from, in its order */
+    static const int drawn[] = { O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_NEGATIVE, O_NEGATIVE_IDS, O_TEXT_MODEL, O_RAW_PROMPT, O_GRID }; /* what a command is drawn from, in its order */
     const option_value *at = g->a->at;
     tsar_job *job = &g->job;
     job->model = g->model, job->settings = &g->settings, job->model_path = at[O_MODEL].text, job->images = g->images;
@@ -678,6 +700,7 @@ static tsar_status generate_images(const arguments *a, int what, tsar_error *err
     generation g;
     const tsar_needs needs = generated_needs(a);
     tsar_status status = open_generation(&g, a, &needs, a->at[O_IMAGES].text ? (size_t)a->at[O_IMAGES].count : 1, err);
+    g.checking = what == CHECK_ONLY;
     if (status == TSAR_OK) status = read_condition(&g, err);
     if (status == TSAR_OK) status = check_outputs(&g, err);
     if (status == TSAR_OK) status = describe_job(&g, err);
@@ -731,6 +754,8 @@ static tsar_status generate_list(const arguments *a, tsar_error *err)
         status = tsar_prompts_open(&list, a->at[O_PROMPTS].text, a->at[O_SEED].count, a->at[O_IMAGES].text ? (size_t)a->at[O_IMAGES].count : 1, shard, shards, err);
     const tsar_needs needs = generated_needs(a);
     if (status == TSAR_OK) status = open_model(a, &needs, &one.model, err);
+    if (status == TSAR_OK && a->at[O_TEXT_MODEL].text)
+        status = tsar_model_open(&one.text_model, a->at[O_TEXT_MODEL].text, TSAR_PART_T5, thread_count(a), err);
     one.listed = list ? tsar_prompts_count(list) : 0;
     for (int what = CHECK_ONLY; what <= CHECK_AND_GENERATE; what++)
         for (one.index = 0; one.index < one.listed && status == TSAR_OK; one.index++) {
@@ -742,6 +767,7 @@ static tsar_status generate_list(const arguments *a, tsar_error *err)
         }
     if (status == TSAR_OK && one.listed == 0 && !a->at[O_QUIET].text) fprintf(stderr, "no prompt of the list falls to this shard\n");
     tsar_model_close(one.model);
+    tsar_model_close(one.text_model);
     tsar_prompts_close(list);
     return status;
 }
@@ -878,10 +904,11 @@ static tsar_status read_trace_inputs(generation *g, tsar_inputs *inputs, tsar_er
         return tsar_fail(err, TSAR_USAGE, "the model has no transformer: trace it with --image FILE or --inputs FILE");
     if (status != TSAR_OK || (at[O_IMAGE].text && !conditioned)) return status;
     status = read_condition(g, err);
-    inputs->text_uncond = g->negative, inputs->n_text_uncond = g->prompt.n_text_uncond;
-    inputs->text = g->ids, inputs->n_text = g->prompt.n_text, inputs->caption = g->caption, inputs->caption_mask = g->mask;
+    tsar_condition *c = &g->condition; /* its arrays belong to inputs from now on */
+    inputs->text_uncond = c->uncond, inputs->n_text_uncond = g->prompt.n_text_uncond, inputs->caption = c->caption, inputs->caption_mask = c->mask;
     inputs->has_class = at[O_CLASS].text != NULL, inputs->class_id = g->prompt.class_id;
-    g->ids = g->negative = NULL, g->caption = g->mask = NULL; /* they belong to inputs now */
+    c->uncond = NULL, c->caption = c->mask = NULL;
+    if (g->prompt.text) inputs->text = c->ids, inputs->n_text = c->n_ids, c->ids = NULL;
     return status;
 }
 

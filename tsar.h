@@ -649,6 +649,7 @@ typedef struct {
     size_t bytes;
     int negative; /* emu3: the negative prompt, which takes no suffix */
     int raw;      /* emu3: no suffix either way */
+    int ids_only; /* llamagen-t2i: the encoder is not run, the caption stays zero: a check before the work */
     size_t h, w;  /* rows and columns of codes; 0: the model's grid */
 } tsar_sentence;
 extern const char tsar_negative_prompt[]; /* emu3's published one */

@@ -20,7 +20,7 @@ static tsar_status encode_caption(const tsar_model *model, const tsar_model *t5,
     out->mask = tsar_alloc(T, sizeof *out->mask, "the caption", err);
     if (!out->caption || !out->mask) return TSAR_ROOM;
     for (size_t i = T - L; i < T; i++) out->mask[i] = 1;
-    return tsar_t5_encode(t5, out->ids, L, out->caption + (T - L) * width, NULL, err);
+    return sentence->ids_only ? TSAR_OK : tsar_t5_encode(t5, out->ids, L, out->caption + (T - L) * width, NULL, err);
 }
 
 tsar_status tsar_condition_open(tsar_condition *out, const tsar_model *model, const tsar_model *t5, const tsar_sentence *sentence, const char *negative,
