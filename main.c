@@ -403,6 +403,7 @@ typedef struct {
     tsar_settings settings;
     tsar_prompt prompt;
     tsar_condition condition; /* what prompt points to; owned, as are the following */
+    char *ids;                /* that the prompt became, as text */
     tsar_result result;
     uint8_t *rgb;       /* [H][W][3]; NULL without a tokenizer */
     int64_t *frame;     /* [gh][gw], codes of an unfinished picture */
@@ -418,6 +419,7 @@ typedef struct {
 static void close_generation(generation *g)
 {
     tsar_condition_close(&g->condition);
+    tsar_free(g->ids);
     tsar_free(g->result.codes);
     tsar_free(g->result.coarse);
     tsar_free(g->result.step_of);
@@ -465,8 +467,8 @@ static tsar_status read_sentence(generation *g, tsar_error *err)
     if (at[O_TEXT_MODEL].text && !g->a->text_model) status = tsar_model_open(&own, at[O_TEXT_MODEL].text, TSAR_PART_T5, thread_count(g->a), err);
     if (status == TSAR_OK)
         status = tsar_condition_open(&g->condition, g->model, g->a->text_model ? g->a->text_model : own, &sentence, at[O_NEGATIVE].text, err);
-    for (size_t i = 0; status == TSAR_OK && at[O_SHOW_IDS].text && !g->checking && i < g->condition.n_ids; i++)
-        printf("%" PRId64 "%c", g->condition.ids[i], i + 1 < g->condition.n_ids ? ' ' : '\n');
+    if (status == TSAR_OK && !(g->ids = tsar_condition_text(&g->condition, err))) status = TSAR_ROOM;
+    if (status == TSAR_OK && at[O_SHOW_IDS].text && !g->checking) puts(g->ids);
     tsar_model_close(own);
     return status;
 }
@@ -510,6 +512,7 @@ static tsar_status describe_job(generation *g, tsar_error *err)
         if (at[drawn[i]].text) job->flags[job->n_flags] = o->name, job->values[job->n_flags++] = o->kind == IS_SWITCH ? NULL : at[drawn[i]].text;
     }
     const char *const picture = at[O_OUTPUT].text ? at[O_OUTPUT].text : at[O_CODES].text ? NULL : "out" PICTURE_ENDING; /* NULL: only codes are wanted */
+    job->ids = g->ids;
     job->files[TSAR_JOB_PICTURE] = g->model->config.has_vq ? picture : NULL;
     job->files[TSAR_JOB_CODES] = at[O_CODES].text;
     job->files[TSAR_JOB_ORDER_MAP] = at[O_ORDER_MAP].text;

@@ -768,6 +768,8 @@ typedef struct {
 /* t5: the model with the text encoder, NULL: the model itself. negative: emu3's negative prompt, NULL: the published one. */
 tsar_status tsar_condition_open(tsar_condition *condition, const tsar_model *model, const tsar_model *t5, const tsar_sentence *sentence,
                                 const char *negative, tsar_error *err);
+/* Its ids as text, blanks between them: the caller's to tsar_free; NULL when memory is out. */
+char *tsar_condition_text(const tsar_condition *condition, tsar_error *err);
 void tsar_condition_close(tsar_condition *condition);
 
 /* ------------------------------------------------------------------------------------------ 8. the image tokenizer (vq.c) */
@@ -924,6 +926,7 @@ typedef struct {
     const char *model_path;             /* as the user named it; NULL: the shipped model */
     const char *flags[TSAR_JOB_FLAGS];  /* what is drawn, in the order of the command: "prompt" with the prompt, "class", "grid" ... */
     const char *values[TSAR_JOB_FLAGS]; /* NULL: a switch */
+    const char *ids;                    /* those that the prompt became, blanks between them; NULL: not told */
     size_t n_flags;
     size_t images;
     const char *files[TSAR_JOB_KINDS];  /* names to write, or of which FILE-I is made for image I of several; NULL: not wanted */

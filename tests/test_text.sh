@@ -45,4 +45,30 @@ check 'no file' refused 3 'none.json' "$TSAR" text none.json x
 check 'an id that is none' refused 3 'id 99999' "$TSAR" text $bpe/chameleon.json --to-text 99999
 check 'not an id' refused 2 'x7' "$TSAR" text $bpe/chameleon.json --to-text x7
 check 'a file has no template' refused 2 'template' "$TSAR" text --template $bpe/chameleon.json x
+# From a sentence to a picture with a text encoder of its own, or one inside of the model.
+dir=$BUILD/text
+rm -rf "$dir/t5"
+mkdir -p "$dir/t5"
+"$TSAR" synth --like tests/vectors/t5/t5_prompts.safetensors t5_clean=llamagen -o "$dir/t5/model.safetensors" -q &&
+    cp tests/vectors/t5/t5like.model "$dir/t5/spiece.model"
+"$TSAR" synth arch=llamagen-t2i dim=16 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=8 norm_eps=1e-5 rope=2d codebook_size=16 grid_h=4 grid_w=4 cond_tokens=120 \
+    caption_dim=24 vq_ch=4 vq_ch_mult=1,1 vq_res_blocks=1 vq_z_channels=4 vq_embed_dim=4 vq_l2_norm=1 vq_groups=2 seed=3 -o "$dir/t2i.safetensors" -q
+check 'the tokenizer beside an encoder is kept' "$TSAR" import "$dir/t5/model.safetensors" -o "$dir/t5.safetensors"
+ids='10 442 161 10 216 3 512 250 242 1'
+t2i() { "$TSAR" generate -m "$dir/t2i.safetensors" --text-model "$dir/t5.safetensors" -q "$@"; }
+check 'ids of a caption' says "$ids" t2i -p 'A Cat on a red chair!' --show-ids -o "$dir/a.png"
+check 'they stand in the picture' grep -q -a "$ids" "$dir/a.png"
+check 'the template of an encoder' says "$ids" "$TSAR" text -m "$dir/t5.safetensors" --template 'A Cat on a red chair!'
+check 'no encoder' refused 3 '--text-model' "$TSAR" generate -m "$dir/t2i.safetensors" -p x -o "$dir/b.png"
+check 'text that is not cleaned' refused 3 'U+003C.*--raw-prompt' t2i -p '<b>' -o "$dir/b.png"
+check 'as it is' says '347 24 235 496 69 45 6 119 14 336 13 1' t2i --raw-prompt -p '<b> Katze grün' --show-ids -o "$dir/b.png"
+check 'a negative prompt' refused 2 'negative' t2i -p x --negative y -o "$dir/b.png"
+printf 'a cat\na dog\n' >"$dir/list"
+check 'a list' t2i --prompts "$dir/list" -o "$dir/l.png"
+check 'its single command' t2i -p 'a dog' --seed 1 -o "$dir/one.png"
+check 'gives the same bytes' cmp "$dir/l-00001.png" "$dir/one.png"
+printf 'a cat\n<b>\n' >"$dir/list"
+rm -f "$dir"/l-*.png
+check 'a list that would fail' refused 3 'line 2' t2i --prompts "$dir/list" -o "$dir/l.png"
+check 'before its first picture' test ! -e "$dir/l-00000.png"
 check_end

@@ -2,6 +2,8 @@
  * features of the T5 encoder (SPEC 11). */
 #include "../tsar.h"
 
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 /* The caption of a text-conditional model: the L rows that the encoder gives stand at the right end of cond_tokens zero rows (QUIRKS-t5, 2). */
@@ -42,6 +44,14 @@ tsar_status tsar_condition_open(tsar_condition *out, const tsar_model *model, co
     }
     if (status != TSAR_OK) tsar_condition_close(out);
     return status;
+}
+
+char *tsar_condition_text(const tsar_condition *condition, tsar_error *err)
+{
+    enum { ID_ROOM = 22 };
+    char *text = tsar_alloc(tsar_product(condition->n_ids, ID_ROOM) + 1, 1, "the ids of the prompt", err), *end = text;
+    for (size_t i = 0; text && i < condition->n_ids; i++) end += sprintf(end, "%s%" PRId64, i ? " " : "", condition->ids[i]);
+    return text;
 }
 
 void tsar_condition_close(tsar_condition *condition)

@@ -20,10 +20,12 @@ static const struct {
 static tsar_status find_beside(const tsar_importer *im, const char *name, int t5, char **path)
 {
     *path = NULL;
+    int named = 0; /* a checkpoint of Hugging Face's encoder is there; else a model file of tsar's has it */
+    for (size_t i = 0; i < im->n_files; i++) named = named || im->files[i].naming->t5;
     for (size_t i = 0; i < im->n_files; i++) {
         const char *file = im->files[i].checkpoint.path;
         const size_t folder = tsar_path_folder(file);
-        if (im->files[i].naming->t5 != t5) continue;
+        if (im->files[i].naming->t5 != (t5 && named)) continue;
         char *candidate = tsar_alloc(folder + strlen(name) + 1, 1, "a path", im->err);
         if (!candidate) return TSAR_ROOM;
         memcpy(candidate, file, folder);

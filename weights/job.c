@@ -118,7 +118,7 @@ tsar_status tsar_job_check(const tsar_job *job, const char *const *inputs, size_
 
 /* The text of a PNG: the prompt, every setting, and the command that makes the same bytes again. */
 typedef struct {
-    const char *keys[TSAR_JOB_FLAGS + 12], *values[TSAR_JOB_FLAGS + 12];
+    const char *keys[TSAR_JOB_FLAGS + 13], *values[TSAR_JOB_FLAGS + 13];
     char titles[TSAR_JOB_FLAGS][24], buffers[8][64];
     size_t n;
 } picture_text;
@@ -140,6 +140,7 @@ static void describe_picture(picture_text *t, const tsar_job *job, size_t image)
     t->n = 0;
     add_text(t, "Software", "tsar " TSAR_VERSION);
     for (size_t i = 0; i < job->n_flags; i++) add_text(t, title(t->titles[i], job->flags[i]), job->values[i] ? job->values[i] : "yes");
+    if (job->ids) add_text(t, "Ids", job->ids);
     (void)snprintf(t->buffers[0], 64, "%" PRIu64, s->seed);
     (void)snprintf(t->buffers[1], 64, "%" PRId64, s->cfg_interval);
     (void)snprintf(t->buffers[2], 64, "%zu", s->top_k);
