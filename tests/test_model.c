@@ -111,6 +111,7 @@ static const struct {
     { lumina, "eol=60", "eol=60 is no id" },
     { lumina, "boi=60", "boi=60 is no id" },
     { lumina, "eol=-1", "eol=-1" },
+    { lumina, "grid_w=3", "the grid 4 x 3 is not divisible by size_unit=2" },
     { shuffle, "eol=270", "eol=270 is no id" },
     { emu3, "codebook_size=21", "do not fit" },
     { emu3, "n_kv_head=3", "n_kv_head=3" },
@@ -287,6 +288,7 @@ static void test_grids(void)
     CHECK(read_config(&c, shuffle, "", &err) == TSAR_OK && tsar_config_grid(&c, grid, &err) == TSAR_OK && c.tokens == 15, "windows");
     CHECK(tsar_config_grid(&c, odd, &err) == TSAR_USAGE && strstr(err.text, "shuffle=2") && c.tokens == 15, "%s", err.text);
     CHECK(read_config(&c, c2i, "rope=2d", &err) == TSAR_OK && tsar_config_grid(&c, grid, &err) == TSAR_USAGE && strstr(err.text, "rope=2d"), "%s", err.text);
+    CHECK(read_config(&c, lumina, "", &err) == TSAR_OK && tsar_config_grid(&c, odd, &err) == TSAR_USAGE && strstr(err.text, "size_unit=2"), "%s", err.text);
     CHECK(read_config(&c, fine, "", &err) == TSAR_OK && tsar_config_grid(&c, grid, &err) == TSAR_USAGE && strstr(err.text, "stage two"), "%s", err.text);
 }
 

@@ -355,6 +355,8 @@ static void check_family(reader *r, const tsar_config *c)
     rule(r, s == 1 || (c->shuffle_blocks && c->shuffle_hidden), "shuffle=%zu needs shuffle_blocks=VALUE and shuffle_hidden=VALUE", s);
     rule(r, (uint64_t)c->dim % ((uint64_t)s * s) == 0, "dim=%zu is not divisible by shuffle^2=%" PRIu64, c->dim, (uint64_t)s * s);
     rule(r, c->grid_h % s == 0 && c->grid_w % s == 0, "the grid %zu x %zu is not divisible by shuffle=%zu", c->grid_h, c->grid_w, s);
+    rule(r, !c->size_unit || (c->grid_h % c->size_unit == 0 && c->grid_w % c->size_unit == 0),
+         "the grid %zu x %zu is not divisible by size_unit=%zu, in which the prefix tells its size", c->grid_h, c->grid_w, c->size_unit);
     rule(r, family->uncond != TSAR_UNCOND_SYSTEM || c->text_vocab >= TSAR_SPECIALS,
          "text_vocab=%zu leaves no room for <bos>, <soi> and <eoi> (at least 3)", c->text_vocab);
     rule(r, family->prefix != TSAR_PREFIX_CLASS || c->cond_tokens == 1, "cond_tokens=%zu must be 1 for %s: a class is one token", c->cond_tokens,
@@ -476,6 +478,9 @@ tsar_status tsar_config_grid(tsar_config *config, const size_t grid[2], tsar_err
                          c->grid_h, c->grid_w);
     if (grid[0] % c->shuffle || grid[1] % c->shuffle)
         return tsar_fail(err, TSAR_USAGE, "--grid %zux%zu is not divisible by shuffle=%zu", grid[0], grid[1], c->shuffle);
+    if (c->size_unit && (grid[0] % c->size_unit || grid[1] % c->size_unit))
+        return tsar_fail(err, TSAR_USAGE, "--grid %zux%zu is not divisible by size_unit=%zu, in which the prefix tells its size", grid[0], grid[1],
+                         c->size_unit);
     c->grid_h = grid[0];
     c->grid_w = grid[1];
     derive(c);
