@@ -151,3 +151,69 @@ void tsar_limits(const tsar_stage *s, double *limit)
     const double N = fixed ? 0 : fmax(rms_of(s, OF_N, 0, n), RULE.least * u * y);
     for (size_t i = 0; i < n; i++) limit[i] = fixed ? (s->rtol >= 0 ? s->rtol : RULE.f64) * y : RULE.element * k * (N + u * fabs(s->y[i]));
 }
+
+/* --------------------------------------------------------------------------------------------- what a pattern suggests */
+
+/* The pattern of a wrong stage, and what it suggests; the first row that fits counts, and where none does nothing is said. tests/VERDICTS.md counts hits and misses. */
+enum { ONE_ELEMENT, ONE_ROW, BORDER, FIRST_ROW_RIGHT_GROWING, FIRST_ROW_RIGHT, SLIGHT, EVERY_ROW, NO_PATTERN };
+static const char *const suggestions[] = {
+    "one element alone: a write at a wrong place, not an equation",
+    "one row alone: a wrong index, or a slot of the cache that was overwritten",
+    "the border alone: padding",
+    "row 0, which attends to itself alone, is right, and the error grows with position: RoPE (base, positions) or the cache",
+    "row 0, which attends to itself alone, is right: attention (scale, RoPE, mask, weights of q and k, the cache)",
+    "slightly wrong in every row: a constant such as eps, or another form of an activation",
+    "wrong also in row 0, which attends to itself alone: a weight, a norm, the feed-forward, whose head v is, or a mask that lets row 0 see others; not RoPE",
+};
+
+/* RMS of the error of rows first ... first+count-1, in units of RMS of y there. */
+static double part_error(const tsar_stage *s, size_t first, size_t count)
+{
+    const double y = rms_of(s, OF_Y, first * s->columns, count * s->columns);
+    return y > 0 ? rms_of(s, OF_D, first * s->columns, count * s->columns) / y : 0;
+}
+
+/* Whether a picture [rows][H][W] is right but for a frame of two pixels. */
+static int border_alone(const tsar_stage *s, const tsar_comparison *r)
+{
+    enum { FRAME = 2 };
+    const size_t H = r->our_shape[1], W = r->our_shape[2];
+    double inner = 0, outer = 0;
+    if (!s->channels || r->our_rank != 3 || H < 3 * FRAME || W < 3 * FRAME) return 0;
+    for (size_t i = 0; i < s->rows * s->columns; i++) {
+        const size_t y = i % s->columns / W, x = i % W;
+        const double d = fabs(s->x[i] - s->y[i]);
+        if (y >= FRAME && y < H - FRAME && x >= FRAME && x < W - FRAME)
+            inner = fmax(inner, d);
+        else
+            outer = fmax(outer, d);
+    }
+    return inner < outer / 100;
+}
+
+static int pattern_of(const tsar_stage *s, const tsar_comparison *r)
+{
+    const int block = strstr(r->name, ".block.") != NULL && tsar_has_prefix(r->name, "gpt.block.") && r->our_rank == 2 && strchr(r->name + 10, '.') == NULL;
+    const double d = s->x[r->largest_at] - s->y[r->largest_at], all = r->rms * r->rms;
+    if (!(all < INFINITY) || s->rows < 2) return NO_PATTERN;
+    const double unit = r->max > 0 ? fabs(d) / r->max : 1, one = d * d / (unit * unit) / (double)(s->rows * s->columns);
+    if (one > 0.9 * all || (r->by == TSAR_BY_ELEMENT && r->bad == 1 && r->bad_rows <= 1)) return ONE_ELEMENT;
+    const size_t worst = r->largest_at / s->columns;
+    const double row = rms_of(s, OF_D, worst * s->columns, s->columns) / unit;
+    if (row * row / (double)s->rows > 0.9 * all && r->bad_rows <= 1) return ONE_ROW;
+    if (border_alone(s, r)) return BORDER;
+    if (s->channels || s->p == TSAR_F64 || s->rtol >= 0) return NO_PATTERN;
+    const double k = sum_factor(s->p, s->K), least = RULE.least * tsar_unit_roundoff(s->p) * rms_of(s, OF_Y, 0, s->rows * s->columns);
+    const double first = rms_of(s, OF_D, 0, s->columns) / (RULE.row * k * fmax(rms_of(s, OF_N, 0, s->columns), least));
+    const size_t quarter = s->rows / 4;
+    if (block && first <= 1 && s->rows >= 8)
+        return part_error(s, s->rows - quarter, quarter) > 3 * part_error(s, 1, quarter) ? FIRST_ROW_RIGHT_GROWING : FIRST_ROW_RIGHT;
+    if (s->p == TSAR_F32 && r->rms < 1e-3) return SLIGHT;
+    return block && first > 1 ? EVERY_ROW : NO_PATTERN;
+}
+
+void tsar_suggest(const tsar_stage *s, tsar_comparison *r)
+{
+    const int pattern = pattern_of(s, r);
+    if (pattern != NO_PATTERN) (void)snprintf(r->words, sizeof r->words, "%s", suggestions[pattern]);
+}

@@ -337,6 +337,7 @@ static tsar_status judge_floats(verifier *v, const tsar_tensor *theirs, tsar_com
     const int usable = x && fits(theirs, 1, r->our_rank, r->our_shape);
     if (status == TSAR_OK && x && fits(theirs, 0, r->our_rank, r->our_shape)) {
         tsar_judge(&stage, r);
+        if (r->verdict == TSAR_DIFFERS && !is_input(r->name)) tsar_suggest(&stage, r);
     } else if (status == TSAR_OK) {
         r->verdict = TSAR_MISSHAPEN;
         if (!tsar_dtype_is_float(theirs->dtype))

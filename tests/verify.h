@@ -47,6 +47,8 @@ double tsar_noisy_at(const void *noisy, tsar_dtype type, size_t i);
 double tsar_rms(const double *x, size_t n); /* sqrt(mean(x^2)); infinite if an element is not finite */
 /* SPEC 10's rule: verdict, errors, limit and places of *r. */
 void tsar_judge(const tsar_stage *stage, tsar_comparison *r);
+/* The words for a tensor that differs, where the pattern of its errors suggests something. */
+void tsar_suggest(const tsar_stage *stage, tsar_comparison *r);
 double tsar_error_of(const tsar_stage *stage); /* RMS(x - y) / RMS(y) */
 /* What the rule lets each element of a row be off by.   limit [columns] */
 void tsar_limits(const tsar_stage *row, double *limit);

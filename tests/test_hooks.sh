@@ -1,0 +1,61 @@
+#!/bin/sh
+# Implementations that are not tsar's, verified end to end: Token-Shuffle in PyTorch (tests/hooks/shuffle.py, written from the README alone, hooked by
+# tests/hooks/trace.py), its whole trace and its greedy decoding, in float32 and bfloat16. Skipped, and said so, where python3 has no torch.
+set -u
+LC_ALL=C
+export LC_ALL
+. tests/check.sh
+BUILD=${BUILD:-.build}
+TSAR=${TSAR:-$BUILD/tsar}
+dir=$(mktemp -d) || exit 1
+trap 'rm -rf "$dir"' EXIT
+check_log=$dir/log
+python=
+for p in ${PYTHON:-python3} /usr/bin/python3; do
+    [ -n "$python" ] || ! "$p" -c 'import torch' 2>/dev/null || python=$p
+done
+if [ -z "$python" ]; then
+    echo 'skipped: python3 has no torch (Debian: apt-get install python3-torch)'
+    check_end
+    exit
+fi
+PYTHONDONTWRITEBYTECODE=1
+export PYTHONDONTWRITEBYTECODE
+
+shape='arch=token-shuffle dim=64 n_layer=3 n_head=4 n_kv_head=2 ffn_hidden=96 norm_eps=1e-5 rope=1d text_vocab=30 codebook_size=50 grid_h=8 grid_w=12 seed=9'
+verified() { # SHUFFLE WEIGHTS PRECISION COMMAND
+    "$python" tests/hooks/shuffle.py "$4" "$dir/$1.$2" "$dir/$1.inputs" "$dir/theirs" "$3" && "$TSAR" verify -m "$dir/$1.$2" "$dir/theirs" >"$dir/report"
+    status=$?
+    cat "$dir/report"
+    return $status
+}
+for s in 1 2; do
+    for weights in f32 bf16; do
+        # shellcheck disable=SC2086 # keys are words
+        "$TSAR" synth -q $shape shuffle=$s shuffle_blocks=2 shuffle_hidden=80 --dtype $weights -o "$dir/$s.$weights"
+    done
+    "$TSAR" trace -q -m "$dir/$s.f32" --prompt-ids 0,7,19,4,1 --seed 2 --only input.codes -o "$dir/$s.inputs"
+    for precision in float32 bfloat16; do
+        check "s=$s, $precision" verified $s f32 $precision trace
+        check "s=$s, $precision: inside of blocks, too" grep -q '^gpt.block.2.q .* same' "$dir/report"
+        check "s=$s, $precision: nothing is left out" sh -c "! grep '^not in the file' '$dir/report'"
+        check "s=$s, $precision: greedy decoding" verified $s f32 $precision generate
+        check "s=$s, $precision: its codes" grep -q '^codes ' "$dir/report"
+    done
+done
+check 'BF16 weights' verified 2 bf16 bfloat16 trace
+
+# The same code with one mistake in it is told at its line.
+wrong() { # SED-EXPRESSION TENSOR
+    mkdir -p "$dir/hooks" && cp tests/hooks/trace.py "$dir/hooks" && sed "$1" tests/hooks/shuffle.py >"$dir/hooks/shuffle.py"
+    cmp -s tests/hooks/shuffle.py "$dir/hooks/shuffle.py" && return 1
+    "$python" "$dir/hooks/shuffle.py" trace "$dir/2.f32" "$dir/2.inputs" "$dir/theirs" bfloat16 || return 1
+    "$TSAR" verify -m "$dir/2.f32" "$dir/theirs" >"$dir/report"
+    [ $? -eq 1 ] && grep '<== first' "$dir/report" | cut -d ' ' -f 1 | grep -qx "$2"
+}
+check 'RoPE turned backwards' wrong 's/a \* cos - b \* sin, b \* cos + a \* sin/a * cos + b * sin, b * cos - a * sin/' gpt.block.0.q
+check 'no 1/sqrt(hd)' wrong 's/ \* hd\*\*-0.5//' gpt.block.0.attn
+check 'the mask one too far' wrong 's/triu(1)/triu(2)/' gpt.block.0.attn
+check 'w1 and w3 exchanged' wrong 's/self.w1, self.w2, self.w3 =/self.w3, self.w2, self.w1 =/' gpt.block.0.ffn
+check 'a window column by column' wrong 's/transpose(1, 2).reshape/permute(0, 2, 3, 1, *range(4, x.dim() + 2)).reshape/' gpt.shuffle.merge
+check_end
