@@ -65,6 +65,7 @@ $(BUILD)/%.o: %.c $(HEADERS) $(BUILD)/flags
 $(BUILD)/weights/files/picture.o: EXTRA_weights/files/picture = $(PNG)
 $(BUILD)/weights/files/picture.o: | png-header
 
+$(BUILD)/weights/flags.o: EXTRA_weights/flags = $(if $(NO_PNG),$(PNG))
 $(BUILD)/main.o: EXTRA_main = -DTSAR_DATADIR='"$(DATADIR)"' $(if $(NO_PNG),$(PNG))
 $(BUILD)/main.o tsar.pc: $(BUILD)/prefix
 

@@ -1,7 +1,7 @@
-/* The command line (SPEC 9): the only file that prints or exits. Commands and flags stand in two tables, from which the
- * parser, the short and long help and the manual page (tsar --man) are made, so that no flag can be missing anywhere. They are
- * what makes this file long; what a command does beyond reading, calling and printing is in the library. */
-#include "tsar.h"
+/* The command line (SPEC 9): the only file that prints or exits. Commands and flags (weights/flags.c) stand in two tables, from
+ * which the parser, the short and long help and the manual page (tsar --man) are made, so that no flag can be missing anywhere. What a command
+ * does beyond reading, calling and printing is in the library. */
+#include "weights/flags.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -15,249 +15,9 @@
 #include <omp.h>
 #endif
 
-#ifdef TSAR_NO_PNG
-#define PICTURE_ENDING ".ppm"
-#else
-#define PICTURE_ENDING ".png"
-#endif
-#define SHIPPED_MODEL "tsar-s2.safetensors" /* what is used without -m */
-#define MAX_THREADS 1024
 enum { PATH_ROOM = 4096 }; /* bytes of a path that is made here */
 
-/* ------------------------------------------------------------------------------------------- 1. the table of flags */
-
-enum { GENERATE = 1, ENCODE = 2, DECODE = 4, TRACE = 8, VERIFY = 16, IMPORT = 32, SYNTH = 64, INFO = 128, BENCH = 256, CLUSTER = 512, SCORE = 1024, TEXT = 2048, EVERY = 4095 };
-
-/* clang-format off */
-enum { O_MODEL, O_OUTPUT, O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_IMAGES, O_SEED, O_CFG, O_SCHEDULE, O_INTERVAL, O_TEMPERATURE, O_TOP_K,
-       O_TOP_P, O_GREEDY, O_DECODE, O_CODES, O_FRAMES, O_ORDER_MAP, O_SHOW, O_INPUTS, O_IMAGE, O_INSIDE, O_ONLY, O_RTOL, O_PRECISION, O_STRICT, O_OTHER, O_JSON,
-       O_LIKE, O_DTYPE, O_LABELS, O_THREADS, O_NEGATIVE_IDS, O_PROMPTS, O_SHARD, O_RESUME, O_FORCE, O_GRID, O_NEGATIVE, O_TEXT_MODEL, O_SHOW_IDS,
-       O_RAW_PROMPT, O_TEMPLATE, O_TO_TEXT, O_QUIET, O_HELP, OPTIONS };
-/* clang-format on */
-
-typedef enum { IS_SWITCH, IS_TEXT, IS_COUNT, IS_INTEGER, IS_REAL } option_kind;
-
-typedef struct {
-    const char *name;
-    char letter;
-    const char *value; /* its name in the help */
-    option_kind kind;
-    uint64_t least, most;        /* of an IS_COUNT */
-    unsigned commands, required; /* masks: which take it, which need it */
-    const char *help;
-} option;
-
-#define CONDITIONED (GENERATE | TRACE | SCORE)
-#define SAMPLED (CONDITIONED | VERIFY)
-#define SAMPLES (GENERATE | TRACE)
-#define COMPUTES (GENERATE | ENCODE | DECODE | TRACE | VERIFY | BENCH | SCORE)
-
-static const option options[OPTIONS] = {
-    /* in the order of the enum above */
-    { "model", 'm', "MODEL", IS_TEXT, 0, 0, GENERATE | ENCODE | DECODE | TRACE | VERIFY | CLUSTER | SCORE | TEXT, VERIFY | CLUSTER,
-      "model file; all but verify and cluster take the shipped " SHIPPED_MODEL " without it, from weights/ beside the program or from the data directory" },
-    { "output", 'o', "FILE", IS_TEXT, 0, 0, GENERATE | ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER | SCORE, ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER,
-      "file to write; pictures are PNG or PPM by its ending (generate: out" PICTURE_ENDING
-      ", or with --codes no picture; with -n above 1 image I is out-I" PICTURE_ENDING ")" },
-    { "prompt", 'p', "PROMPT", IS_TEXT, 0, 0, CONDITIONED, 0, "text prompt; llamagen-t2i needs the T5 encoder, in the model or by --text-model" },
-    { "prompt-ids", 0, "IDS", IS_TEXT, 0, 0, CONDITIONED, 0, "the whole prefix as ids, <bos> (0) and <soi> (1) included: 0,7,1" },
-    { "class", 0, "N", IS_COUNT, 0, INT32_MAX, CONDITIONED, 0, "class, for llamagen-c2i models" },
-    { "caption", 0, "FEATURES", IS_TEXT, 0, 0, CONDITIONED, 0,
-      "caption features, for llamagen-t2i models: safetensors with caption and mask, or LlamaGen's own .npy" },
-    { "images", 'n', "IMAGES", IS_COUNT, 1, 1000000, GENERATE, 0, "number of images (1)" },
-    { "seed", 0, "N", IS_COUNT, 0, UINT64_MAX, SAMPLES | VERIFY | CLUSTER, 0, "seed of the random numbers (0)" },
-    { "cfg", 0, "A", IS_REAL, 0, 0, SAMPLED, 0, "scale of classifier-free guidance; 1 switches it off (the model's default; token-shuffle: 7.5)" },
-    { "cfg-schedule", 0, "NAME", IS_TEXT, 0, 0, SAMPLED, 0, "constant, linear, half-linear or cosine (the model's default; token-shuffle: half-linear)" },
-    { "cfg-interval", 0, "N", IS_INTEGER, 0, 0, SAMPLED, 0, "guidance ends after token N + 1, as in LlamaGen; -1: never (-1)" },
-    { "temperature", 0, "T", IS_REAL, 0, 0, SAMPLES | VERIFY, 0, "divides the logits; 0 counts as 0.00001 (the model's default)" },
-    { "top-k", 0, "K", IS_COUNT, 0, INT32_MAX, SAMPLES | VERIFY, 0, "draw from the K most probable codes; 0: from all (the model's default)" },
-    { "top-p", 0, "P", IS_REAL, 0, 0, SAMPLES | VERIFY, 0, "draw from the most probable codes of total mass P; 0: keep one; 1: from all (the model's default)" },
-    { "greedy", 0, NULL, IS_SWITCH, 0, 0, SAMPLES | VERIFY, 0, "take the most probable code instead of drawing" },
-    { "decode", 0, "ORDER", IS_TEXT, 0, 0, SAMPLED, 0,
-      "raster: one fused token in each pass; zipar:W[,first-row|,authors]: several rows at once with window W; zipar-adaptive:W (raster)" },
-    { "codes", 0, "FILE", IS_TEXT, 0, 0, GENERATE, 0,
-      "write codes, logits (after guidance), step_of and, with coarse-to-fine, coarse, the inputs and every setting to a safetensors file; with -n above 1, FILE-I" },
-    { "frames", 0, "DIR", IS_TEXT, 0, 0, GENERATE, 0,
-      "write the picture after every pass, what is not decoded yet in grey, to DIR, which must exist: frame-0000" PICTURE_ENDING
-      ", or frame-I-0000" PICTURE_ENDING " with -n above 1" },
-    { "order-map", 0, "FILE", IS_TEXT, 0, 0, GENERATE, 0,
-      "write a heat map of the pass that decoded each fused token, with its scale; with -n above 1, FILE-I" },
-    { "show", 0, NULL, IS_SWITCH, 0, 0, GENERATE | DECODE, 0, "show the picture on standard output, in a terminal with 24-bit colour" },
-    { "inputs", 0, "FILE", IS_TEXT, 0, 0, TRACE, 0, "take input.* from a safetensors file; codes that it lacks are generated" },
-    { "image", 0, "FILE", IS_TEXT, 0, 0, TRACE, 0, "trace the image tokenizer on this picture (binary PPM, - is standard input)" },
-    { "inside", 0, NULL, IS_SWITCH, 0, 0, TRACE, 0, "also the tensors inside of blocks: .q, .k, .v, .attn, .h, .ffn" },
-    { "only", 0, "PATTERN", IS_TEXT, 0, 0, TRACE, 0, "inputs, and of the other tensors those whose name fits: gpt.block.*; ? is one letter (all)" },
-    { "rtol", 0, "R", IS_REAL, 0, 0, VERIFY, 0,
-      "judge by the largest error alone: at most R times the RMS of the tensor (by what the file's precision cannot avoid)" },
-    { "precision", 0, "P", IS_TEXT, 0, 0, VERIFY, 0, "f64, f32, f16 or bf16: what the file was computed in (the narrowest that holds all its numbers)" },
-    { "strict", 0, NULL, IS_SWITCH, 0, 0, VERIFY, 0, "near-ties are differences" },
-    { "other-random", 0, NULL, IS_SWITCH, 0, 0, VERIFY, 0, "decoding: the file's random numbers are others; only whether each code was allowed is judged" },
-    { "json", 0, NULL, IS_SWITCH, 0, 0, VERIFY, 0, "print one JSON object" },
-    { "like", 0, "FILE", IS_TEXT, 0, 0, SYNTH, 0, "take the configuration of a safetensors file; key=value arguments override it" },
-    { "dtype", 0, "TYPE", IS_TEXT, 0, 0, SYNTH | IMPORT, 0, "f32, bf16 or f16 (f32); import: bf16 rounds the weights to it (unchanged)" },
-    { "labels", 'k', "K", IS_COUNT, 1, INT32_MAX, CLUSTER, CLUSTER, "number of coarse labels" },
-    { "threads", 0, "N", IS_COUNT, 1, MAX_THREADS, COMPUTES, 0, "threads, which never change a result (all of the machine's, if built with OMP=1)" },
-    { "negative-ids", 0, "IDS", IS_TEXT, 0, 0, CONDITIONED, 0,
-      "the whole prefix of the sequence that guidance subtracts, of any length, for models of ids (by the model's own rule)" },
-    { "prompts", 0, "FILE", IS_TEXT, 0, 0, GENERATE, 0,
-      "a list of prompts, one on each line, or a JSON object on each line with prompt, seed and n (- is standard input); line I, from 0, has the seed --seed + I unless "
-      "it has its own, and the picture -o FOLDER/0000I" PICTURE_ENDING " or, with a picture's name, -o NAME-0000I" PICTURE_ENDING },
-    { "shard", 0, "I/N", IS_TEXT, 0, 0, GENERATE, 0, "of the list only every N-th prompt from I on, 0/N to N-1/N or 1/N to N/N, to spread it over N machines" },
-    { "resume", 0, NULL, IS_SWITCH, 0, 0, GENERATE, 0,
-      "go on with images that were interrupted: those whose file is there, with the same command in its text, are left as they are (PNG or --codes)" },
-    { "force", 0, NULL, IS_SWITCH, 0, 0, IMPORT | CLUSTER, 0, "let the output replace a file that is read" },
-    { "grid", 0, "HxW", IS_TEXT, 0, 0, GENERATE | TRACE | VERIFY | SCORE | INFO, 0,
-      "rows and columns of codes instead of the model's, for models with rope=1d (the codes of a file that is read decide before it)" },
-    { "negative", 0, "TEXT", IS_TEXT, 0, 0, CONDITIONED, 0, "negative prompt, for emu3 models (the published one)" },
-    { "text-model", 0, "T5", IS_TEXT, 0, 0, CONDITIONED, 0, "model file with the text encoder, for llamagen-t2i models that hold none" },
-    { "show-ids", 0, NULL, IS_SWITCH, 0, 0, GENERATE, 0, "print the ids that the prompt became, on a line of standard output" },
-    { "raw-prompt", 0, NULL, IS_SWITCH, 0, 0, CONDITIONED | TEXT, 0, "take the prompt as it is: no cleaning of captions (LlamaGen), no suffix (Emu3)" },
-    { "template", 0, NULL, IS_SWITCH, 0, 0, TEXT, 0, "the ids of the whole prefix, by the template of the model's family" },
-    { "to-text", 0, NULL, IS_SWITCH, 0, 0, TEXT, 0, "from ids, divided by blanks or commas, to the bytes that they stand for" },
-    { "quiet", 'q', NULL, IS_SWITCH, 0, 0, EVERY, 0, "print no progress and no notes" },
-    { "help", 'h', NULL, IS_SWITCH, 0, 0, EVERY, 0, "print help: tsar -h in short, tsar --help with all flags, tsar COMMAND --help for one command" },
-};
-
-typedef struct {
-    const char *text;
-    uint64_t count;
-    int64_t integer;
-    double real;
-} option_value; /* text NULL: not given */
-
-typedef struct {
-    const char *program; /* argv[0] */
-    unsigned command;    /* its bit */
-    option_value at[OPTIONS];
-    char **operands;
-    size_t n;
-    tsar_model *model, *text_model; /* that commands of a list share; NULL: each opens its own */
-    size_t index, listed; /* of the list: which command this is, how many there are */
-} arguments;
-
-typedef struct {
-    unsigned bit;
-    const char *name, *operands;
-    size_t least, most; /* operands */
-    tsar_status (*run)(const arguments *a, tsar_error *err);
-    const char *help;
-} command;
-
-/* ----------------------------------------------------------------------------------------------------------- 2. parsing */
-
-/* Decimal digits only, at most `most`. */
-static int parse_count(const char *text, uint64_t most, uint64_t *out)
-{
-    uint64_t value = 0;
-    if (!*text) return 0;
-    for (; *text; text++) {
-        if (*text < '0' || *text > '9') return 0;
-        const uint64_t digit = (uint64_t)(*text - '0');
-        if (value > (UINT64_MAX - digit) / 10) return 0;
-        value = value * 10 + digit;
-    }
-    *out = value;
-    return value <= most;
-}
-
-/* A finite decimal number and nothing else. */
-static int parse_real(const char *text, double *out) { return tsar_real_read(out, text, NULL) && fabs(*out) < INFINITY; }
-
-/* "--prompt wants ..." for a value that does not fit its flag. */
-static tsar_status set_option(arguments *a, int index, const char *text, tsar_error *err)
-{
-    const option *o = &options[index];
-    option_value *v = &a->at[index];
-    const int negative = text && text[0] == '-' && o->kind == IS_INTEGER;
-    v->text = text ? text : "";
-    switch (o->kind) {
-    case IS_COUNT:
-        if (parse_count(v->text, o->most, &v->count) && v->count >= o->least) return TSAR_OK;
-        return tsar_fail(err, TSAR_USAGE, "--%s %s: give a whole number from %" PRIu64 " to %" PRIu64, o->name, v->text, o->least, o->most);
-    case IS_INTEGER:
-        if (parse_count(v->text + negative, negative ? 1 : INT64_MAX - 1, &v->count)) {
-            v->integer = negative ? -(int64_t)v->count : (int64_t)v->count;
-            return TSAR_OK;
-        }
-        return tsar_fail(err, TSAR_USAGE, "--%s %s: give a whole number from -1 on", o->name, v->text);
-    case IS_REAL:
-        if (parse_real(v->text, &v->real)) return TSAR_OK;
-        return tsar_fail(err, TSAR_USAGE, "--%s %s: give a finite decimal number", o->name, v->text);
-    case IS_TEXT:
-        if (*v->text || index == O_PROMPT) return TSAR_OK;
-        return tsar_fail(err, TSAR_USAGE, "--%s: its value is empty; give %s", o->name, o->value);
-    default: return TSAR_OK;
-    }
-}
-
-/* The flag that argument `text` names, -1 if none; *value is what stands behind '=', or NULL. */
-static int find_option(const command *c, const char *text, const char **value)
-{
-    const int is_long = text[1] == '-';
-    const char *name = text + 1 + is_long, *equals = strchr(name, '=');
-    const size_t length = equals ? (size_t)(equals - name) : strlen(name);
-    *value = equals ? equals + 1 : NULL;
-    for (int i = 0; i < OPTIONS; i++) {
-        const int fits =
-            is_long ? strlen(options[i].name) == length && strncmp(options[i].name, name, length) == 0 : length == 1 && options[i].letter == name[0];
-        if (fits && (options[i].commands & c->bit)) return i;
-    }
-    return -1;
-}
-
-static tsar_status parse_arguments(arguments *a, const command *c, int argc, char **argv, tsar_error *err)
-{
-    int only_operands = 0;
-    a->operands = argv, a->n = 0;
-    for (int i = 0; i < argc; i++) {
-        const char *text = argv[i], *value;
-        if (only_operands || text[0] != '-' || text[1] == 0) {
-            a->operands[a->n++] = argv[i];
-            continue;
-        }
-        if (strcmp(text, "--") == 0) {
-            only_operands = 1;
-            continue;
-        }
-        const int index = find_option(c, text, &value);
-        if (index < 0) return tsar_fail(err, TSAR_USAGE, "%s: tsar %s has no such flag; tsar %s --help lists those it has", text, c->name, c->name);
-        const option *o = &options[index];
-        if (o->kind == IS_SWITCH && value) return tsar_fail(err, TSAR_USAGE, "--%s takes no value", o->name);
-        if (o->kind != IS_SWITCH && !value && ++i >= argc) return tsar_fail(err, TSAR_USAGE, "%s: give its value %s", text, o->value);
-        tsar_status status = set_option(a, index, o->kind == IS_SWITCH ? NULL : value ? value : argv[i], err);
-        if (status != TSAR_OK) return status;
-    }
-    if (a->at[O_HELP].text) return TSAR_OK;
-    for (int i = 0; i < OPTIONS; i++)
-        if ((options[i].required & c->bit) && !a->at[i].text)
-            return tsar_fail(err, TSAR_USAGE, "tsar %s needs -%c %s; see tsar %s --help", c->name, options[i].letter, options[i].value, c->name);
-    if (a->n < c->least) return tsar_fail(err, TSAR_USAGE, "tsar %s needs %s; see tsar %s --help", c->name, c->operands, c->name);
-    if (a->n > c->most) return tsar_fail(err, TSAR_USAGE, "%s: tsar %s takes no such argument; see tsar %s --help", a->operands[c->most], c->name, c->name);
-    return TSAR_OK;
-}
-
-/* A comma-separated list of ids. */
-static tsar_status parse_ids(const char *flag, const char *text, int64_t **ids, size_t *n, tsar_error *err)
-{
-    size_t count = 1;
-    for (const char *p = text; *p; p++) count += *p == ',';
-    *n = 0;
-    *ids = tsar_alloc(count, sizeof **ids, "the prompt", err);
-    if (!*ids) return TSAR_ROOM;
-    for (const char *p = text; *n < count; (*n)++) {
-        char digits[24] = "";
-        const size_t length = strcspn(p, ",");
-        uint64_t id;
-        if (length < sizeof digits) memcpy(digits, p, length);
-        if (!parse_count(digits, INT64_MAX, &id))
-            return tsar_fail(err, TSAR_USAGE, "--%s %s: give ids as whole numbers separated by commas, for example 0,7,1", flag, text);
-        (*ids)[*n] = (int64_t)id;
-        p += length + (p[length] == ',');
-    }
-    return TSAR_OK;
-}
-
-/* ----------------------------------------------------------------------------------------------------- 3. what commands share */
+/* ------------------------------------------------------------------------------------------ 1. what commands share */
 
 /* Text that came from a file or an argument: nothing in it moves the cursor or turns the line around. */
 static void print_text(FILE *out, const char *text)
@@ -353,7 +113,7 @@ static tsar_status check_output(const arguments *a, const char *const *inputs, s
     const char *const output = a->at[O_OUTPUT].text;
     tsar_error reason = { "" };
     tsar_status status = a->at[O_FORCE].text ? TSAR_OK : tsar_output_names(&output, 1, inputs, n, &reason);
-    if (status != TSAR_OK && (options[O_FORCE].commands & a->command)) return tsar_fail(err, status, "%s, or replace it with --force", reason.text);
+    if (status != TSAR_OK && (tsar_options[O_FORCE].commands & a->command)) return tsar_fail(err, status, "%s, or replace it with --force", reason.text);
     if (status != TSAR_OK) return tsar_fail(err, status, "%s", reason.text);
     return tsar_output_check(output, err);
 }
@@ -394,7 +154,7 @@ static void show_picture(const uint8_t *rgb, size_t H, size_t W)
     }
 }
 
-/* ---------------------------------------------------------------------------------------------------------- 4. generation */
+/* --------------------------------------------------------------------------------------------------- 2. generation */
 
 /* One generation: what it is made from, how, and what came out. */
 typedef struct {
@@ -487,11 +247,11 @@ static tsar_status read_condition(generation *g, tsar_error *err)
     if (fits != 1 || given[0] + given[1] + given[2] + given[3] != 1)
         return tsar_fail(err, TSAR_USAGE, "the model is %s: give it %s%s", family->name, wants[family->prefix], fits ? " and nothing else to start from" : "");
     if (given[0]) status = read_sentence(g, err);
-    if (given[1]) status = parse_ids("prompt-ids", at[O_PROMPT_IDS].text, &c->ids, &c->n_ids, err);
+    if (given[1]) status = tsar_parse_ids("prompt-ids", at[O_PROMPT_IDS].text, &c->ids, &c->n_ids, err);
     if (status == TSAR_OK && at[O_NEGATIVE_IDS].text && family->prefix != TSAR_PREFIX_IDS)
         status = tsar_fail(err, TSAR_USAGE, "--negative-ids: the model is %s, whose unconditional sequence begins with no ids", family->name);
     if (status == TSAR_OK && at[O_NEGATIVE_IDS].text && c->uncond) tsar_free(c->uncond), c->uncond = NULL;
-    if (status == TSAR_OK && at[O_NEGATIVE_IDS].text) status = parse_ids("negative-ids", at[O_NEGATIVE_IDS].text, &c->uncond, &c->n_uncond, err);
+    if (status == TSAR_OK && at[O_NEGATIVE_IDS].text) status = tsar_parse_ids("negative-ids", at[O_NEGATIVE_IDS].text, &c->uncond, &c->n_uncond, err);
     if (given[2]) g->prompt.class_id = (size_t)at[O_CLASS].count;
     if (given[3]) status = tsar_caption_read(g->model, at[O_CAPTION].text, &c->caption, &c->mask, err);
     g->prompt.text = family->prefix == TSAR_PREFIX_IDS ? c->ids : NULL, g->prompt.n_text = family->prefix == TSAR_PREFIX_IDS ? c->n_ids : 0;
@@ -508,7 +268,7 @@ static tsar_status describe_job(generation *g, tsar_error *err)
     tsar_job *job = &g->job;
     job->model = g->model, job->settings = &g->settings, job->model_path = at[O_MODEL].text, job->images = g->images;
     for (size_t i = 0; i < sizeof drawn / sizeof drawn[0]; i++) {
-        const option *o = &options[drawn[i]];
+        const option *o = &tsar_options[drawn[i]];
         if (at[drawn[i]].text) job->flags[job->n_flags] = o->name, job->values[job->n_flags++] = o->kind == IS_SWITCH ? NULL : at[drawn[i]].text;
     }
     const char *const picture = at[O_OUTPUT].text ? at[O_OUTPUT].text : at[O_CODES].text ? NULL : "out" PICTURE_ENDING; /* NULL: only codes are wanted */
@@ -752,7 +512,7 @@ static tsar_status generate_list(const arguments *a, tsar_error *err)
     size_t shard = 0, shards = 1;
     tsar_status status = a->at[O_SHARD].text ? tsar_shard_parse(&shard, &shards, a->at[O_SHARD].text, err) : TSAR_OK;
     for (size_t i = 0; i < sizeof alone / sizeof alone[0] && status == TSAR_OK; i++)
-        if (a->at[alone[i]].text) status = tsar_fail(err, TSAR_USAGE, "--prompts and --%s do not go together", options[alone[i]].name);
+        if (a->at[alone[i]].text) status = tsar_fail(err, TSAR_USAGE, "--prompts and --%s do not go together", tsar_options[alone[i]].name);
     if (status == TSAR_OK)
         status = tsar_prompts_open(&list, a->at[O_PROMPTS].text, a->at[O_SEED].count, a->at[O_IMAGES].text ? (size_t)a->at[O_IMAGES].count : 1, shard, shards, err);
     const tsar_needs needs = generated_needs(a);
@@ -782,7 +542,7 @@ static tsar_status run_generate(const arguments *a, tsar_error *err)
     return generate_images(a, CHECK_AND_GENERATE, err);
 }
 
-/* ------------------------------------------------------------------------------------------------- 5. encode, decode, trace */
+/* ---------------------------------------------------------------------------------------- 3. encode, decode, trace */
 
 /* A picture whose sides are multiples of the model's factor. */
 static tsar_status read_picture(const tsar_model *model, const char *path, uint8_t **rgb, size_t *H, size_t *W, tsar_error *err)
@@ -1016,7 +776,7 @@ static tsar_status run_score(const arguments *a, tsar_error *err)
     return status;
 }
 
-/* -------------------------------------------------------------------------------------------------------------- text */
+/* --------------------------------------------------------------------------------------------------------- 4. text */
 
 /* Ids divided by blanks or commas to bytes on standard output. */
 static tsar_status print_bytes(const tsar_model *model, const tsar_tokenizer *tokenizer, char *text, size_t bytes, tsar_error *err)
@@ -1029,7 +789,7 @@ static tsar_status print_bytes(const tsar_model *model, const tsar_tokenizer *to
         uint64_t id = 0;
         for (end = at; end < bytes && !strchr(" ,\t\r\n", text[end]); end++) continue;
         text[end] = 0;
-        if (end > at && !parse_count(text + at, INT64_MAX, &id)) status = tsar_fail(err, TSAR_USAGE, "%s: give ids as whole numbers, for example 0 7 1", text + at);
+        if (end > at && !tsar_parse_count(text + at, INT64_MAX, &id)) status = tsar_fail(err, TSAR_USAGE, "%s: give ids as whole numbers, for example 0 7 1", text + at);
         if (end > at) ids[n++] = (int64_t)id;
     }
     const tsar_spiece *spiece = model ? model->spiece : tokenizer->spiece;
@@ -1084,7 +844,7 @@ static tsar_status run_text(const arguments *a, tsar_error *err)
     return status;
 }
 
-/* ------------------------------------------------------------------------------------------------------------ 6. verify */
+/* ------------------------------------------------------------------------------------------------------- 5. verify */
 
 static tsar_status print_comparison(void *context, const tsar_comparison *r, tsar_error *err)
 {
@@ -1164,7 +924,7 @@ static tsar_status run_verify(const arguments *a, tsar_error *err)
     return status;
 }
 
-/* ------------------------------------------------------------------------------------------- 7. model files: synth, import, cluster */
+/* -------------------------------------------------------------------------- 6. model files: synth, import, cluster */
 
 /* Whether an operand is KEY=VALUE: what stands in front of '=' looks like a key of SPEC 2. */
 static int is_setting(const char *text)
@@ -1260,7 +1020,7 @@ static tsar_status run_cluster(const arguments *a, tsar_error *err)
                               (void *)a, err);
 }
 
-/* --------------------------------------------------------------------------------------------------------- 8. info, bench */
+/* -------------------------------------------------------------------------------------------------- 7. info, bench */
 
 static void print_line(void *context, const char *text)
 {
@@ -1301,7 +1061,7 @@ static tsar_status run_bench(const arguments *a, tsar_error *err)
     return status;
 }
 
-/* ------------------------------------------------------------------------------------------ 9. the table of commands, help, manual */
+/* -------------------------------------------------------------------------- 8. the table of commands, help, manual */
 
 static const command commands[] = {
     { GENERATE, "generate", "", 0, 0, run_generate, "Generates images from a text prompt or a list of them, a class or caption features." },
@@ -1353,7 +1113,7 @@ static void print_flags(FILE *out, unsigned which)
 {
     enum { INDENT = 26 };
     for (int i = 0; i < OPTIONS; i++) {
-        const option *o = &options[i];
+        const option *o = &tsar_options[i];
         if (!(o->commands & which)) continue;
         int column = o->letter ? fprintf(out, "  -%c, --%s", o->letter, o->name) : fprintf(out, "      --%s", o->name);
         if (o->value) column += fprintf(out, " %s", o->value);
@@ -1366,7 +1126,7 @@ static void print_usage(FILE *out, const command *c)
 {
     fprintf(out, "tsar %s", c->name);
     for (int i = 0; i < OPTIONS; i++)
-        if (options[i].required & c->bit) fprintf(out, " -%c %s", options[i].letter, options[i].value);
+        if (tsar_options[i].required & c->bit) fprintf(out, " -%c %s", tsar_options[i].letter, tsar_options[i].value);
     fprintf(out, "%s%s [flags]\n", *c->operands ? " " : "", c->operands);
 }
 
@@ -1421,7 +1181,7 @@ static void print_roff(const char *text)
 static void print_roff_flags(unsigned which)
 {
     for (int i = 0; i < OPTIONS; i++) {
-        const option *o = &options[i];
+        const option *o = &tsar_options[i];
         if (!(o->commands & which)) continue;
         fputs(".TP\n.B ", stdout);
         if (o->letter) printf("\\-%c, ", o->letter);
@@ -1450,7 +1210,7 @@ static void print_manual(void)
         fputs(".B tsar ", stdout);
         print_roff(commands[i].name);
         for (int k = 0; k < OPTIONS; k++)
-            if (options[k].required & commands[i].bit) printf(" \\-%c \\fI%s\\fR", options[k].letter, options[k].value);
+            if (tsar_options[k].required & commands[i].bit) printf(" \\-%c \\fI%s\\fR", tsar_options[k].letter, tsar_options[k].value);
         printf(" \\fI%s\\fR [flags]\n.PP\n", commands[i].operands);
         print_roff(commands[i].help);
         fputc('\n', stdout);
@@ -1465,7 +1225,7 @@ static void print_manual(void)
           stdout);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- 10. main */
+/* --------------------------------------------------------------------------------------------------------- 9. main */
 
 /* "tsar -h", "tsar --help", "tsar --version", "tsar --man"; 0 if it is none of them. */
 static int print_general(const char *text)
@@ -1495,7 +1255,7 @@ static tsar_status run(int argc, char **argv, tsar_error *err)
     while (i < COMMANDS && strcmp(argv[1], commands[i].name) != 0) i++;
     if (i == COMMANDS) return tsar_fail(err, TSAR_USAGE, "%s: tsar has no such command; tsar -h lists those it has", argv[1]);
     a.program = argv[0], a.command = commands[i].bit;
-    tsar_status status = parse_arguments(&a, &commands[i], argc - 2, argv + 2, err);
+    tsar_status status = tsar_parse_arguments(&a, &commands[i], argc - 2, argv + 2, err);
     if (status != TSAR_OK) return status;
     if (a.at[O_HELP].text) {
         print_command_help(stdout, &commands[i]);
