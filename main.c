@@ -45,9 +45,14 @@ static void print_note(void *context, const char *line) { note(context, line); }
 static size_t thread_count(const arguments *a)
 {
 #ifdef _OPENMP
-    if (a->at[O_THREADS].text) return (size_t)a->at[O_THREADS].count;
     const int most = omp_get_max_threads();
-    return most > MAX_THREADS ? MAX_THREADS : most > 1 ? (size_t)most : 1;
+    size_t threads = a->at[O_THREADS].text ? (size_t)a->at[O_THREADS].count : most > 1 ? (size_t)most : 1;
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    const size_t possible = tsar_threads_possible(threads);
+    char text[96];
+    (void)snprintf(text, sizeof text, "the system gives %zu of %zu threads; these are used", possible, threads);
+    if (possible < threads) note(a, text);
+    return possible;
 #else
     if (a->at[O_THREADS].text && a->at[O_THREADS].count > 1) note(a, "built without OpenMP (make OMP=1): one thread is used");
     return 1;
@@ -1288,7 +1293,8 @@ static void catch_signals(void)
 #endif
     };
     for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++)
-        if (signal(signals[i], on_signal) == SIG_IGN) (void)signal(signals[i], SIG_IGN); /* as under nohup */
+        if (signal(signals[i], on_signal) == SIG_IGN && signals[i] != SIGINT) /* as under nohup; but shells ignore SIGINT for all that runs behind them */
+            (void)signal(signals[i], SIG_IGN);
 #ifdef SIGXFSZ
     (void)signal(SIGXFSZ, SIG_IGN); /* a file that grows beyond its limit is an error of writing */
 #endif

@@ -256,12 +256,13 @@ void tsar_output_clean(void);
 
 /* What else a program needs from the system (weights/files/system.c): bytes of the folder's part of a name, its last separator included
  * (also '\\' on Windows); whether a file can be read; seconds of a clock that is never set, and those that the process computed, all threads
- * together; whether a descriptor is a terminal; and, once at its start, descriptors 0 to 2 that exist (a closed one reads and writes with
- * an error), and arguments in UTF-8 on Windows, where main's are not. */
+ * together; how many of so many threads there can be now; whether a descriptor is a terminal; and, once at its start, descriptors 0 to 2 that
+ * exist (a closed one reads and writes with an error), and arguments in UTF-8 on Windows, where main's are not. */
 size_t tsar_path_folder(const char *path);
 int tsar_path_is_readable(const char *path);
 double tsar_seconds(void);
 double tsar_processor_seconds(void);
+size_t tsar_threads_possible(size_t threads);
 int tsar_is_terminal(int descriptor);
 void tsar_system_start(int *argc, char ***argv);
 

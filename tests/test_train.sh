@@ -98,16 +98,36 @@ for flags in '--temperature 0' '--cfg 0' '--top-p 2' '--top-k 2.5' '--cfg-schedu
     [ $? -eq 2 ] || fail "$flags: $(cat "$WORK/log")"
 done
 
-# An interrupt ends a run with a checkpoint from which it continues to the same bytes.
-"$TRAIN" gpt --vq "$WORK/two/vq" --codes "$WORK/codes" --shuffle 4 --steps 20000 --batch 1 --layers 1 -o "$WORK/long" 2>"$WORK/log" &
-process=$!
-sleep 1
-kill -INT $process
-wait $process || fail "an interrupted run ends with status $?"
-[ -f "$WORK/long.checkpoint" ] && [ ! -f "$WORK/long" ] && grep -q 'stopped after step' "$WORK/log" || fail "an interrupt: $(tail -n 1 "$WORK/log")"
-stopped=$(sed -n 's/.*stopped after step \([0-9]*\) of.*/\1/p' "$WORK/log")
-run whole gpt --vq "$WORK/two/vq" --codes "$WORK/codes" --shuffle 4 --steps 20000 --batch 1 --layers 1 --stop-after "${stopped:-1}"
-cmp -s "$WORK/long.checkpoint" "$WORK/whole.checkpoint" || fail "the checkpoint of an interrupt is another than that of as many steps"
+# SIGINT, SIGTERM and SIGHUP end a run with a checkpoint from which it continues to the same bytes.
+for signal in INT TERM HUP; do
+    rm -f "$WORK/long.checkpoint" "$WORK/whole.checkpoint"
+    "$TRAIN" gpt --vq "$WORK/two/vq" --codes "$WORK/codes" --shuffle 4 --steps 20000 --batch 1 --layers 1 -o "$WORK/long" 2>"$WORK/log" &
+    process=$!
+    sleep 1
+    kill -$signal $process
+    wait $process || fail "SIG$signal ends a run with status $?"
+    [ -f "$WORK/long.checkpoint" ] && [ ! -f "$WORK/long" ] && grep -q 'stopped after step' "$WORK/log" || fail "SIG$signal: $(tail -n 1 "$WORK/log")"
+    stopped=$(sed -n 's/.*stopped after step \([0-9]*\) of.*/\1/p' "$WORK/log")
+    [ $signal = INT ] || continue
+    run whole gpt --vq "$WORK/two/vq" --codes "$WORK/codes" --shuffle 4 --steps 20000 --batch 1 --layers 1 --stop-after "${stopped:-1}"
+    cmp -s "$WORK/long.checkpoint" "$WORK/whole.checkpoint" || fail "the checkpoint of an interrupt is another than that of as many steps"
+done
+
+# A checkpoint whose step is damaged is refused, by name.
+for step in 9 x -1 01 '' 1.5 99999999999999999999; do
+    python3 - "$WORK/long.checkpoint" "$WORK/hurt.checkpoint" "$step" <<'END'
+import json, struct, sys
+data = open(sys.argv[1], "rb").read()
+size = struct.unpack("<Q", data[:8])[0]
+header = json.loads(data[8:8 + size])
+header["__metadata__"]["train.step"] = "20001" if sys.argv[3] == "9" else sys.argv[3]
+text = json.dumps(header).encode()
+text += b" " * (-len(text) % 8)
+open(sys.argv[2], "wb").write(struct.pack("<Q", len(text)) + text + data[8 + size:])
+END
+    "$TRAIN" gpt --vq "$WORK/two/vq" --codes "$WORK/codes" --shuffle 4 --steps 20000 --batch 1 --layers 1 -o "$WORK/hurt" 2>"$WORK/log"
+    [ $? -eq 3 ] && grep -q 'train.step' "$WORK/log" || fail "a checkpoint with step '$step': $(tail -n 1 "$WORK/log")"
+done
 
 # A full disk: status 4, and the checkpoint of before.
 rm -f "$WORK/gpt2" "$WORK/gpt2.checkpoint"

@@ -17,6 +17,7 @@
  *     tsar_seconds             a clock that is never set               clock_gettime               QueryPerformanceCounter   time
  *     tsar_processor_seconds   what this process has computed          clock_gettime               GetProcessTimes           clock
  *     tsar_is_terminal         whether a bar can be drawn              isatty                      GetConsoleMode            no
+ *     tsar_threads_possible    how many threads can be had             pthread_create (OpenMP)     as many as asked for      as many as asked for
  *     tsar_system_start        descriptors 0 to 2; names in UTF-8      fcntl                       CommandLineToArgvW        nothing
  *
  * WASI has POSIX's clocks and its fseeko, and otherwise counts as plain C. */
@@ -38,6 +39,9 @@
 #include <time.h>
 #ifdef HAVE_POSIX
 #include <fcntl.h>
+#ifdef _OPENMP
+#include <pthread.h>
+#endif
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -546,6 +550,31 @@ int tsar_is_terminal(int descriptor)
     return 0;
 #endif
 }
+
+#if defined(HAVE_POSIX) && defined(_OPENMP)
+static void *wait_for(void *gate)
+{
+    (void)pthread_mutex_lock(gate);
+    (void)pthread_mutex_unlock(gate);
+    return NULL;
+}
+
+/* OpenMP's runtime ends the process where it cannot have its threads; so as many are had beforehand, all at the same time. */
+size_t tsar_threads_possible(size_t threads)
+{
+    enum { MOST = 1024 };
+    pthread_t made[MOST];
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    size_t n = 0;
+    (void)pthread_mutex_lock(&gate);
+    while (n + 1 < threads && n < MOST && pthread_create(&made[n], NULL, wait_for, &gate) == 0) n++;
+    (void)pthread_mutex_unlock(&gate);
+    for (size_t i = 0; i < n; i++) (void)pthread_join(made[i], NULL);
+    return n + 1;
+}
+#else
+size_t tsar_threads_possible(size_t threads) { return threads; }
+#endif
 
 #ifdef _WIN32
 /* The command line's arguments in UTF-8, for as long as the program runs; what the C library made of them if memory is out. */

@@ -126,11 +126,13 @@ static tsar_status read_set(code_set *set, const char *path, tsar_error *err)
     else {
         set->count = tensor->shape[0];
         set->side = tensor->shape[1];
-        set->done = (size_t)run_meta_number(file, "codes.done");
-        set->seed = run_meta_number(file, "codes.seed");
-        set->tokenizer = run_meta_number(file, "codes.tokenizer");
-        set->codes = tsar_alloc((size_t)tensor->count, sizeof *set->codes, "codes", err);
-        status = set->codes ? tsar_file_read(file, tensor, 0, tensor->count, set->codes, err) : TSAR_ROOM;
+        uint64_t done = 0;
+        status = run_meta_number(&done, file, "codes.done", err);
+        if (status == TSAR_OK) status = run_meta_number(&set->seed, file, "codes.seed", err);
+        if (status == TSAR_OK) status = run_meta_number(&set->tokenizer, file, "codes.tokenizer", err);
+        set->done = done < SIZE_MAX ? (size_t)done : SIZE_MAX;
+        if (status == TSAR_OK && !(set->codes = tsar_alloc((size_t)tensor->count, sizeof *set->codes, "codes", err))) status = TSAR_ROOM;
+        if (status == TSAR_OK) status = tsar_file_read(file, tensor, 0, tensor->count, set->codes, err);
     }
     tsar_file_close(file);
     if (status == TSAR_OK && set->done > set->count)

@@ -5,7 +5,6 @@
 #include "scenes.h"
 
 #include <math.h>
-#include <signal.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -90,7 +89,7 @@ static const flag flags[] = { { "-o", TEXT, offsetof(options, output) },
 static tsar_status store(options *o, const flag *f, const char *text, tsar_error *err)
 {
     void *slot = (char *)o + f->offset;
-    char *end;
+    double value;
     if (f->kind != SWITCH && !text) return tsar_fail(err, TSAR_USAGE, "%s needs a value", f->name);
     if (f->kind == SWITCH) {
         *(int *)slot = 1;
@@ -100,9 +99,9 @@ static tsar_status store(options *o, const flag *f, const char *text, tsar_error
         *(const char **)slot = text;
         return TSAR_OK;
     }
-    double value = strtod(text, &end);
+    const int is_number = tsar_real_read(&value, text, NULL);
     const double most = f->kind == COUNT ? 1e9 : 1e15;
-    if (end == text || *end || !(value >= 0.0) || value > most || (f->kind != NUMBER && floor(value) < value))
+    if (!is_number || !(value >= 0.0) || value > most || (f->kind != NUMBER && floor(value) < value))
         return tsar_fail(err, TSAR_USAGE, "%s needs a %snumber up to %g, not %.60s", f->name, f->kind == NUMBER ? "" : "whole ", most, text);
     if (f->kind == NUMBER)
         *(double *)slot = value;
@@ -298,14 +297,13 @@ int main(int argc, char **argv)
         fputs(help, argc < 2 ? stderr : stdout);
         return argc < 2 ? TSAR_USAGE : TSAR_OK;
     }
-#ifdef SIGXFSZ
-    signal(SIGXFSZ, SIG_IGN); /* a file that grows beyond its limit is an error of writing */
-#endif
+    tsar_system_start(&argc, &argv);
     tsar_status status = tsar_self_check(&err);
     const struct command *command = find_command(argv[1]);
     if (status == TSAR_OK && !command) status = tsar_fail(&err, TSAR_USAGE, "unknown command %s (train --help lists them)", argv[1]);
-    if (status == TSAR_OK && (command->what & TRAINS)) run_catch_interrupt();
+    if (status == TSAR_OK) run_catch_signals(command->what & TRAINS);
     status = status == TSAR_OK ? parse(&o, argc, argv, &err) : status;
+    o.threads = tsar_threads_possible(o.threads);
     status = status == TSAR_OK ? run_command(argv[1], &o, &err) : status;
     if ((fflush(stdout) != 0 || ferror(stdout)) && status == TSAR_OK)
         status = tsar_fail(&err, TSAR_ROOM, "standard output cannot be written; is the disk full");

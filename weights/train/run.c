@@ -61,32 +61,46 @@ static tsar_status check_meta(const tsar_file *file, const char *key, const char
     return TSAR_OK;
 }
 
-uint64_t run_meta_number(const tsar_file *file, const char *key)
+tsar_status run_meta_number(uint64_t *value, const tsar_file *file, const char *key, tsar_error *err)
 {
     const char *text = tsar_file_meta(file, key);
-    return text ? strtoull(text, NULL, 10) : 0;
+    uint64_t number = 0;
+    size_t digits = 0;
+    for (; text && text[digits] >= '0' && text[digits] <= '9'; digits++) {
+        const uint64_t digit = (uint64_t)(text[digits] - '0');
+        if (number > (UINT64_MAX - digit) / 10) break;
+        number = number * 10 + digit;
+    }
+    if (digits == 0 || text[digits] != 0 || (digits > 1 && text[0] == '0'))
+        return tsar_fail(err, TSAR_INPUT, "%s: its key %s is %.60s, not a whole number; the file is damaged (remove it, and the work begins anew)",
+                         tsar_file_path(file), key, text ? text : "missing");
+    *value = number;
+    return TSAR_OK;
 }
 
 /* Before the rate begins to fall at its end, a run may be made longer or shorter: what is done does not depend on it. */
-static int may_change_length(const train_run *run, const tsar_file *file)
-{
-    const uint64_t step = run_meta_number(file, "train.step");
-    return step > 0 && step <= run->finish_from && step <= run_meta_number(file, "train.finish_from");
-}
+static int may_change_length(const train_run *run, uint64_t step, uint64_t finish_from) { return step > 0 && step <= run->finish_from && step <= finish_from; }
 
-static tsar_status check_run(const train_run *run, const tsar_file *file, tsar_error *err)
+/* The checkpoint is of this run; *step is how far it is. */
+static tsar_status check_run(const train_run *run, const tsar_file *file, uint64_t *step, tsar_error *err)
 {
     char text[32];
+    uint64_t finish_from = 0;
     tsar_status status = check_meta(file, "train.stage", run->stage, err);
+    if (status == TSAR_OK) status = run_meta_number(step, file, "train.step", err);
+    if (status == TSAR_OK) status = run_meta_number(&finish_from, file, "train.finish_from", err);
     const char *const names[6] = { "train.seed", "train.batch", "train.warm_up", "train.rate_steps", "train.steps", "train.finish_from" };
     const uint64_t numbers[6] = { run->seed, run->batch, run->warm_up, run->rate_steps, run->steps, run->finish_from };
-    for (size_t i = 0; i < (may_change_length(run, file) ? 4 : 6) && status == TSAR_OK; i++) {
+    for (size_t i = 0; i < (may_change_length(run, *step, finish_from) ? 4 : 6) && status == TSAR_OK; i++) {
         snprintf(text, sizeof text, "%" PRIu64, numbers[i]);
         status = check_meta(file, names[i], text, err);
     }
     snprintf(text, sizeof text, "%g", run->rate);
     status = status == TSAR_OK ? check_meta(file, "train.rate", text, err) : status;
     for (size_t i = 0; i < run->n_keys && status == TSAR_OK; i++) status = check_meta(file, run->keys[i], run->values[i], err);
+    if (status == TSAR_OK && *step > run->steps)
+        status = tsar_fail(err, TSAR_INPUT, "%s: its key train.step is %" PRIu64 ", but the run has %" PRIu64 " steps; the file is damaged (remove it)",
+                           tsar_file_path(file), *step, run->steps);
     return status;
 }
 
@@ -138,7 +152,7 @@ tsar_status run_resume(train_run *run, train_tape *tape, tsar_error *err)
     tsar_file *file;
     tsar_status status = tsar_file_open(&file, run->checkpoint, err);
     if (status != TSAR_OK) return status;
-    status = check_run(run, file, err);
+    status = check_run(run, file, &run->step, err);
     for (size_t i = 0; i < tape->n_params && status == TSAR_OK; i++) {
         train_param *p = &tape->params[i];
         status = read_reals(file, "", p, p->w, err);
@@ -151,8 +165,6 @@ tsar_status run_resume(train_run *run, train_tape *tape, tsar_error *err)
                      ? tsar_file_read_i64(file, tensor, 0, tensor->count, run->state.values, err)
                      : tsar_fail(err, TSAR_INPUT, "%s: tensor %s is missing or has the wrong size", run->checkpoint, run->state.name);
     }
-    const char *step = status == TSAR_OK ? tsar_file_meta(file, "train.step") : NULL;
-    run->step = step ? strtoull(step, NULL, 10) : 0;
     run->first_step = run->step;
     if (status == TSAR_OK) fprintf(stderr, "%s: continues %s after step %" PRIu64 " of %" PRIu64 "\n", run->stage, run->checkpoint, run->step, run->steps);
     tsar_file_close(file);
@@ -329,12 +341,45 @@ tsar_status run_trace(const train_run *run, const train_tape *tape, const char *
 /* --------------------------------------------------------------------------------------------------------- progress */
 
 static volatile sig_atomic_t interrupted;
+
 static void on_interrupt(int number)
 {
     (void)number;
     interrupted = 1;
 }
-void run_catch_interrupt(void) { signal(SIGINT, on_interrupt); }
+
+static void on_end(int number)
+{
+    tsar_output_clean();
+    (void)signal(number, SIG_DFL);
+    (void)raise(number);
+}
+
+/* What was ignored when the program began stays so, as under nohup; but shells ignore SIGINT for all that runs behind them. */
+static void catch(int number, void (*handler)(int))
+{
+    if (signal(number, handler) == SIG_IGN && number != SIGINT) (void)signal(number, SIG_IGN);
+}
+
+void run_catch_signals(int saves)
+{
+    void (*const ends)(int) = saves ? on_interrupt : on_end;
+    catch(SIGINT, ends);
+    catch(SIGTERM, ends);
+#ifdef SIGHUP
+    catch(SIGHUP, ends);
+#endif
+#ifdef SIGXCPU
+    catch(SIGXCPU, ends);
+#endif
+#ifdef SIGPIPE
+    catch(SIGPIPE, on_end);
+#endif
+#ifdef SIGXFSZ
+    (void)signal(SIGXFSZ, SIG_IGN); /* a file that grows beyond its limit is an error of writing */
+#endif
+}
+
 int run_interrupted(void) { return interrupted != 0; }
 
 tsar_status run_after_step(train_run *run, const train_tape *tape, int *stop, tsar_error *err)

@@ -55,13 +55,15 @@ tsar_status run_export(const train_run *run, const train_tape *tape, tsar_dtype 
 int run_due(train_run *run);
 void run_report(train_run *run, const char *format, ...) TSAR_FORMAT(2, 3);
 
-/* A whole number of a file's metadata; 0 if it has none of that key. */
-uint64_t run_meta_number(const tsar_file *file, const char *key);
+/* A whole number of a file's metadata; TSAR_INPUT if there is none, or anything else. */
+tsar_status run_meta_number(uint64_t *value, const tsar_file *file, const char *key, tsar_error *err);
 /* Loads the parameters of a tape from a model file, rounded to real. */
 tsar_status run_load(train_tape *tape, tsar_file *file, const char *prefix, tsar_error *err);
 /* Whether there is a file of this name, also one that cannot be opened: whoever opens it then is told why. */
 int run_file_exists(const char *path);
-void run_catch_interrupt(void);
+/* The signals that end a program: from now on they make run_interrupted true, so that the run saves its state (SIGINT, SIGTERM, SIGHUP, SIGXCPU,
+ * if it has any to save), or end it as ever but leave no half-written file. */
+void run_catch_signals(int saves);
 int run_interrupted(void);
 
 /* Every named value of the tape, picture or sequence `b`, to a trace file with the run's keys as metadata. input: U8 image or I64 tensors. */
