@@ -405,12 +405,11 @@ static tsar_status check_outputs(const generation *g, tsar_error *err)
     static const int pictures[] = { O_OUTPUT, O_ORDER_MAP };
     const option_value *at = g->a->at;
     const char *output = at[O_OUTPUT].text ? at[O_OUTPUT].text : "out" PICTURE_ENDING;
-    const size_t length = strlen(output);
     for (int i = 0; i < 2; i++) {
         const tsar_status status = at[pictures[i]].text ? tsar_image_name_check(at[pictures[i]].text, err) : TSAR_OK;
         if (status != TSAR_OK) return status;
     }
-    if (at[O_RESUME].text && !at[O_CODES].text && (length < 4 || strcmp(output + length - 4, ".png") != 0))
+    if (at[O_RESUME].text && !at[O_CODES].text && !tsar_image_keeps_text(output))
         return tsar_fail(err, TSAR_USAGE, "--resume: %s has no text to know the image by; write a .png, or --codes FILE as well", output);
     if (g->model->config.has_vq) return TSAR_OK;
     if (at[O_OUTPUT].text || at[O_FRAMES].text || at[O_SHOW].text || (!at[O_CODES].text && !at[O_ORDER_MAP].text))

@@ -1099,6 +1099,7 @@ tsar_status tsar_caption_read(const tsar_model *model, const char *path, double 
 tsar_status tsar_image_read(const char *path, uint8_t **rgb, size_t *H, size_t *W, tsar_error *err);
 /* Whether path is a whole PNG with this text under this key, as tsar_image_write writes it: then the picture need not be made again. */
 int tsar_image_has_text(const char *path, const char *key, const char *value);
+int tsar_image_keeps_text(const char *path); /* whether a picture of this name has any text: a PNG */
 /* TSAR_USAGE if tsar_image_write would refuse this name: for a check before the work. */
 tsar_status tsar_image_name_check(const char *path, tsar_error *err);
 /* PNG or PPM by the ending of path (.png, .ppm in any case; PPM below /dev/); keys/values, n of them, become the PNG's text. A PPM

@@ -92,12 +92,22 @@ static int has_command(const char *path, const char *command)
     return same;
 }
 
-/* Whether all files of an image are there from a run of the same command; a picture without text counts if its codes tell. */
-static int is_done(const tsar_job *job, const tsar_job_files *files)
+enum { PLACE = 64 };
+
+/* "3 of 12, from 0" */
+static const char *place_of(char place[PLACE], const tsar_job *job, size_t image)
 {
+    (void)snprintf(place, PLACE, "%zu of %zu, from 0", image, job->images);
+    return place;
+}
+
+/* Whether all files of an image are there from a run of the same command; a picture without text counts if its codes tell. */
+static int is_done(const tsar_job *job, const tsar_job_files *files, size_t image)
+{
+    char place[PLACE];
     const char *picture = files->paths[TSAR_JOB_PICTURE], *codes = files->paths[TSAR_JOB_CODES], *map = files->paths[TSAR_JOB_ORDER_MAP];
-    const int told = picture && tsar_image_has_text(picture, "Command", job->command);
-    if (picture && !told && !(codes && tsar_path_is_readable(picture))) return 0;
+    const int told = picture && tsar_image_has_text(picture, "Command", job->command) && tsar_image_has_text(picture, "Image", place_of(place, job, image));
+    if (picture && !told && (tsar_image_keeps_text(picture) || !codes || !tsar_path_is_readable(picture))) return 0;
     if (codes && !has_command(codes, job->command)) return 0;
     return (told || codes) && (!map || tsar_path_is_readable(map));
 }
@@ -111,7 +121,7 @@ tsar_status tsar_job_check(const tsar_job *job, const char *const *inputs, size_
         if (status == TSAR_OK) status = tsar_output_names(files.paths, TSAR_JOB_KINDS, inputs, n, err);
         for (int k = 0; k < TSAR_JOB_KINDS && status == TSAR_OK && (i == 0 || i + 1 == job->images); k++) /* the last names are the longest */
             if (files.paths[k]) status = tsar_output_check(files.paths[k], err);
-        if (status == TSAR_OK && done != NULL) done[i] = (char)is_done(job, &files);
+        if (status == TSAR_OK && done != NULL) done[i] = (char)is_done(job, &files, i);
     }
     return status;
 }
@@ -144,7 +154,6 @@ static void describe_picture(picture_text *t, const tsar_job *job, size_t image)
     (void)snprintf(t->buffers[0], 64, "%" PRIu64, s->seed);
     (void)snprintf(t->buffers[1], 64, "%" PRId64, s->cfg_interval);
     (void)snprintf(t->buffers[2], 64, "%zu", s->top_k);
-    (void)snprintf(t->buffers[3], 64, "%zu of %zu, from 0", image, job->images);
     add_text(t, "Seed", t->buffers[0]);
     add_text(t, "Cfg", tsar_real_text(t->buffers[4], s->cfg));
     add_text(t, "Cfg-Schedule", tsar_schedule_names[s->schedule]);
@@ -154,7 +163,7 @@ static void describe_picture(picture_text *t, const tsar_job *job, size_t image)
     add_text(t, "Top-P", tsar_real_text(t->buffers[6], s->top_p));
     add_text(t, "Greedy", s->greedy ? "yes" : "no");
     add_text(t, "Decode", tsar_order_text(t->buffers[7], s));
-    add_text(t, "Image", t->buffers[3]);
+    add_text(t, "Image", place_of(t->buffers[3], job, image));
     add_text(t, "Command", job->command);
 }
 

@@ -125,7 +125,7 @@ static int ends_in(const char *path, const char *ending)
 }
 
 #ifdef TSAR_NO_PNG
-#define is_png(path) 0
+static int is_png(const char *path) { return path == NULL; } /* none */
 
 int tsar_image_has_text(const char *path, const char *key, const char *value)
 {
@@ -316,6 +316,8 @@ static tsar_status put_png(tsar_output *output, const char *path, const uint8_t 
 }
 
 #endif
+
+int tsar_image_keeps_text(const char *path) { return is_png(path); }
 
 tsar_status tsar_image_name_check(const char *path, tsar_error *err)
 {
