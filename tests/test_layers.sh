@@ -19,12 +19,13 @@ model
 synth t5
 tsar
 vq sampler
-record info cluster job score
+record info cluster
+job
 import_settings import_names
 import_config import_text import_infer
 import
 tests/selfcheck tests/trace tests/bench
-tests/judge tests/noise
+tests/report tests/rounded
 tests/verify
 main
 '

@@ -43,13 +43,8 @@ static const char *const part_names[PARTS] = { "gpt", "fine", "vq", "t5", "other
 
 typedef struct {
     size_t tensors, missing; /* in the configuration; of these not in the file, or too short there */
-<<<<<<< HEAD
     uint64_t bytes;
     double parameters; /* of a configuration that no file holds they may be more than 2^64 */
-=======
-    double parameters;       /* a configuration may promise more than 2^64 */
-    uint64_t bytes;
->>>>>>> db7559f (The trainer saves its state on SIGTERM and SIGHUP too, and refuses a damaged step; metadata of any number of keys in seconds; threads are tried before OpenMP has to have them)
     int dtypes[TSAR_DTYPES]; /* which occur */
 } part;
 typedef struct {

@@ -67,8 +67,8 @@ static tsar_status put_number(char out[TSAR_JOB_PATH], const char *path, size_t 
 {
     const char *name = path + tsar_path_folder(path), *dot = strrchr(name, '.');
     const int stem = dot ? (int)(dot - path) : (int)strlen(path);
-    const int length = images == 1 ? snprintf(out, TSAR_JOB_PATH, "%s", path)
-                                   : snprintf(out, TSAR_JOB_PATH, "%.*s-%lu%s", stem, path, (unsigned long)image, path + stem);
+    const int length =
+        images == 1 ? snprintf(out, TSAR_JOB_PATH, "%s", path) : snprintf(out, TSAR_JOB_PATH, "%.*s-%lu%s", stem, path, (unsigned long)image, path + stem);
     return length > 0 && length < TSAR_JOB_PATH ? TSAR_OK : tsar_fail(err, TSAR_USAGE, "%s: the name is too long (give a shorter one)", path);
 }
 
