@@ -16,7 +16,7 @@ split pattern spiece prompts
 bpe caption
 text tokenizer
 model
-synth t5
+synth t5 prompt state
 tsar
 vq sampler
 record info cluster
@@ -25,6 +25,7 @@ import_settings import_names
 import_config import_text import_infer
 import
 tests/selfcheck tests/trace tests/bench
+tests/judge
 tests/report tests/rounded
 tests/verify
 main

@@ -109,20 +109,6 @@ static int begins(const uint8_t *text, size_t n, const char *word)
     return 1;
 }
 
-/* The magic number 0x1950a86a20f9469cfc6c as every legacy file begins with it: LONG1 of 10 bytes and STOP, behind PROTO (2 to 5) and, from
- * protocol 4 on, FRAME of 13 bytes; with protocol 1 as a line of digits. */
-static const uint8_t MAGIC[13] = { 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19, '.' };
-static const uint8_t FRAME[9] = { 0x95, sizeof MAGIC };
-static const char MAGIC_LINE[] = "L119547037146038801333356L\n.";
-
-size_t tsar_torch_legacy(const uint8_t *head, size_t n)
-{
-    size_t at = n > 2 && head[0] == 0x80 && head[1] >= 2 && head[1] <= 5 ? 2 : 0;
-    if (at == 0) return n >= sizeof MAGIC_LINE - 1 && memcmp(head, MAGIC_LINE, sizeof MAGIC_LINE - 1) == 0 ? sizeof MAGIC_LINE - 1 : 0;
-    if (n - at >= sizeof FRAME && memcmp(head + at, FRAME, sizeof FRAME) == 0) at += sizeof FRAME;
-    return n - at >= sizeof MAGIC && memcmp(head + at, MAGIC, sizeof MAGIC) == 0 ? at + sizeof MAGIC : 0;
-}
-
 const char *tsar_file_kind(const uint8_t *head, size_t n)
 {
     static const char *const html[] = { "<!doctype html", "<html", "<head", "<body", "<?xml", "<!--" };
