@@ -9,10 +9,10 @@ files/base
 files/decimal files/system files/json
 files/source files/output
 files/zip files/pickle files/safetensors files/picture
-files/torch files/npy
+files/torch
 files/checkpoint
 unicode numbers config
-split pattern spiece prompts
+split pattern spiece prompts files/npy
 bpe caption
 text tokenizer
 model
@@ -27,6 +27,7 @@ import
 tests/selfcheck tests/trace tests/bench
 tests/judge
 tests/report tests/rounded
+tests/decisions
 tests/verify
 main
 '
