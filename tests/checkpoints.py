@@ -199,6 +199,7 @@ def cases(folder):
     case("loss_weights.pt", "same", value=dict(tiny(), **{"loss.discriminator.main.0.weight": zeros([4], "F32")}))
     # what no weight can be
     case("complex_freqs.pt", "same", value=dict(tiny(), freqs_cis=zeros([4, 2], "C64")))
+    case("complex_freqs_legacy.pt", "same", value=dict(tiny(), freqs_cis=zeros([4, 2], "C64"), scales=zeros([3], "Q8")), legacy=True)
     case("tracked.pt", "same", value=dict(tiny(), **{"bn.num_batches_tracked": zeros([], "I64")}))
     case("int8.pt", "3 tensor gpt.tok_embeddings.weight has dtype I8", value={n: zeros(s, "I8") for n, s in TINY.items()})
     # a class table without a row for no class

@@ -80,6 +80,7 @@ for kind in 'lfs.safetensors:is a Git LFS pointer' 'page.pt:is an HTML page' 'pa
     check "generate $file" says "$is" generate -m "$file" --class 1 --codes "$dir/codes"
     check "verify $file" says "$is" verify -m "$dir/model" "$file"
     check "encode $file" says "$is" encode -m tests/../weights/tsar-s1.safetensors "$file" -o "$dir/codes"
+    check "text $file" says "$is" text "$file" x
     check "synth --like $file" says "$is" synth --like "$file" -o "$dir/out"
 done
 

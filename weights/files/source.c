@@ -56,6 +56,8 @@ tsar_status tsar_text_file(const char *path, size_t limit, const char *what, cha
     if (status == TSAR_OK && !(*text = tsar_alloc(*bytes + 1, 1, what, err))) status = TSAR_ROOM;
     if (status == TSAR_OK) status = tsar_source_read(&source, 0, *text, *bytes, err);
     tsar_source_close(&source);
+    const char *kind = status == TSAR_OK ? tsar_file_kind((const uint8_t *)*text, *bytes < TSAR_KIND ? *bytes : TSAR_KIND) : NULL;
+    if (kind) status = tsar_fail(err, TSAR_INPUT, "%s: %s", path, kind);
     if (status == TSAR_OK) return TSAR_OK;
     tsar_free(*text);
     *text = NULL;
