@@ -976,6 +976,7 @@ tsar_status tsar_prompts_name(char *name, size_t size, const char *output, const
 typedef struct {
     int64_t *text; size_t n_text;
     int64_t *text_uncond; size_t n_text_uncond; /* of the unconditional sequence, where it does not follow from text */
+    int64_t *t5_ids; size_t n_t5_ids;    /* of the text encoder, eos last */
     int has_class; size_t class_id;
     double *caption, *caption_mask;
     int64_t *codes; size_t h, w;         /* [h][w]: the tokenizer takes any, the transformer those of its grid */

@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-const struct tsar_named_part tsar_parts[TSAR_PARTS] = { { TSAR_PART_GPT, "gpt." }, { TSAR_PART_FINE, "fine." }, { TSAR_PART_VQ, "vq." } };
+const struct tsar_named_part tsar_parts[TSAR_PARTS] = { { TSAR_PART_T5, "t5." }, { TSAR_PART_GPT, "gpt." }, { TSAR_PART_FINE, "fine." }, { TSAR_PART_VQ, "vq." } };
 
 int tsar_has_prefix(const char *name, const char *prefix) { return strncmp(name, prefix, strlen(prefix)) == 0; }
 
@@ -131,6 +131,10 @@ tsar_status tsar_inputs_read(tsar_inputs *inputs, const tsar_model *model, tsar_
     const tsar_tensor *tensor = NULL;
     memset(inputs, 0, sizeof *inputs);
     tsar_status status = read_prompt(inputs, model, file, err);
+    if (status == TSAR_OK && c->has_t5) {
+        status = read_integers(&inputs->t5_ids, &tensor, file, "input.t5_ids", 1, any, c->t5_vocab, err);
+        if (status == TSAR_OK && tensor) inputs->n_t5_ids = (size_t)tensor->count;
+    }
     if (status == TSAR_OK) status = read_integers(&inputs->codes, &tensor, file, "input.codes", 2, on_grid ? grid : any, c->codebook_size, err);
     if (status == TSAR_OK && c->has_vq) status = read_image(inputs, c, file, err);
     if (status == TSAR_OK && c->has_vq && !inputs->image && !inputs->codes)
@@ -145,6 +149,7 @@ void tsar_inputs_close(tsar_inputs *inputs)
 {
     tsar_free(inputs->text);
     tsar_free(inputs->text_uncond);
+    tsar_free(inputs->t5_ids);
     tsar_free(inputs->caption);
     tsar_free(inputs->caption_mask);
     tsar_free(inputs->codes);
@@ -159,12 +164,13 @@ int tsar_parts_fed(const tsar_config *c, const tsar_inputs *inputs)
     const int64_t *tokens = c->n_coarse ? inputs->coarse : inputs->codes;
     const int on_grid = c->n_coarse || (inputs->h == c->grid_h && inputs->w == c->grid_w);
     return (c->has_gpt && tsar_has_prompt(c, inputs) && tokens && on_grid ? TSAR_PART_GPT : 0) | (c->has_fine && inputs->coarse ? TSAR_PART_FINE : 0) |
-           (c->has_vq && (inputs->image || inputs->codes) ? TSAR_PART_VQ : 0);
+           (c->has_vq && (inputs->image || inputs->codes) ? TSAR_PART_VQ : 0) | (c->has_t5 && inputs->t5_ids ? TSAR_PART_T5 : 0);
 }
 
 /* The inputs that a part of the model needs, in words. NULL: the model has no such part. */
 const char *tsar_part_needs(const tsar_config *c, int part)
 {
+    if (part == TSAR_PART_T5) return c->has_t5 ? "input.t5_ids" : NULL;
     if (part == TSAR_PART_FINE) return c->has_fine ? "input.coarse" : NULL;
     if (part == TSAR_PART_VQ) return c->has_vq ? "input.image or input.codes" : NULL;
     switch (tsar_family_of(c)->prefix) {
@@ -194,13 +200,14 @@ tsar_status tsar_fail_unfed(const tsar_config *c, const char *source, tsar_error
 tsar_status tsar_emit_inputs(const tsar_model *model, const tsar_inputs *inputs, const tsar_sink *sink, tsar_error *err)
 {
     const tsar_config *c = &model->config;
-    const size_t text[1] = { inputs->n_text }, uncond[1] = { inputs->n_text_uncond }, one[1] = { 1 }, codes[2] = { inputs->h, inputs->w },
+    const size_t text[1] = { inputs->n_text }, uncond[1] = { inputs->n_text_uncond }, ids[1] = { inputs->n_t5_ids }, one[1] = { 1 }, codes[2] = { inputs->h, inputs->w },
                  caption[2] = { c->cond_tokens, c->caption_dim },
                  grid[2] = { c->grid_h, c->grid_w }, image[3] = { inputs->H, inputs->W, 3 }, clusters[1] = { c->codebook_size };
     int64_t class_id = (int64_t)inputs->class_id;
     tsar_status status = TSAR_OK;
     if (inputs->text) status = tsar_emit(sink, err, TSAR_I64, inputs->text, 1, text, "input.text");
     if (status == TSAR_OK && inputs->text_uncond) status = tsar_emit(sink, err, TSAR_I64, inputs->text_uncond, 1, uncond, "input.text_uncond");
+    if (status == TSAR_OK && inputs->t5_ids) status = tsar_emit(sink, err, TSAR_I64, inputs->t5_ids, 1, ids, "input.t5_ids");
     if (status == TSAR_OK && inputs->has_class) status = tsar_emit(sink, err, TSAR_I64, &class_id, 1, one, "input.class");
     if (status == TSAR_OK && inputs->caption) status = tsar_emit(sink, err, TSAR_F64, inputs->caption, 2, caption, "input.caption");
     if (status == TSAR_OK && inputs->caption_mask) status = tsar_emit(sink, err, TSAR_F64, inputs->caption_mask, 1, caption, "input.caption_mask");
@@ -226,6 +233,15 @@ static tsar_status trace_fine(const tsar_model *model, const int64_t *labels, co
     return status;
 }
 
+/* The text encoder: t5.embed ... t5.norm. */
+static tsar_status trace_t5(const tsar_model *model, const tsar_inputs *inputs, const tsar_sink *sink, tsar_error *err)
+{
+    double *out = tsar_alloc(inputs->n_t5_ids, model->config.t5_dim * sizeof *out, "t5.norm", err);
+    const tsar_status status = out ? tsar_t5_encode(model, inputs->t5_ids, inputs->n_t5_ids, out, sink, err) : TSAR_ROOM;
+    tsar_free(out);
+    return status;
+}
+
 /* The tokenizer: the encoder if there is an image, then the decoder on its codes, or on those given. What the sink makes of the codes is decoded. */
 static tsar_status trace_vq(const tsar_model *model, const tsar_inputs *inputs, const tsar_sink *sink, tsar_error *err)
 {
@@ -247,6 +263,7 @@ tsar_status tsar_run_part(const tsar_model *model, const tsar_inputs *inputs, in
 {
     const tsar_prompt prompt = tsar_prompt_of(inputs);
     if (part == TSAR_PART_GPT) return tsar_gpt_trace(model, &prompt, model->config.n_coarse ? inputs->coarse : inputs->codes, sink, err);
+    if (part == TSAR_PART_T5) return trace_t5(model, inputs, sink, err);
     return part == TSAR_PART_FINE ? trace_fine(model, inputs->coarse, sink, err) : trace_vq(model, inputs, sink, err);
 }
 

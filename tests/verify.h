@@ -4,7 +4,7 @@
 
 #include "../tsar.h"
 
-enum { TSAR_PARTS = 3 };
+enum { TSAR_PARTS = 4 };
 extern const struct tsar_named_part {
     int part;
     const char *prefix; /* of its tensors */
