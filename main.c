@@ -831,7 +831,7 @@ static tsar_status run_text(const arguments *a, tsar_error *err)
     if (a->n == 2 && (a->at[O_MODEL].text || a->at[O_TEMPLATE].text))
         return tsar_fail(err, TSAR_USAGE, "%s: %s; see tsar text --help", a->operands[0],
                          a->at[O_MODEL].text ? "give either -m MODEL or a tokenizer file" : "a tokenizer file has no --template, a model has (-m MODEL)");
-    const tsar_needs needs = { TSAR_PART_TEXT | TSAR_PART_T5, { 0, 0 } };
+    const tsar_needs needs = { TSAR_PART_TEXT, { 0, 0 } };
     tsar_status status = a->n == 2 ? tsar_tokenizer_open(&tokenizer, a->operands[0], err) : open_model(a, &needs, &model, err);
     if (status == TSAR_OK && strcmp(operand, "-") == 0) {
         status = tsar_read_whole(operand, "the text", &text, &bytes, err);

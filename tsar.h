@@ -292,7 +292,7 @@ enum {
     TSAR_PART_FINE = 2,  /* fine.*: CTF stage two; key fine_dim (ctf.cluster_of, the labels of codes, is small and belongs to all) */
     TSAR_PART_VQ = 4,    /* vq.*: the image tokenizer; key vq_ch */
     TSAR_PART_T5 = 8,    /* t5.*: the text encoder; key t5_dim */
-    TSAR_PART_TEXT = 16, /* tokenizer.*, known_words: from a sentence to ids and back */
+    TSAR_PART_TEXT = 16, /* tokenizer.*, t5.spiece, known_words: from a sentence to ids and back */
     TSAR_PART_ALL = 31
 };
 

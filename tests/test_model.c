@@ -271,6 +271,9 @@ static void test_parts(void)
     tsar_model_close(m);
     CHECK(tsar_model_open(&m, FILE_NAME, TSAR_PART_ALL, 1, &err) == TSAR_OK && m->parts == TSAR_PART_ALL, "all: %s", err.text);
     tsar_model_close(m);
+    CHECK(synth(t5, "", &err) == TSAR_OK && tsar_model_open(&m, FILE_NAME, TSAR_PART_TEXT, 1, &err) == TSAR_OK && m->parts == TSAR_PART_TEXT && !m->t5.norm,
+          "ids of a text need no encoder: %s", err.text);
+    tsar_model_close(m);
 }
 
 /* ---------------------------------------------------------------------------------------------------- grids and costs */

@@ -64,7 +64,7 @@ tsar_status tsar_cluster_write(const char *from, const char *to, size_t k, uint6
     tsar_model *model = NULL;
     int64_t *cluster_of = NULL;
     copier c = { NULL, 0, 0, k, NULL };
-    tsar_status status = tsar_model_open(&model, from, TSAR_PART_ALL, threads, err);
+    tsar_status status = tsar_model_open(&model, from, TSAR_PART_VQ, threads, err);
     if (status == TSAR_OK && !model->config.has_vq)
         status = tsar_fail(err, TSAR_INPUT, "%s: has no image tokenizer (vq.*), so there are no codewords to cluster", from);
     if (status == TSAR_OK && k > model->config.codebook_size)

@@ -642,7 +642,7 @@ tsar_status tsar_model_allocate(tsar_model *m, tsar_error *err)
     if (c->has_gpt) m->gpt = gpt_sizes(c);
     if (c->has_fine) m->fine = fine_sizes(c);
     if (c->has_t5) m->t5 = t5_sizes(c);
-    m->parts = (c->has_gpt ? TSAR_PART_GPT | TSAR_PART_TEXT : 0u) | (c->has_fine ? TSAR_PART_FINE : 0u) |
+    m->parts = (c->has_gpt ? TSAR_PART_GPT : 0u) | (c->has_gpt || c->has_t5 ? TSAR_PART_TEXT : 0u) | (c->has_fine ? TSAR_PART_FINE : 0u) |
                (c->has_vq ? TSAR_PART_VQ : 0u) | (c->has_t5 ? TSAR_PART_T5 : 0u);
     status = allocate(&m->gpt.layers, m->gpt.n_layer, sizeof *m->gpt.layers, err);
     if (status == TSAR_OK) status = allocate(&m->shuffle_mlp, mlps, sizeof *m->shuffle_mlp, err);
@@ -726,7 +726,7 @@ static tsar_status load_tokenizer(tsar_model *m, loader *l, tsar_error *err)
         { "tokenizer.special_at", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->special.at, &special_at },
         { "tokenizer.special_ids", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->special.ids, &bpe->special.n },
         { "tokenizer.special_pass", TSAR_PART_TEXT, TSAR_U8, 1, &bpe->special_pass, &passes },
-        { SPIECE, TSAR_PART_T5, TSAR_U8, 1, &m->t5_spiece, &m->n_t5_spiece },
+        { SPIECE, TSAR_PART_T5 | TSAR_PART_TEXT, TSAR_U8, 1, &m->t5_spiece, &m->n_t5_spiece },
     };
     tsar_status status = TSAR_OK;
     for (size_t i = 0; i < sizeof tensors / sizeof *tensors && status == TSAR_OK; i++) status = load_optional(l, &tensors[i], err);
