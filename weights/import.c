@@ -117,7 +117,9 @@ static tsar_status take_state(tsar_importer *im, tsar_import_file *file, char *s
     const size_t k = choose_state(im, file, scratch, room, &rivals);
     if (k == checkpoint->n_states) {
         tsar_torch_describe(checkpoint, text, sizeof text);
-        return tsar_fail(im->err, TSAR_INPUT, "%s: holds no state dict, a dictionary of tensors under names: %s", checkpoint->path, text);
+        return tsar_fail(im->err, TSAR_INPUT,
+                         "%s: holds no state dict, a dictionary of tensors under names (torch.save(model.state_dict(), FILE) writes one): %s", checkpoint->path,
+                         text);
     }
     if (rivals > 1) {
         list_states(checkpoint, k, text, sizeof text);
