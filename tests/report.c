@@ -103,8 +103,9 @@ void tsar_comparison_text(char *text, size_t size, const tsar_comparison *r)
 /* ,"key":number; JSON knows no infinity: null. */
 static void add_number(line *out, const char *key, double value)
 {
+    char number[32];
     if (fabs(value) < INFINITY)
-        add(out, ",\"%s\":%.17g", key, value);
+        add(out, ",\"%s\":%s", key, tsar_real_text(number, value)); /* with a point under any locale */
     else
         add(out, ",\"%s\":null", key);
 }

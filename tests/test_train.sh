@@ -129,6 +129,29 @@ END
     [ $? -eq 3 ] && grep -q 'train.step' "$WORK/log" || fail "a checkpoint with step '$step': $(tail -n 1 "$WORK/log")"
 done
 
+# Damaged checkpoints, and a damaged set of codes: an error or a run, never a crash.
+python3 - "$WORK" <<'END'
+import random, struct, sys
+random.seed(1)
+for name in "long.checkpoint", "codes":
+    data = open(sys.argv[1] + "/" + name, "rb").read()
+    header = struct.unpack("<Q", data[:8])[0]
+    for i in range(20):
+        hurt = bytearray(data)
+        for _ in range(random.randint(1, 3)):
+            hurt[random.randrange(8 + header) if i % 4 else random.randrange(len(hurt))] = random.choice(b'0123456789abz",:]}\x00\xff' if i % 4 else bytes(range(256)))
+        open("%s/hurt.%s.%d" % (sys.argv[1], name, i), "wb").write(hurt[:random.randrange(len(hurt))] if i == 3 else hurt)
+END
+for i in 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19; do
+    "$TRAIN" gpt --vq "$WORK/two/vq" --codes "$WORK/codes" --shuffle 4 --steps 20000 --batch 1 --layers 1 --stop-after 1 -o "$WORK/hurt" --checkpoint "$WORK/hurt.long.checkpoint.$i" 2>"$WORK/log"
+    status=$?
+    [ $status -eq 0 ] || [ $status -eq 3 ] || fail "damaged checkpoint $i: status $status, $(tail -n 1 "$WORK/log")"
+    "$TRAIN" gpt --vq "$WORK/two/vq" --codes "$WORK/hurt.codes.$i" --shuffle 4 --steps 20000 --batch 1 --layers 1 --stop-after 1 -o "$WORK/hurt" 2>"$WORK/log"
+    status=$?
+    [ $status -eq 0 ] || [ $status -eq 3 ] || fail "damaged codes $i: status $status, $(tail -n 1 "$WORK/log")"
+    rm -f "$WORK/hurt.checkpoint"
+done
+
 # A full disk: status 4, and the checkpoint of before.
 rm -f "$WORK/gpt2" "$WORK/gpt2.checkpoint"
 run gpt2 gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --steps 3 --batch 3 --layers 2 --vq-file vq --stop-after 1
