@@ -325,12 +325,30 @@ static tsar_status merge_twins(tsar_importer *im)
     return TSAR_OK;
 }
 
+enum { NAME = 128, END = 9 }; /* bytes of a name; of "wq.weight" */
+
+/* The new names, without wk and wv. */
+static void name_joined(tsar_importer *im)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < im->count; i++) {
+        tsar_item item = im->items[i];
+        if (item.n_sources == 3) {
+            const int length = (int)strlen(item.name) - END; /* the room of each name is twice what it takes, and more */
+            char *name = im->names + im->names_used;
+            im->names_used += (size_t)sprintf(name, "%.*swqkv.weight", length, item.name) + 1;
+            item.name = name;
+        }
+        if (item.n_sources) im->items[kept++] = item;
+    }
+    im->count = kept;
+    if (kept) qsort(im->items, kept, sizeof *im->items, by_name);
+}
+
 /* wq, wk and wv, which are matrices of their own in every code but LlamaGen's, become wqkv: its rows one behind another. */
 static void join_heads(tsar_importer *im)
 {
     static const char *const ends[3] = { "wq.weight", "wk.weight", "wv.weight" };
-    enum { NAME = 128, END = 9 };
-    size_t kept = 0;
     for (size_t i = 0; i < im->count; i++) {
         tsar_item *item = &im->items[i], *part[3] = { NULL, NULL, NULL };
         const size_t length = strlen(item->name);
@@ -355,18 +373,7 @@ static void join_heads(tsar_importer *im)
         if (alike) item->shape[0] += k->shape[0] + v->shape[0];
         item->count = q->count + k->count + v->count; /* each has less than 2^63 / 4 elements, being in a file */
     }
-    for (size_t i = 0; i < im->count; i++) { /* the new names, without wk and wv */
-        tsar_item item = im->items[i];
-        if (item.n_sources == 3) {
-            const int length = (int)strlen(item.name) - END; /* the room of each name is twice what it takes, and more */
-            char *name = im->names + im->names_used;
-            im->names_used += (size_t)sprintf(name, "%.*swqkv.weight", length, item.name) + 1;
-            item.name = name;
-        }
-        if (item.n_sources) im->items[kept++] = item;
-    }
-    im->count = kept;
-    if (kept) qsort(im->items, kept, sizeof *im->items, by_name);
+    name_joined(im);
 }
 
 /* ---------------------------------------------------------------------------------------------------- all there, and right */

@@ -159,6 +159,21 @@ static size_t window_code(const gpt_shape *s, size_t t, size_t c)
     return (t / columns * s->s + c / s->s) * s->side + t % columns * s->s + c % s->s;
 }
 
+/* Room for the indices and targets of a batch; 0 when memory is out. */
+static int open_batch(gpt_net *net, size_t B, size_t N, size_t T, tsar_error *err)
+{
+    const size_t max_text = net->max_text, sizes[7] = { B * max_text, B * N, B * T, B * net->n, B * max_text, B * N, B * max_text };
+    int64_t **arrays[7] = { &net->text_index, &net->code_index,  &net->row_index,  &net->image_index,
+                            &net->next_index, &net->code_target, &net->text_target };
+    int full = 0;
+    for (size_t i = 0; i < 7; i++) full |= !(*arrays[i] = tsar_alloc(sizes[i], sizeof(int64_t), "the batch", err));
+    full |= !(net->ragged.start = tsar_alloc(B, sizeof(size_t), "the batch", err));
+    full |= !(net->ragged.length = tsar_alloc(B, sizeof(size_t), "the batch", err));
+    full |= !(net->raster = tsar_alloc(N, sizeof(size_t), "the batch", err));
+    full |= !(net->row_loss = tsar_alloc(B * (N + max_text), 3 * sizeof(double), "the batch", err));
+    return !full;
+}
+
 tsar_status gpt_open(gpt_net *net, const gpt_shape *shape, size_t B, size_t max_text, uint64_t seed, size_t threads, tsar_error *err)
 {
     memset(net, 0, sizeof *net);
@@ -169,17 +184,9 @@ tsar_status gpt_open(gpt_net *net, const gpt_shape *shape, size_t B, size_t max_
     train_tape *t = &net->tape;
     train_tape_open(t, seed, threads);
     size_t N = shape->side * shape->side, T = max_text + net->n, hd = shape->dim / shape->n_head;
-    size_t sizes[7] = { B * max_text, B * N, B * T, B * net->n, B * max_text, B * N, B * max_text };
-    int64_t **arrays[7] = { &net->text_index, &net->code_index,  &net->row_index,  &net->image_index,
-                            &net->next_index, &net->code_target, &net->text_target };
-    int full = 0;
-    for (size_t i = 0; i < 7; i++) full |= !(*arrays[i] = tsar_alloc(sizes[i], sizeof(int64_t), "the batch", err));
-    full |= !(net->ragged.start = tsar_alloc(B, sizeof(size_t), "the batch", err));
-    full |= !(net->ragged.length = tsar_alloc(B, sizeof(size_t), "the batch", err));
-    full |= !(net->raster = tsar_alloc(N, sizeof(size_t), "the batch", err));
-    full |= !(net->row_loss = tsar_alloc(B * (N + max_text), 3 * sizeof(double), "the batch", err));
+    const int room = open_batch(net, B, N, T, err);
     net->code_weight = train_keep(t, B * N + B * max_text + T * hd);
-    if (full || t->status != TSAR_OK) {
+    if (!room || t->status != TSAR_OK) {
         gpt_close(net);
         return TSAR_ROOM;
     }
@@ -510,6 +517,32 @@ static void note_result(train_run *run, const gpt_plan *plan, const char *words)
     run_note(run, "default_top_p", plan->top_p);
 }
 
+/* The steps that are left. */
+static tsar_status gpt_steps(train_run *run, gpt_net *net, corpus *c, const gpt_plan *plan, tsar_error *err)
+{
+    tsar_status status = TSAR_OK;
+    int stop = run->step >= run->steps;
+    double smooth_image = 0.0, smooth_text = 0.0, smooth_right = 0.0, norm = 0.0;
+    for (uint64_t k = 0; status == TSAR_OK && !stop; k++) {
+        gpt_begin(net, net->n - 1);
+        for (size_t b = 0; b < plan->batch && status == TSAR_OK; b++) status = add_sequence(net, c, run, b, err);
+        if (status != TSAR_OK) break;
+        gpt_end(net);
+        train_forward(&net->tape);
+        gpt_loss(net, Z_LOSS);
+        gpt_backward(net);
+        status = update(run, &net->tape, &norm, err);
+        double keep = k < 50 ? (double)k / (double)(k + 1) : 0.98;
+        smooth_image = keep * smooth_image + (1.0 - keep) * net->loss_image;
+        smooth_text = keep * smooth_text + (1.0 - keep) * net->loss_text / TEXT_SHARE;
+        smooth_right = keep * smooth_right + (1.0 - keep) * net->right_image;
+        if (status == TSAR_OK && run_due(run))
+            run_report(run, "image %.4f  text %.3f  likeliest %.3f  gradient %.2f", smooth_image, smooth_text, smooth_right, norm);
+        if (status == TSAR_OK) status = run_after_step(run, &net->tape, &stop, err);
+    }
+    return status;
+}
+
 tsar_status train_gpt(const gpt_plan *plan, tsar_error *err)
 {
     corpus c;
@@ -529,25 +562,7 @@ tsar_status train_gpt(const gpt_plan *plan, tsar_error *err)
     describe_gpt(&run, &shape, codebook_size(&c));
     if (plan->n_coarse > 0) run_key(&run, "n_coarse", "%zu", plan->n_coarse);
     status = run_resume(&run, &net.tape, err);
-    int stop = run.step >= run.steps;
-    double smooth_image = 0.0, smooth_text = 0.0, smooth_right = 0.0, norm = 0.0;
-    for (uint64_t k = 0; status == TSAR_OK && !stop; k++) {
-        gpt_begin(&net, net.n - 1);
-        for (size_t b = 0; b < plan->batch && status == TSAR_OK; b++) status = add_sequence(&net, &c, &run, b, err);
-        if (status != TSAR_OK) break;
-        gpt_end(&net);
-        train_forward(&net.tape);
-        gpt_loss(&net, Z_LOSS);
-        gpt_backward(&net);
-        status = update(&run, &net.tape, &norm, err);
-        double keep = k < 50 ? (double)k / (double)(k + 1) : 0.98;
-        smooth_image = keep * smooth_image + (1.0 - keep) * net.loss_image;
-        smooth_text = keep * smooth_text + (1.0 - keep) * net.loss_text / TEXT_SHARE;
-        smooth_right = keep * smooth_right + (1.0 - keep) * net.right_image;
-        if (status == TSAR_OK && run_due(&run))
-            run_report(&run, "image %.4f  text %.3f  likeliest %.3f  gradient %.2f", smooth_image, smooth_text, smooth_right, norm);
-        if (status == TSAR_OK) status = run_after_step(&run, &net.tape, &stop, err);
-    }
+    if (status == TSAR_OK) status = gpt_steps(&run, &net, &c, plan, err);
     if (status == TSAR_OK && run.step >= run.steps) {
         run_integers integers[2] = { { "tokenizer.merges", 2, { c.text.bpe.n_merges, 2 }, c.text.bpe.merges },
                                      { "ctf.cluster_of", 1, { codebook_size(&c), 0 }, c.cluster_of } };
@@ -592,12 +607,36 @@ static tsar_status open_stage_one(tsar_file **file, const gpt_plan *plan, const 
     return status;
 }
 
+/* The steps that are left. */
+static tsar_status fine_steps(train_run *run, fine_net *net, corpus *c, const gpt_plan *plan, tsar_error *err)
+{
+    int64_t codes[MAX_CODES];
+    tsar_status status = TSAR_OK;
+    int stop = run->step >= run->steps;
+    double smooth = 0.0, smooth_right = 0.0, norm = 0.0;
+    for (uint64_t k = 0; status == TSAR_OK && !stop; k++) {
+        for (size_t b = 0; b < plan->batch; b++) {
+            corpus_codes(c, (run->step * run->batch + b) % c->codes.count, 0, codes);
+            fine_sequence(net, b, codes);
+        }
+        train_forward(&net->tape);
+        fine_loss(net, Z_LOSS);
+        fine_backward(net);
+        status = update(run, &net->tape, &norm, err);
+        double keep = k < 50 ? (double)k / (double)(k + 1) : 0.98;
+        smooth = keep * smooth + (1.0 - keep) * net->loss;
+        smooth_right = keep * smooth_right + (1.0 - keep) * net->right;
+        if (status == TSAR_OK && run_due(run)) run_report(run, "fine %.4f  likeliest %.3f  gradient %.2f", smooth, smooth_right, norm);
+        if (status == TSAR_OK) status = run_after_step(run, &net->tape, &stop, err);
+    }
+    return status;
+}
+
 tsar_status train_fine(const gpt_plan *plan, tsar_error *err)
 {
     corpus c;
     fine_net net;
     tsar_file *coarse = NULL;
-    int64_t codes[MAX_CODES];
     tsar_status status = corpus_open(&c, plan, err);
     if (status != TSAR_OK) return status;
     fine_shape shape = plan->fine;
@@ -614,23 +653,7 @@ tsar_status train_fine(const gpt_plan *plan, tsar_error *err)
     train_run run = new_run("fine", plan);
     describe_fine(&run, &shape);
     status = run_resume(&run, &net.tape, err);
-    int stop = run.step >= run.steps;
-    double smooth = 0.0, smooth_right = 0.0, norm = 0.0;
-    for (uint64_t k = 0; status == TSAR_OK && !stop; k++) {
-        for (size_t b = 0; b < plan->batch; b++) {
-            corpus_codes(&c, (run.step * run.batch + b) % c.codes.count, 0, codes);
-            fine_sequence(&net, b, codes);
-        }
-        train_forward(&net.tape);
-        fine_loss(&net, Z_LOSS);
-        fine_backward(&net);
-        status = update(&run, &net.tape, &norm, err);
-        double keep = k < 50 ? (double)k / (double)(k + 1) : 0.98;
-        smooth = keep * smooth + (1.0 - keep) * net.loss;
-        smooth_right = keep * smooth_right + (1.0 - keep) * net.right;
-        if (status == TSAR_OK && run_due(&run)) run_report(&run, "fine %.4f  likeliest %.3f  gradient %.2f", smooth, smooth_right, norm);
-        if (status == TSAR_OK) status = run_after_step(&run, &net.tape, &stop, err);
-    }
+    if (status == TSAR_OK) status = fine_steps(&run, &net, &c, plan, err);
     if (status == TSAR_OK && run.step >= run.steps) {
         run_part part = plan->vq_file ? RUN_TAKE_ALL_BUT_TOKENIZER : RUN_TAKE_ALL;
         run_note(&run, "vq_file", plan->vq_file);

@@ -232,30 +232,33 @@ static tsar_status train_transformer(const char *command, options *o, tsar_error
     return fine ? train_fine(&plan, err) : train_gpt(&plan, err);
 }
 
+static tsar_status train_tokenizer(const options *o, tsar_error *err)
+{
+    vq_plan plan = { o->output,
+                     o->checkpoint,
+                     o->seed,
+                     4000,
+                     o->stop_after,
+                     12000,
+                     1454,
+                     960,
+                     o->batch ? o->batch : 8,
+                     o->threads,
+                     o->rate > 0.0 ? o->rate : 5e-4,
+                     2e-5,
+                     o->minutes,
+                     o->f32 ? TSAR_F32 : TSAR_BF16,
+                     vq_standard() };
+    if (o->steps) { /* not the shipped tokenizer's recipe */
+        plan.steps = plan.rate_steps = plan.finish_from = o->steps;
+        plan.open_until = o->steps / 12;
+    }
+    return train_vq(&plan, err);
+}
+
 static tsar_status run_command(const char *command, options *o, tsar_error *err)
 {
-    if (!strcmp(command, "vq")) {
-        vq_plan plan = { o->output,
-                         o->checkpoint,
-                         o->seed,
-                         4000,
-                         o->stop_after,
-                         12000,
-                         1454,
-                         960,
-                         o->batch ? o->batch : 8,
-                         o->threads,
-                         o->rate > 0.0 ? o->rate : 5e-4,
-                         2e-5,
-                         o->minutes,
-                         o->f32 ? TSAR_F32 : TSAR_BF16,
-                         vq_standard() };
-        if (o->steps) { /* not the shipped tokenizer's recipe */
-            plan.steps = plan.rate_steps = plan.finish_from = o->steps;
-            plan.open_until = o->steps / 12;
-        }
-        return train_vq(&plan, err);
-    }
+    if (!strcmp(command, "vq")) return train_tokenizer(o, err);
     if (!strcmp(command, "codes")) {
         const codes_plan plan = { o->vq, o->output, o->checkpoint, o->n ? o->n : 64000, o->threads, o->seed, o->stop_after, o->minutes };
         return o->vq ? train_codes(&plan, err) : tsar_fail(err, TSAR_USAGE, "--vq FILE is missing");

@@ -495,13 +495,30 @@ static void group_norm_sums(train_tape *tape, train_node *node, size_t b, double
     }
 }
 
+/* What the means of each group take from the gradient of its channels. sums [2][C]; mean1, mean2 [C]. */
+static void group_norm_means(const train_node *node, const train_value *in, const real *gain, const double *sums, real *mean1, real *mean2)
+{
+    const size_t C = in->C, per = C / node->groups;
+    for (size_t g = 0; g < node->groups; g++) {
+        double a1 = 0.0, a2 = 0.0, count = (double)(in->H * in->W * per);
+        for (size_t c = g * per; c < (g + 1) * per; c++) {
+            a1 += sums[c] * (double)gain[c];
+            a2 += sums[C + c] * (double)gain[c];
+        }
+        for (size_t c = g * per; c < (g + 1) * per; c++) {
+            mean1[c] = (real)(a1 / count);
+            mean2[c] = (real)(a2 / count);
+        }
+    }
+}
+
 /* dbias = sum dn, dgain = sum dn xhat; dx = (dn gain - mean(dn gain) - xhat mean(dn gain xhat)) / sqrt(var + eps), means
  * over the group. keep[1] [B][2][C] doubles as the pictures' sums. */
 void op_group_norm_backward(train_tape *tape, train_node *node)
 {
     const train_value *in = &tape->values[node->in[0]], *out = &tape->values[node->out];
     const real *gain = tape->params[node->param[0]].w;
-    size_t C = in->C, per = C / node->groups;
+    size_t C = in->C;
     ptrdiff_t B = (ptrdiff_t)in->B;
     real *kept = node->keep[1];
     int add = adding(tape, node->in[0]);
@@ -512,17 +529,7 @@ void op_group_norm_backward(train_tape *tape, train_node *node)
         const real *m = node->keep[0] + (size_t)b * 2 * C, *r = m + C;
         group_norm_sums(tape, node, (size_t)b, sums);
         for (size_t c = 0; c < 2 * C; c++) kept[(size_t)b * 2 * C + c] = (real)sums[c];
-        for (size_t g = 0; g < node->groups; g++) {
-            double a1 = 0.0, a2 = 0.0, count = (double)(in->H * in->W * per);
-            for (size_t c = g * per; c < (g + 1) * per; c++) {
-                a1 += sums[c] * (double)gain[c];
-                a2 += sums[C + c] * (double)gain[c];
-            }
-            for (size_t c = g * per; c < (g + 1) * per; c++) {
-                mean1[c] = (real)(a1 / count);
-                mean2[c] = (real)(a2 / count);
-            }
-        }
+        group_norm_means(node, in, gain, sums, mean1, mean2);
         for (size_t y = 0; y < in->H; y++) {
             const real *x = in->x + train_at(in, (size_t)b, (ptrdiff_t)y, 0), *dn = out->g + train_at(out, (size_t)b, (ptrdiff_t)y, 0);
             real *dx = in->g + train_at(in, (size_t)b, (ptrdiff_t)y, 0);
