@@ -15,7 +15,14 @@ dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
 check_log=$dir/log
 
-digest() { sha256sum <"$1" | cut -d ' ' -f 1; }
+# The digest of codes, labels, logits and passes in a file of generate --codes, without what it says about inputs and settings.
+digest() {
+    header=$(od -An -v -tu8 -N8 "$1" | tr -d ' ')
+    for name in codes coarse logits step_of; do
+        place=$(head -c $((8 + header)) "$1" | tail -c "$header" | sed -n "s/.*\"$name\":{[^}]*\"data_offsets\":\[\([0-9]*\),\([0-9]*\)\]}.*/\1 \2/p")
+        [ -z "$place" ] || tail -c +$((9 + header + ${place% *})) "$1" | head -c $((${place#* } - ${place% *}))
+    done | sha256sum | cut -d ' ' -f 1
+}
 
 # MODEL FLAGS...: the digest of the codes, logits and passes of a picture
 generated() {
