@@ -19,7 +19,7 @@ model
 synth t5 prompt state
 tsar
 vq sampler
-record info cluster
+record info cluster condition flags
 job
 import_settings import_names
 import_config import_text import_infer
