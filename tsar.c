@@ -140,7 +140,7 @@ typedef struct {
 static void score(const tsar_state *state, const query_group *g, double *q, double *score)
 {
     const size_t hd = state->stack->head_dim, positions = g->cache->positions;
-    const double scale = state->encoder ? 1.0 : 1.0 / sqrt((double)hd);
+    const double scale = 1.0 / sqrt((double)hd);
     const size_t whole = tsar_panels(g->length) * TSAR_PANEL, reach = whole < positions ? whole : positions; /* what the kernel touches */
     for (size_t c = 0; c < g->count; c++) {
         memcpy(q + c * hd, g->q[c], hd * sizeof *q);
@@ -150,8 +150,9 @@ static void score(const tsar_state *state, const query_group *g, double *q, doub
     for (size_t c = 0; c < g->count; c++) {
         double *score_c = score + c * positions;
         tsar_round_to(state->model, score_c, g->length);
-        const double *bias = state->encoder ? state->bias + (positions - 1 - g->row[c]->position) * state->stack->n_head + g->head[c] : NULL;
-        for (size_t j = 0; j < g->length; j++) score_c[j] = bias ? score_c[j] + bias[j * state->stack->n_head] : score_c[j] * scale;
+        for (size_t j = 0; j < g->length && !state->encoder; j++) score_c[j] = score_c[j] * scale;
+        for (size_t j = 0; j < g->length && state->encoder; j++)
+            score_c[j] = score_c[j] + state->bias[(positions - 1 + j - g->row[c]->position) * state->stack->n_head + g->head[c]];
         tsar_round_to(state->model, score_c, g->length);
     }
 }

@@ -8,7 +8,9 @@
 #include <stdio.h>
 #include <string.h>
 
-const struct tsar_named_part tsar_parts[TSAR_PARTS] = { { TSAR_PART_T5, "t5." }, { TSAR_PART_GPT, "gpt." }, { TSAR_PART_FINE, "fine." }, { TSAR_PART_VQ, "vq." } };
+const struct tsar_named_part tsar_parts[TSAR_PARTS] = {
+    { TSAR_PART_T5, "t5." }, { TSAR_PART_GPT, "gpt." }, { TSAR_PART_FINE, "fine." }, { TSAR_PART_VQ, "vq." }
+};
 
 int tsar_has_prefix(const char *name, const char *prefix) { return strncmp(name, prefix, strlen(prefix)) == 0; }
 
@@ -200,7 +202,8 @@ tsar_status tsar_fail_unfed(const tsar_config *c, const char *source, tsar_error
 tsar_status tsar_emit_inputs(const tsar_model *model, const tsar_inputs *inputs, const tsar_sink *sink, tsar_error *err)
 {
     const tsar_config *c = &model->config;
-    const size_t text[1] = { inputs->n_text }, uncond[1] = { inputs->n_text_uncond }, ids[1] = { inputs->n_t5_ids }, one[1] = { 1 }, codes[2] = { inputs->h, inputs->w },
+    const size_t text[1] = { inputs->n_text }, uncond[1] = { inputs->n_text_uncond }, ids[1] = { inputs->n_t5_ids }, one[1] = { 1 },
+                 codes[2] = { inputs->h, inputs->w },
                  caption[2] = { c->cond_tokens, c->caption_dim },
                  grid[2] = { c->grid_h, c->grid_w }, image[3] = { inputs->H, inputs->W, 3 }, clusters[1] = { c->codebook_size };
     int64_t class_id = (int64_t)inputs->class_id;
