@@ -41,6 +41,10 @@ head -c 192 /dev/zero | tr '\0' 'x' >>picture.ppm
 } >caption.npy
 ./tsar encode -m model.safetensors picture.ppm -o codes.safetensors --quiet
 ./tsar trace -m model.safetensors -p hello -o trace.safetensors --quiet
+./tsar generate -m model.safetensors -p hello --codes record.safetensors --quiet
+./tsar synth arch=emu3 dim=16 n_layer=1 n_head=2 n_kv_head=1 ffn_hidden=8 norm_eps=1e-5 rope=1d vocab_size=40 image_base=20 codebook_size=20 eol=7 boi=2 \
+    grid_h=3 grid_w=3 seed=4 -o emu3.safetensors --quiet
+echo hello >prompts.txt
 
 # try NAME OUTPUT COMMAND...: makes allocation 1, 2, 3 ... fail until the command succeeds.
 try() {
@@ -96,6 +100,10 @@ try() {
 touch stdout.txt stderr.txt out.png nothing
 try generate out.png ./tsar generate -m model.safetensors -p hello -o out.png --decode zipar:1 --quiet
 try 'generate --codes' codes2.safetensors ./tsar generate -m ctf.safetensors --caption caption.npy --codes codes2.safetensors --quiet
+try 'generate, rows that end' codes3.safetensors ./tsar generate -m emu3.safetensors --prompt-ids 1,9,2 --negative-ids 1,2 --decode zipar-adaptive:1 \
+    --codes codes3.safetensors --quiet
+try 'generate --prompts' list-00000.png ./tsar generate -m model.safetensors --prompts prompts.txt -o list.png --quiet
+try score out.safetensors ./tsar score -m model.safetensors record.safetensors -o out.safetensors
 try encode out.safetensors ./tsar encode -m model.safetensors picture.ppm -o out.safetensors --quiet
 try decode out.ppm ./tsar decode -m model.safetensors codes.safetensors -o out.ppm --quiet
 try trace out.safetensors ./tsar trace -m model.safetensors -p hello -o out.safetensors --quiet
