@@ -777,11 +777,15 @@ void tsar_condition_close(tsar_condition *condition);
 
 /* What the tokenizer computes; n elements of a group, taken channel by channel, row by row.
  *     convolution   bias + sum over input channel, kernel row, kernel column of weight * input; zeros around the picture take part
- *     GroupNorm     (x - mean) / spread * gain + bias, mean = sum(x) / n, spread = sqrt(sum((x - mean)^2) / n + 1e-6)
+ *                   (in time: over input channel, frame, kernel row, kernel column)
+ *     GroupNorm     (x - mean) / spread * gain + bias, mean = sum(x) / n, spread = sqrt(sum((x - mean)^2) / n + 1e-6); a guided one
+ *                   that * conv_y(guide) + conv_b(guide), both of the guide's pixel that covers x's
+ *     batch norm    (x - mean) / sqrt(variance + 1e-5) * gain + bias
  *     swish         tsar_silu_n; attention as in the transformer, with 1 / sqrt(C) and no mask; a residual is x + (the branch)
  *     unit length   x / max(sqrt(sum of x*x), 1e-12), for latents and codewords where vq_l2_norm is set
  *     quantizer     the first code of the least (|z|^2 + |e|^2) - 2 z.e
- *     pixels        byte / 127.5 - 1 on the way in; floor(127.5 x + 128), clamped to 0 ... 255, on the way out */
+ *     pixels        byte / 127.5 - 1 on the way in; floor(127.5 x + 128), clamped to 0 ... 255, on the way out; with vq_pixels=down
+ *                   (x + 1) / 2 * 255 of x clamped to -1 ... 1, truncated */
 
 /* rgb [H][W][3], H and W multiples of vq_factor; codes [H/factor][W/factor]. */
 tsar_status tsar_vq_encode(const tsar_model *model, const uint8_t *rgb, size_t H, size_t W, int64_t *codes, const tsar_sink *sink, tsar_error *err);

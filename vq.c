@@ -1,4 +1,5 @@
-/* vq.c - the image tokenizer: LlamaGen's VQGAN (arXiv 2406.06525, section 2; SPEC 4), and k-means on its codebook (SPEC 6).
+/* vq.c - the image tokenizers: LlamaGen's VQGAN (arXiv 2406.06525, section 2; SPEC 4), Chameleon's, which is the same with other keys, and
+ * Emu3's (arXiv 2409.18869); k-means on a codebook (SPEC 6).
  *
  *     encode    bytes -> encoder -> quant_conv -> nearest codeword -> codes
  *     decode    codes -> codewords -> post_quant_conv -> decoder -> bytes
@@ -7,7 +8,8 @@
  * K codewords; E = vq_embed_dim; T positions that are computed together; G groups of a GroupNorm.
  *
  * Every tensor is kept as SPEC 8 traces it, [C][H][W], and there are two of them: the stream and a branch. One convolution serves all
- * sizes, strides and the upsampling; the products of attention, of the quantizer and of k-means are tsar_accumulate's. */
+ * sizes, strides, the upsampling and Emu3's kernels in time; the products of attention, of the quantizer and of k-means are
+ * tsar_accumulate's. Where verify asks for a precision, the result of each operation is rounded to it (tsar_round_to, SPEC 10). */
 #include "tsar.h"
 
 #include <math.h>
@@ -15,22 +17,21 @@
 #include <string.h>
 
 /* Sizes of the convolution's kernel (tests/SPEED.md): it computes OUTPUTS channels of PIXELS pixels at a time, in VECTORS x OUTPUTS
- * registers of LANES numbers. */
+ * registers of WIDTH numbers. */
 #if defined(__AVX512F__)
-enum { LANES = 8, VECTORS = 4 };
+enum { WIDTH = 8, VECTORS = 4, OUTPUTS = 5 };
 #elif defined(__AVX__)
-enum { LANES = 4, VECTORS = 2 };
+enum { WIDTH = 4, VECTORS = 2, OUTPUTS = 6 };
 #else
-enum { LANES = 2, VECTORS = 2 };
+enum { WIDTH = 2, VECTORS = 2, OUTPUTS = 6 };
 #endif
 enum {
-    OUTPUTS = 5,
-    PIXELS = VECTORS * LANES,
+    PIXELS = VECTORS * WIDTH,
     TERMS = 72,                       /* of a sum that are taken at a time: 8 channels of a 3x3 convolution */
-    SPREAD = TERMS * OUTPUTS * LANES, /* weights of these terms */
+    SPREAD = TERMS * OUTPUTS * WIDTH, /* weights of these terms */
     BAND = 2048,                      /* pixels that share a pass over the weights, about, */
     STRIP = 256,                      /* of at most so many columns */
-    QUERIES = 192,                    /* T of attention */
+    QUERY_RUN = 192,                  /* T of attention: queries that share a pass over keys and values */
     COLUMNS = 128,                    /* terms of a product that are taken at a time */
     CHAINS = 8,                       /* groups whose sums run side by side */
     POINTS = 16                       /* T of a search for the nearest codeword */
@@ -298,9 +299,9 @@ static void fill_band(double *band, const double *in, const framing *v, area a, 
 }
 
 /* The kernel: sum[r][p] += w[k][r] * x[at[k] + p], k ascending, for OUTPUTS outputs r and PIXELS pixels p, each in an accumulator of
- * its own, all of them in registers; w is kept LANES times over, because loading a whole register is cheaper than filling it with one
+ * its own, all of them in registers; w is kept WIDTH times over, because loading a whole register is cheaper than filling it with one
  * number. The order of the two outer loops changes no sum: gcc keeps the accumulators in registers with one order, clang with
- * the other.   sum [OUTPUTS] rows ld apart; w [terms][OUTPUTS][LANES] */
+ * the other.   sum [OUTPUTS] rows ld apart; w [terms][OUTPUTS][WIDTH] */
 static void tile(double *restrict sum, size_t ld, const double *restrict x, const size_t *restrict at, const double *restrict w, size_t terms)
 {
 #if defined(__clang__)
@@ -312,35 +313,35 @@ static void tile(double *restrict sum, size_t ld, const double *restrict x, cons
 #define OUTPUT inner
 #define VECTOR outer
 #endif
-    double acc[OUTER][INNER][LANES];
+    double acc[OUTER][INNER][WIDTH];
     for (size_t outer = 0; outer < OUTER; ++outer)
         for (size_t inner = 0; inner < INNER; ++inner)
-            for (size_t l = 0; l < LANES; ++l) acc[outer][inner][l] = sum[OUTPUT * ld + VECTOR * LANES + l];
-    for (size_t k = 0; k < terms; ++k, w += OUTPUTS * LANES) {
+            for (size_t l = 0; l < WIDTH; ++l) acc[outer][inner][l] = sum[OUTPUT * ld + VECTOR * WIDTH + l];
+    for (size_t k = 0; k < terms; ++k, w += OUTPUTS * WIDTH) {
         const double *x_k = x + at[k];
         for (size_t outer = 0; outer < OUTER; ++outer)
             for (size_t inner = 0; inner < INNER; ++inner)
-                for (size_t l = 0; l < LANES; ++l) acc[outer][inner][l] += w[OUTPUT * LANES + l] * x_k[VECTOR * LANES + l];
+                for (size_t l = 0; l < WIDTH; ++l) acc[outer][inner][l] += w[OUTPUT * WIDTH + l] * x_k[VECTOR * WIDTH + l];
     }
     for (size_t outer = 0; outer < OUTER; ++outer)
         for (size_t inner = 0; inner < INNER; ++inner)
-            for (size_t l = 0; l < LANES; ++l) sum[OUTPUT * ld + VECTOR * LANES + l] = acc[outer][inner][l];
+            for (size_t l = 0; l < WIDTH; ++l) sum[OUTPUT * ld + VECTOR * WIDTH + l] = acc[outer][inner][l];
 #undef OUTPUT
 #undef VECTOR
 }
 
-/* w [terms][OUTPUTS][LANES] = columns k ... k+terms-1 of rows r ... of the weights; 0 where there is no such row. */
+/* w [terms][OUTPUTS][WIDTH] = columns k ... k+terms-1 of rows r ... of the weights; 0 where there is no such row. */
 static void spread_weights(double *w, const tsar_matrix *weight, size_t r, size_t k, size_t terms)
 {
     double columns[TERMS * OUTPUTS] = { 0 };
     const size_t rows = smaller(OUTPUTS, weight->rows - r);
     tsar_matrix_part(columns, OUTPUTS, weight, r, rows, k, terms);
     for (size_t i = 0; i < terms * OUTPUTS; ++i)
-        for (size_t l = 0; l < LANES; ++l) w[i * LANES + l] = columns[i];
+        for (size_t l = 0; l < WIDTH; ++l) w[i * WIDTH + l] = columns[i];
 }
 
 /* Outputs r ... r+OUTPUTS-1 of a convolution in an area, see convolve. The weights of a few channels are spread once for the whole
- * area.   band [in][stride][stride][plane]; sum [OUTPUTS][outputs] and w [TERMS][OUTPUTS][LANES] are scratch */
+ * area.   band [in][stride][stride][plane]; sum [OUTPUTS][outputs] and w [TERMS][OUTPUTS][WIDTH] are scratch */
 static void convolve_area(const tsar_model *model, double *out, const double *band, const tsar_conv *conv, const framing *v, area a, size_t r,
                           result_mode result, double *sum, double *w)
 {
@@ -429,7 +430,7 @@ static void products(double *y, size_t ldy, const double *x, const tsar_matrix *
 }
 
 /* x[c][p] = sum over positions j of softmax_j(sum over c' of x[c'][p] key[j][c'] * (1 / sqrt(C))) value[c][j], for T positions p of the
- * queries x.   x [C][P], key [P][C], value [C][P]; scratch: rows [QUERIES][C], score [QUERIES][P], and tsar_scratch(QUERIES, 1) */
+ * queries x.   x [C][P], key [P][C], value [C][P]; scratch: rows [QUERY_RUN][C], score [QUERY_RUN][P], and tsar_scratch(QUERY_RUN, 1) */
 static void attend(const tsar_model *model, double *x, const tsar_matrix *key, const tsar_matrix *value, size_t first, size_t T, double *rows, double *score,
                    double *scratch)
 {
@@ -453,20 +454,20 @@ static void attend(const tsar_model *model, double *x, const tsar_matrix *key, c
  * (QUIRKS, VQ 4). Queries go in runs, so memory grows with h*w and not with its square. */
 static tsar_status attn_block(network *s, const tsar_attnblock *block)
 {
-    const size_t C = s->C, P = s->H * s->W, runs = (P + QUERIES - 1) / QUERIES, workers = smaller(s->model->threads, runs);
+    const size_t C = s->C, P = s->H * s->W, runs = (P + QUERY_RUN - 1) / QUERY_RUN, workers = smaller(s->model->threads, runs);
     tsar_matrix key = { 0, 0, TSAR_F64, NULL }, value = { 0, 0, TSAR_F64, NULL };
-    double *rows = tsar_alloc(tsar_product(workers * QUERIES, C), sizeof *rows, "the queries of an attention block", s->err);
-    double *score = tsar_alloc(tsar_product(workers * QUERIES, P), sizeof *score, "the scores of an attention block", s->err);
-    double *scratch = tsar_alloc(tsar_scratch(QUERIES, workers), sizeof *scratch, "the products of an attention block", s->err);
+    double *rows = tsar_alloc(tsar_product(workers * QUERY_RUN, C), sizeof *rows, "the queries of an attention block", s->err);
+    double *score = tsar_alloc(tsar_product(workers * QUERY_RUN, P), sizeof *score, "the scores of an attention block", s->err);
+    double *scratch = tsar_alloc(tsar_scratch(QUERY_RUN, workers), sizeof *scratch, "the products of an attention block", s->err);
     tsar_status status = rows && score && scratch ? TSAR_OK : TSAR_ROOM;
     if (status == TSAR_OK) status = tsar_matrix_open(&key, P, C, TSAR_F64, "the keys of an attention block", s->err);
     if (status == TSAR_OK) status = tsar_matrix_open(&value, C, P, TSAR_F64, "the values of an attention block", s->err);
     if (status == TSAR_OK) {
         const norming norm = group_norm(s, s->x, &block->norm, NORM_ONLY);
         convolve(s, s->a, s->x, &block->k, PLAIN, &norm, REPLACE);
-        for (size_t p = 0; p < P; p += QUERIES) {
-            positions(rows, s->a, C, P, p, smaller(QUERIES, P - p));
-            tsar_matrix_set_rows(&key, p, smaller(QUERIES, P - p), rows);
+        for (size_t p = 0; p < P; p += QUERY_RUN) {
+            positions(rows, s->a, C, P, p, smaller(QUERY_RUN, P - p));
+            tsar_matrix_set_rows(&key, p, smaller(QUERY_RUN, P - p), rows);
         }
         convolve(s, s->a, s->x, &block->v, PLAIN, &norm, REPLACE);
         tsar_matrix_set_rows(&value, 0, C, s->a);
@@ -474,8 +475,8 @@ static tsar_status attn_block(network *s, const tsar_attnblock *block)
         TSAR_PARALLEL_FOR(workers)
         for (size_t worker = 0; worker < workers; ++worker)
             for (size_t run = share(runs, worker, workers); run < share(runs, worker + 1, workers); ++run)
-                attend(s->model, s->a, &key, &value, run * QUERIES, smaller(QUERIES, P - run * QUERIES), rows + worker * QUERIES * C,
-                       score + worker * QUERIES * P, scratch + worker * tsar_scratch(QUERIES, 1));
+                attend(s->model, s->a, &key, &value, run * QUERY_RUN, smaller(QUERY_RUN, P - run * QUERY_RUN), rows + worker * QUERY_RUN * C,
+                       score + worker * QUERY_RUN * P, scratch + worker * tsar_scratch(QUERY_RUN, 1));
         convolve(s, s->x, s->a, &block->proj_out, PLAIN, NULL, ADD);
     }
     tsar_matrix_close(&key);

@@ -172,17 +172,25 @@ TSAR_INLINE double weight(tsar_dtype dtype, const void *column, int odd, size_t 
     return float_of_bits(odd ? (word & 0x80000000u) | (word & 0x7fff0000u) >> 3 : (word & 0x8000u) << 16 | (word & 0x7fffu) << 13) * 0x1p112f;
 }
 
+/* Columns k0 ... k0+kn-1 of rows r ... r+n-1 of one panel; dtype is a constant wherever it is inlined. */
+TSAR_INLINE void panel_part(tsar_dtype dtype, double *out, size_t ld, const char *panel, size_t r, size_t n, size_t k0, size_t kn)
+{
+    const size_t step = dtype == TSAR_F64 || dtype == TSAR_F32 ? 1 : 2;
+    for (size_t k = k0; k < k0 + kn; k++, out += ld) {
+        const char *column = panel + columns_size(dtype, k / step * step);
+        for (size_t i = 0; i < n; i++) out[i] = weight(dtype, column, k % 2 == 1, r + i);
+    }
+}
+
 void tsar_matrix_part(double *out, size_t ld, const tsar_matrix *w, size_t r0, size_t rows, size_t k0, size_t kn)
 {
-    const size_t panel_size = columns_size(w->dtype, w->cols), whole = w->dtype == TSAR_F64 || w->dtype == TSAR_F32;
-    for (size_t r = r0, n; r < r0 + rows; r += n) { /* n rows of one panel */
-        const char *panel = (const char *)w->panels + r / PANEL * panel_size;
+    for (size_t r = r0, n; r < r0 + rows; r += n, out += n) { /* n rows of one panel */
+        const char *panel = (const char *)w->panels + r / PANEL * columns_size(w->dtype, w->cols);
         n = r0 + rows - r < PANEL - r % PANEL ? r0 + rows - r : PANEL - r % PANEL;
-        for (size_t k = k0; k < k0 + kn; k++) {
-            const char *column = panel + columns_size(w->dtype, whole ? k : k / 2 * 2);
-            double *out_k = out + (k - k0) * ld + (r - r0);
-            for (size_t i = 0; i < n; i++) out_k[i] = weight(w->dtype, column, k % 2 == 1, r % PANEL + i);
-        }
+        if (w->dtype == TSAR_F64) panel_part(TSAR_F64, out, ld, panel, r % PANEL, n, k0, kn);
+        if (w->dtype == TSAR_F32) panel_part(TSAR_F32, out, ld, panel, r % PANEL, n, k0, kn);
+        if (w->dtype == TSAR_F16) panel_part(TSAR_F16, out, ld, panel, r % PANEL, n, k0, kn);
+        if (w->dtype == TSAR_BF16) panel_part(TSAR_BF16, out, ld, panel, r % PANEL, n, k0, kn);
     }
 }
 
