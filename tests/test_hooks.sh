@@ -1,6 +1,8 @@
 #!/bin/sh
 # Implementations that are not tsar's, verified end to end: Token-Shuffle in PyTorch (tests/hooks/shuffle.py, written from the README alone, hooked by
 # tests/hooks/trace.py), its whole trace and its greedy decoding, in float32 and bfloat16. Skipped, and said so, where python3 has no torch.
+#
+#     TSAR_QUICK     set: s = 2 only
 set -u
 LC_ALL=C
 export LC_ALL
@@ -16,7 +18,7 @@ for p in ${PYTHON:-python3} /usr/bin/python3; do
 done
 if [ -z "$python" ]; then
     echo 'skipped: python3 has no torch (Debian: apt-get install python3-torch)'
-    check_end
+    echo '0 passed, 0 failed, 1 skipped'
     exit
 fi
 PYTHONDONTWRITEBYTECODE=1
@@ -30,6 +32,7 @@ verified() { # SHUFFLE WEIGHTS PRECISION COMMAND
     return $status
 }
 for s in 1 2; do
+    [ "$s" = 2 ] || [ -z "${TSAR_QUICK:-}" ] || continue
     for weights in f32 bf16; do
         # shellcheck disable=SC2086 # keys are words
         "$TSAR" synth -q $shape shuffle=$s shuffle_blocks=2 shuffle_hidden=80 --dtype $weights -o "$dir/$s.$weights"

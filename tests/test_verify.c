@@ -83,6 +83,25 @@ static void test_vectors(void)
     }
 }
 
+/* Every family and part, in F64 and as the official code gives them in float32, by the rule. */
+static void test_families(void)
+{
+    static const char *const names[] = { "emu3",    "emu3.float32", "emu3_wide", "emu3_vq",    "emu3_vq.float32",  "chameleon_vq_mini", "chameleon_vq_mini.float32",
+                                         "janus",   "lumina_gqa",   "lumina_mha", "lumina_mha.float32", "t5",     "t5.float32",        "t5_buckets" };
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        char path[128];
+        tsar_error err = { "" };
+        tsar_model *model = NULL;
+        snprintf(path, sizeof path, "tests/vectors/%s.safetensors", names[i]);
+        tsar_status status = test_synth_like(model_path, path, TSAR_F32, &err);
+        if (status == TSAR_OK) status = tsar_model_open(&model, model_path, TSAR_PART_ALL, 1, &err);
+        if (!CHECK(status == TSAR_OK, "%s: %s", names[i], err.text)) continue;
+        const outcome o = verify(model, path, -1);
+        CHECK(o.status == TSAR_OK && o.compared > 5, "%s: status %d, %zu compared, first %s, %s", names[i], o.status, o.compared, o.first, o.err.text);
+        tsar_model_close(model);
+    }
+}
+
 /* --------------------------------------------------------------------------------------------------------------- damage */
 
 typedef struct {
@@ -558,6 +577,7 @@ static void test_damage(void)
 int main(void)
 {
     test_vectors();
+    test_families();
     test_damage();
     remove(model_path);
     remove(trace_path);

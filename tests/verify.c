@@ -504,7 +504,7 @@ static tsar_status choose_parts(const tsar_config *c, const tsar_inputs *inputs,
                              encoder ? encoder : latent);
     }
     if (!*wanted && !decided)
-        return tsar_fail(err, TSAR_INPUT, "%s: holds inputs, but no tensor of the model's parts (gpt.*, fine.*, vq.*) to compare", tsar_file_path(file));
+        return tsar_fail(err, TSAR_INPUT, "%s: holds inputs, but no tensor of the model's parts (t5.*, gpt.*, fine.*, vq.*) to compare", tsar_file_path(file));
     return TSAR_OK;
 }
 
@@ -573,7 +573,7 @@ static tsar_status judge_rest(verifier *v, tsar_verify_counts *counts, tsar_erro
     tsar_status status = TSAR_OK;
     for (size_t i = 0; status == TSAR_OK && i < tsar_file_count(v->file); i++) {
         const tsar_tensor *tensor = tsar_file_at(v->file, i);
-        int ours = tsar_has_prefix(tensor->name, "t5.");
+        int ours = 0;
         for (int p = 0; p < TSAR_PARTS; p++) ours |= tsar_has_prefix(tensor->name, tsar_parts[p].prefix);
         if (v->seen[i]) continue;
         const size_t n = v->n;
@@ -609,13 +609,14 @@ static tsar_status report_all(verifier *v, tsar_verify_counts *counts, tsar_comp
     return status == TSAR_OK && counts->first[0] ? TSAR_DIFFERENT : status;
 }
 
-/* What the file's inputs leave to be wondered at. */
+/* What the file's inputs leave to be wondered at: a prefix ends with the id whose output predicts the first code, boi (<soi>), img, or boi and two sizes. */
 static void note_inputs(const tsar_config *c, const tsar_inputs *inputs, tsar_verify_counts *counts)
 {
-    if (c->arch == TSAR_TOKEN_SHUFFLE && inputs->text && inputs->text[inputs->n_text - 1] != TSAR_SOI)
-        (void)snprintf(counts->note, sizeof counts->note,
-                       "input.text ends with id %lld: a prefix ends with <soi> (id %d), whose output predicts the first code",
-                       (long long)inputs->text[inputs->n_text - 1], TSAR_SOI);
+    const int64_t boi = tsar_family_of(c)->uncond == TSAR_UNCOND_SYSTEM ? TSAR_SOI : c->boi;
+    const size_t n = inputs->n_text;
+    if (!inputs->text || boi < 0 || inputs->text[n - 1] == boi || inputs->text[n - 1] == c->img || (n >= 3 && inputs->text[n - 3] == boi)) return;
+    (void)snprintf(counts->note, sizeof counts->note, "input.text ends with id %lld: a prefix ends with %s (id %lld), whose output predicts the first code",
+                   (long long)inputs->text[n - 1], boi == TSAR_SOI ? "<soi>" : "boi", (long long)boi);
 }
 
 static tsar_status keep_result(void *context, const tsar_comparison *r, tsar_error *err)
