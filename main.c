@@ -853,7 +853,7 @@ static tsar_status run_text(const arguments *a, tsar_error *err)
 static tsar_status print_comparison(void *context, const tsar_comparison *r, tsar_error *err)
 {
     size_t *lines = context;
-    char text[1280];
+    char text[2048]; /* a hostile name is six letters a byte in JSON */
     (void)err;
     if (r->verdict == TSAR_MISSING) return TSAR_OK;
     if ((*lines)++ == 0) printf("%-28s %-16s %9s %9s %9s %9s  verdict\n", "name", "shape", "rms", "max", "limit", "in all");
@@ -866,7 +866,7 @@ static tsar_status print_comparison(void *context, const tsar_comparison *r, tsa
 static tsar_status print_json_comparison(void *context, const tsar_comparison *r, tsar_error *err)
 {
     size_t *lines = context;
-    char text[1280];
+    char text[2048]; /* a hostile name is six letters a byte in JSON */
     (void)err;
     tsar_comparison_json(text, sizeof text, r);
     printf("%s{%s}", (*lines)++ ? ",\n" : "{\"tensors\":[\n", text);

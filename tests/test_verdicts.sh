@@ -53,5 +53,20 @@ while read -r name weights kind tensor; do
     check "$name, $kind $tensor" file "$name" "$weights" "$kind" "$tensor"
 done <tests/verdicts/expected.txt
 check 'no file is left out' test "$(ls tests/verdicts/*.safetensors | grep -vc 'model.safetensors$')" -eq "$(grep -c . tests/verdicts/expected.txt)"
+
+# What trace leaves out and adds, and what verify says of it; the prefix that does not end as it must.
+"$TSAR" synth -q arch=token-shuffle dim=16 n_layer=2 n_head=2 n_kv_head=1 ffn_hidden=24 norm_eps=1e-5 rope=1d text_vocab=20 codebook_size=32 grid_h=4 grid_w=4 shuffle=2 \
+    shuffle_blocks=1 shuffle_hidden=8 -o "$dir/small"
+traced() { # FLAGS...
+    "$TSAR" trace -q -m "$dir/small" --prompt-ids "$@" -o "$dir/t" && "$TSAR" verify -m "$dir/small" "$dir/t" >"$dir/report"
+}
+names() { grep -c "^$1" "$dir/report" | grep -qx "$2"; }
+check 'trace --only' traced 0,7,1 --only 'gpt.block.?'
+check 'what it keeps' names 'gpt.block.[01] ' 2
+check 'and nothing else but inputs' names 'gpt\.' 2
+check 'trace --inside' traced 0,7,1 --inside
+for name in q k v attn h ffn; do check "inside: $name" names "gpt.block.[01].$name .*identical" 2; done
+check 'a prefix without <soi>' traced 0,7,5
+check 'is told' grep -q '^note: input.text ends with id 5: a prefix ends with <soi> (id 1)' "$dir/report"
 if [ "${1:-}" = --table ]; then sed 's/ at .*//; s/named .*/wrong name/' "$dir/table" | sort | uniq -c; fi
 check_end

@@ -219,7 +219,7 @@ static tsar_status explain_shape(const tsar_stage *stage, tsar_comparison *r, ts
                                                                    : "the values agree in this order: reshape it");
         return TSAR_OK;
     }
-    double *out = rank == r->our_rank && rank <= 3 ? tsar_alloc(n, sizeof *out, r->name, err) : NULL;
+    double *out = rank == r->our_rank && rank >= 2 && rank <= 3 ? tsar_alloc(n, sizeof *out, r->name, err) : NULL;
     turned.x = out;
     for (size_t o = 0; out && o < 5 && !r->words[0]; o++) {
         int possible = rank == 3 || orders[o][2] == 2;
