@@ -971,6 +971,8 @@ static tsar_status open_keys(key_list *list, const arguments *a, const tsar_file
     return TSAR_OK;
 }
 
+static const char *look_up_key(const void *source, const char *key) { return tsar_file_meta(source, key); }
+
 static tsar_status run_synth(const arguments *a, tsar_error *err)
 {
     static const struct {
@@ -988,6 +990,10 @@ static tsar_status run_synth(const arguments *a, tsar_error *err)
         if (!is_setting(a->operands[i])) return tsar_fail(err, TSAR_USAGE, "%s: give the configuration as key=value, for example dim=64", a->operands[i]);
     tsar_status status = check_output(a, &like, 1, err);
     if (status == TSAR_OK && like) status = tsar_file_open(&file, like, err);
+    if (status == TSAR_OK && like && a->n == 0) { /* nothing but the file can be wrong */
+        tsar_config config;
+        status = tsar_config_read(&config, look_up_key, file, like, err);
+    }
     if (status == TSAR_OK) status = open_keys(&list, a, file, err);
     if (status == TSAR_OK) status = tsar_synth(a->at[O_OUTPUT].text, list.keys, list.values, list.n, types[type].dtype, err);
     tsar_free(list.keys);

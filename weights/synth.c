@@ -111,7 +111,8 @@ tsar_status tsar_synth(const char *path, const char *const *keys, const char *co
     tsar_config config;
     if (dtype != TSAR_F32 && dtype != TSAR_BF16 && dtype != TSAR_F16)
         return tsar_fail(err, TSAR_USAGE, "synthetic weights have the dtype f32, bf16 or f16");
-    tsar_status status = tsar_config_read(&config, lookup_arguments, &source, path, err);
+    tsar_status status = tsar_config_read(&config, lookup_arguments, &source, "the command line", err);
+    if (status == TSAR_INPUT) status = TSAR_USAGE;
     if (status != TSAR_OK) return status;
     synthesis s = { NULL, dtype, &config, NULL };
     status = tsar_writer_open(&s.writer, path, err);
