@@ -3,8 +3,9 @@
 # the same for a pair of sequences (classifier-free guidance), and the VQ-16 decoder from 16 x 16 codes to 256 x 256 pixels. PyTorch computes in
 # float32 and in float64, tsar in double with float32 weights. The best of the rounds counts; on a busy machine only the ratios mean anything.
 #
-#     sh tests/peers.sh [ROUNDS]      default: 1, about three minutes; needs a python3 with torch (Debian: python3-torch, and libopenblas0, without which it takes a slow BLAS)
-# and 0.7 GB in TMPDIR (.build)
+#     sh tests/peers.sh [ROUNDS]      default: 1, about three minutes
+#
+# Needs a python3 with torch (Debian: python3-torch, and libopenblas0, without which it takes a slow BLAS) and 0.7 GB in TMPDIR (.build).
 set -eu
 TSAR=${TSAR:-./tsar}
 rounds=${1:-1}
