@@ -1,4 +1,5 @@
-/* Decoding verified (SPEC 10): every decision of another implementation's generation is made once more, with the file's own earlier codes. Its logits are judged as
+/* Decoding verified (SPEC 10): every decision of another implementation's generation is made once more, with the file's own earlier codes. Its
+ * logits are judged as
  * a tensor, its code as the argmax or the draw of its own logits; where another one comes out, the gap is held against what the rule lets pass. */
 #include "verify.h"
 

@@ -154,7 +154,8 @@ void tsar_limits(const tsar_stage *s, double *limit)
 
 /* --------------------------------------------------------------------------------------------- what a pattern suggests */
 
-/* The pattern of a wrong stage, and what it suggests; the first row that fits counts, and where none does nothing is said. tests/VERDICTS.md counts hits and misses. */
+/* The pattern of a wrong stage, and what it suggests; the first row that fits counts, and where none does nothing is said. tests/VERDICTS.md counts
+ * hits and misses. */
 enum { ONE_ELEMENT, ONE_ROW, BORDER, FIRST_ROW_RIGHT_GROWING, FIRST_ROW_RIGHT, SLIGHT, EVERY_ROW, NO_PATTERN };
 static const char *const suggestions[] = {
     "one element alone: a write at a wrong place, not an equation",

@@ -1,4 +1,5 @@
-/* test_decisions.c - decoding verified: in every order, with codes that are right, wrong, near-ties of a lower precision, or drawn with other random numbers. */
+/* test_decisions.c - decoding verified: in every order, with codes that are right, wrong, near-ties of a lower precision, or drawn with other random
+ * numbers. */
 #include "test.h"
 #include "verify.h"
 

@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const model_path = "test_verify.model.tmp", *const trace_path = "test_verify.trace.tmp",
-                         *const damaged_path = "test_verify.damaged.tmp", *const twins_path = "test_verify.twins.tmp";
+static const char *const model_path = "test_verify.model.tmp", *const trace_path = "test_verify.trace.tmp", *const damaged_path = "test_verify.damaged.tmp",
+                         *const twins_path = "test_verify.twins.tmp";
 
 /* ------------------------------------------------------------------------------------------------- what verify reports */
 
@@ -77,8 +77,8 @@ static void test_vectors(void)
         if (!CHECK(status == TSAR_OK, "%s: %s", vectors[i].name, err.text)) continue;
         outcome o = verify(model, path, vectors[i].rtol);
         CHECK(o.status == TSAR_OK, "%s: status %d, first %s, %s", vectors[i].name, o.status, o.first, o.err.text);
-        CHECK(o.compared + o.counts[TSAR_MISSING] == vectors[i].tensors && o.counts[TSAR_SAME] + o.counts[TSAR_IDENTICAL] == o.compared, "%s: %zu tensors compared, %zu missing",
-              vectors[i].name, o.compared, o.counts[TSAR_MISSING]);
+        CHECK(o.compared + o.counts[TSAR_MISSING] == vectors[i].tensors && o.counts[TSAR_SAME] + o.counts[TSAR_IDENTICAL] == o.compared,
+              "%s: %zu tensors compared, %zu missing", vectors[i].name, o.compared, o.counts[TSAR_MISSING]);
         tsar_model_close(model);
     }
 }
@@ -86,8 +86,10 @@ static void test_vectors(void)
 /* Every family and part, in F64 and as the official code gives them in float32, by the rule. */
 static void test_families(void)
 {
-    static const char *const names[] = { "emu3",    "emu3.float32", "emu3_wide", "emu3_vq",    "emu3_vq.float32",  "chameleon_vq_mini", "chameleon_vq_mini.float32",
-                                         "janus",   "lumina_gqa",   "lumina_mha", "lumina_mha.float32", "t5",     "t5.float32",        "t5_buckets" };
+    static const char *const names[] = {
+        "emu3",       "emu3.float32", "emu3_wide",          "emu3_vq", "emu3_vq.float32", "chameleon_vq_mini", "chameleon_vq_mini.float32", "janus",
+        "lumina_gqa", "lumina_mha",   "lumina_mha.float32", "t5",      "t5.float32",      "t5_buckets"
+    };
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         char path[128];
         tsar_error err = { "" };
@@ -205,20 +207,19 @@ static void test_values(const tsar_model *model)
                                          "vq.encoder.mid.1", "vq.latent",           "vq.decoder.conv_out" };
     trace t;
     outcome o = verify(model, trace_path, -1);
-    CHECK(o.status == TSAR_OK && o.worst == 0 && o.counts[TSAR_MISSING] == 0 && o.ignored == 0, "own trace: status %d, error %g %s", o.status,
-          o.worst, o.err.text);
+    CHECK(o.status == TSAR_OK && o.worst == 0 && o.counts[TSAR_MISSING] == 0 && o.ignored == 0, "own trace: status %d, error %g %s", o.status, o.worst,
+          o.err.text);
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         load(&t);
         tsar_values *v = find(&t, names[i]);
         reals(&t, names[i])[count_of(v) / 2] += 1e-9 * rms(v);
         o = judge(&t, model, -1);
-        CHECK(o.status == TSAR_DIFFERENT && o.counts[TSAR_DIFFERS] <= NEXT_TOO && strcmp(o.first, names[i]) == 0, "1e-9 of the RMS in %s: first %s",
-              names[i], o.first);
+        CHECK(o.status == TSAR_DIFFERENT && o.counts[TSAR_DIFFERS] <= NEXT_TOO && strcmp(o.first, names[i]) == 0, "1e-9 of the RMS in %s: first %s", names[i],
+              o.first);
         load(&t);
         reals(&t, names[i])[0] = i % 2 ? NAN : INFINITY;
         o = judge(&t, model, -1);
-        CHECK(o.status == TSAR_DIFFERENT && strcmp(o.first, names[i]) == 0 && o.worst == INFINITY, "NaN or infinity in %s: first %s", names[i],
-              o.first);
+        CHECK(o.status == TSAR_DIFFERENT && strcmp(o.first, names[i]) == 0 && o.worst == INFINITY, "NaN or infinity in %s: first %s", names[i], o.first);
     }
     load(&t);
     reals(&t, "gpt.norm")[3] += 1;
@@ -295,8 +296,8 @@ static void test_precisions(const tsar_model *model)
                 if (off) reals(&t, "gpt.unshuffle.expand")[7] += types[i].off * rms(v);
                 narrow(&t, "gpt.", types[i].dtype, stored);
                 const outcome o = judge(&t, model, -1);
-                CHECK(o.status == (off ? TSAR_DIFFERENT : TSAR_OK) && (!off || strcmp(o.first, "gpt.unshuffle.expand") == 0), "%s%s, %g off: status %d, first %s",
-                      tsar_dtype_name(types[i].dtype), stored ? "" : " in F64", off ? types[i].off : 0, o.status, o.first);
+                CHECK(o.status == (off ? TSAR_DIFFERENT : TSAR_OK) && (!off || strcmp(o.first, "gpt.unshuffle.expand") == 0),
+                      "%s%s, %g off: status %d, first %s", tsar_dtype_name(types[i].dtype), stored ? "" : " in F64", off ? types[i].off : 0, o.status, o.first);
             }
 }
 
@@ -350,8 +351,8 @@ static void test_names(const tsar_model *model)
         tsar_values *v = find(&t, names[i][1]);
         v->name = names[i][0];
         const outcome o = judge(&t, model, -1);
-        CHECK(o.status == TSAR_DIFFERENT && o.counts[TSAR_UNKNOWN] == 1 && strcmp(o.first, names[i][0]) == 0 && strstr(o.words, names[i][1]), "%s: first %s, %s",
-              names[i][0], o.first, o.words);
+        CHECK(o.status == TSAR_DIFFERENT && o.counts[TSAR_UNKNOWN] == 1 && strcmp(o.first, names[i][0]) == 0 && strstr(o.words, names[i][1]),
+              "%s: first %s, %s", names[i][0], o.first, o.words);
     }
 }
 
@@ -367,8 +368,8 @@ static void test_structure(const tsar_model *model)
     add(&t, "gpt.extra", 5);
     add(&t, "greedy.codes", 5);
     o = judge(&t, model, -1);
-    CHECK(o.status == TSAR_DIFFERENT && o.counts[TSAR_UNKNOWN] == 1 && o.ignored == 1 && strcmp(o.first, "gpt.extra") == 0,
-          "unknown: %s, %zu ignored", o.first, o.ignored);
+    CHECK(o.status == TSAR_DIFFERENT && o.counts[TSAR_UNKNOWN] == 1 && o.ignored == 1 && strcmp(o.first, "gpt.extra") == 0, "unknown: %s, %zu ignored", o.first,
+          o.ignored);
     load(&t);
     add(&t, "gpt.alpha", 5);
     add(&t, "vq.beta", 5);
@@ -535,19 +536,17 @@ static void test_twins(const tsar_inputs *inputs, const int64_t *codes)
         CHECK(o.counts[TSAR_NEAR_TIE] == (i ? 1 : 0) && (i ? o.status == TSAR_OK : strcmp(o.first, "vq.codes") == 0), "twins, case %d: %d, first %s", i,
               o.status, o.first);
         if (i)
-            CHECK(o.counts[TSAR_DIFFERS] == 0 && o.margin > 0 && o.margin <= 1, "twins, case %d: %zu differ, margin %g", i, o.counts[TSAR_DIFFERS],
-                  o.margin);
+            CHECK(o.counts[TSAR_DIFFERS] == 0 && o.margin > 0 && o.margin <= 1, "twins, case %d: %zu differ, margin %g", i, o.counts[TSAR_DIFFERS], o.margin);
     }
     tsar_model_close(model);
 }
 
 static void test_damage(void)
 {
-    static const char *const keys[] = { "arch",       "dim",        "n_layer",       "n_head",         "n_kv_head",
-                                        "ffn_hidden", "norm_eps",   "rope",          "text_vocab",     "codebook_size",
-                                        "grid_h",     "grid_w",     "shuffle",       "shuffle_blocks", "shuffle_hidden",
-                                        "vq_ch",      "vq_ch_mult", "vq_res_blocks", "vq_z_channels",  "vq_embed_dim",
-                                        "vq_l2_norm", "vq_groups" };
+    static const char *const keys[] = { "arch",           "dim",        "n_layer",       "n_head",        "n_kv_head",     "ffn_hidden",   "norm_eps",
+                                        "rope",           "text_vocab", "codebook_size", "grid_h",        "grid_w",        "shuffle",      "shuffle_blocks",
+                                        "shuffle_hidden", "vq_ch",      "vq_ch_mult",    "vq_res_blocks", "vq_z_channels", "vq_embed_dim", "vq_l2_norm",
+                                        "vq_groups" };
     static const char *const values[] = { "token-shuffle", "16", "1", "2", "1", "24", "1e-5", "1d", "20", "32", "4", "4", "2", "1", "8", "8",
                                           "1,2",           "1",  "8", "4", "1", "4" };
     tsar_error err = { "" };

@@ -68,7 +68,8 @@ void tsar_rounded_close(tsar_model *rounded, const tsar_model *model); /* accept
 
 /* Whether the file holds codes that were decided one after the other. */
 int tsar_has_decisions(const tsar_model *model, const tsar_file *file);
-/* Decides them once more, in precision p; each tensor of the decoding goes through keep, each decision that is not the file's into counts. K: the longest sum. */
+/* Decides them once more, in precision p; each tensor of the decoding goes through keep, each decision that is not the file's into counts. K: the
+ * longest sum. */
 typedef tsar_status (*tsar_keep_fn)(void *context, const tsar_comparison *comparison, tsar_error *err);
 tsar_status tsar_judge_decisions(const tsar_model *model, tsar_file *file, const tsar_verify_options *options, const tsar_prompt *prompt, tsar_dtype p,
                                  size_t K, tsar_verify_counts *counts, tsar_keep_fn keep, void *context, tsar_error *err);
