@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CONTAINER = 1, MODEL, TRACE, PICTURE, FEATURES, PROMPT, TOKENIZER };
+enum { CONTAINER = 1, MODEL, TRACE, PICTURE, FEATURES, PROMPT, TOKENIZER, SPIECE, CAPTION, VERIFY };
 
 #define INPUT "fuzz.tmp"
 
@@ -94,6 +94,45 @@ static void open_tokenizer(void)
     tsar_bpe_close(&bpe);
 }
 
+/* A spiece.model, and what it makes of a text that its normaliser and its pieces have a say in. */
+static void open_spiece(const uint8_t *data, size_t size)
+{
+    static const char text[] = "A cat \xC3\xA9\xE7\x8C\xAB \xEF\xBC\xA1 \xFF ab  ";
+    tsar_error err;
+    tsar_spiece *spiece;
+    int64_t *ids;
+    size_t n, bytes;
+    char *back;
+    if (tsar_spiece_open(&spiece, data, size, "fuzz", &err) != TSAR_OK) return;
+    if (tsar_spiece_encode(spiece, text, sizeof text - 1, &ids, &n, &err) == TSAR_OK) {
+        if (tsar_spiece_decode(spiece, ids, n, &back, &bytes, &err) == TSAR_OK) tsar_free(back);
+        tsar_free(ids);
+    }
+    tsar_spiece_close(spiece);
+}
+
+static void clean_caption(const uint8_t *data, size_t size)
+{
+    tsar_error err;
+    char *clean;
+    size_t n;
+    if (tsar_caption_clean((const char *)data, size < 300 ? size : 300, &clean, &n, &err) == TSAR_OK) tsar_free(clean);
+}
+
+static tsar_status look_away(void *context, const tsar_comparison *comparison, tsar_error *err)
+{
+    (void)context, (void)comparison, (void)err;
+    return TSAR_OK;
+}
+
+static void verify_trace(void)
+{
+    tsar_error err;
+    tsar_verify_counts counts;
+    const tsar_verify_options options = { .rtol = -1 };
+    (void)tsar_verify(model, INPUT, &options, look_away, NULL, &counts, &err);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     tsar_error err;
@@ -105,6 +144,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     case TRACE: open_trace(); break;
     case PROMPT: encode_text(data, size); break;
     case TOKENIZER: open_tokenizer(); break;
+    case SPIECE: open_spiece(data, size); break;
+    case CAPTION: clean_caption(data, size); break;
+    case VERIFY: verify_trace(); break;
     case MODEL: {
         tsar_model *opened;
         if (tsar_model_open(&opened, INPUT, TSAR_PART_ALL, 1, &err) == TSAR_OK) tsar_model_close(opened);

@@ -68,5 +68,9 @@ tokenizers=
 for file in tests/vectors/bpe/tok/edge*.json; do [ -f "$file" ] && tokenizers="$tokenizers $file"; done
 # shellcheck disable=SC2086
 fuzz tokenizer fuzz.c 7 "$dir/seed.tiktoken" "$dir/seed.json" $tokenizers
+fuzz spiece fuzz.c 8 tests/spiece/ok_*.model tests/spiece/bad_charsmap_*.model
+printf 'A red car, a 16x9 photo of b2b http://example.com/x.jpg (free shipping) #123' >"$dir/seed.caption"
+fuzz caption fuzz.c 9 "$dir/seed.caption"
+fuzz verify fuzz.c 10 tests/vectors/zipar_s1.safetensors
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
