@@ -397,19 +397,19 @@ static tsar_status borrow_tokenizer(tsar_file *file, tsar_error *err)
     if (!path) return TSAR_ROOM;
     tsar_error reason = { "" };
     tsar_status status = open_alone(&file->lender, path, &reason);
-    if (status)
+    if (status != TSAR_OK)
         status = tsar_fail(err, status, "%s takes its tokenizer from another file: %s", file->path, reason.text);
     else if (tsar_file_meta(file->lender, "vq_file") || !tsar_file_meta(file->lender, "vq_ch"))
         status = tsar_fail(err, TSAR_INPUT, "%s takes its tokenizer (vq_file) from %s, which has none itself", file->path, path);
     tsar_free(path);
-    if (status) return status;
+    if (status != TSAR_OK) return status;
     meta_pair *key = file->meta; /* it is not shown: whoever copies the file copies the tokenizer */
     while (strcmp(key->key, "vq_file")) key++;
     memmove(key, key + 1, (size_t)(file->meta + --file->n_meta - key) * sizeof *key);
     status = append_tokenizer(file, err);
     tsar_free(file->by_name);
     file->by_name = NULL;
-    return status ? status : index_names(file, err);
+    return status == TSAR_OK ? index_names(file, err) : status;
 }
 
 tsar_status tsar_file_open(tsar_file **file, const char *path, tsar_error *err)
@@ -533,7 +533,7 @@ tsar_status tsar_file_read_f64(tsar_file *file, const tsar_tensor *tensor, uint6
     for (uint64_t done = 0; done < count;) {
         const size_t n = count - done < CHUNK ? (size_t)(count - done) : CHUNK;
         const tsar_status status = tsar_file_read(file, tensor, first + done, n, chunk, err);
-        if (status) return status;
+        if (status != TSAR_OK) return status;
         for (size_t i = 0; i < n; i++) {
             if (tsar_dtype_is_float(dtype)) {
                 out[done + i] = float_at(chunk, dtype, i);
@@ -559,7 +559,7 @@ tsar_status tsar_file_read_i64(tsar_file *file, const tsar_tensor *tensor, uint6
     for (uint64_t done = 0; done < count;) {
         const size_t n = count - done < CHUNK ? (size_t)(count - done) : CHUNK;
         const tsar_status status = tsar_file_read(file, tensor, first + done, n, chunk, err);
-        if (status) return status;
+        if (status != TSAR_OK) return status;
         for (size_t i = 0; i < n; i++) {
             out[done + i] = integer_at(chunk, dtype, i);
             if (dtype == TSAR_U64 && out[done + i] < 0)
@@ -744,7 +744,7 @@ tsar_status tsar_writer_open(tsar_writer **writer, const char *path, tsar_error 
     if (!opened) return TSAR_ROOM;
     opened->path = tsar_copy_string(path, err);
     const tsar_status status = opened->path ? tsar_output_open(&opened->output, path, err) : TSAR_ROOM;
-    if (status)
+    if (status != TSAR_OK)
         tsar_writer_abandon(opened);
     else
         *writer = opened;
@@ -803,7 +803,7 @@ tsar_status tsar_writer_declare(tsar_writer *writer, const char *name, tsar_dtyp
     void *tensors = writer->tensors;
     const tsar_status status = grow(&tensors, writer->n_tensors, &writer->tensors_room, sizeof *writer->tensors, "the list of tensors", err);
     writer->tensors = tensors;
-    if (status) return status;
+    if (status != TSAR_OK) return status;
     tensor.name = tsar_copy_string(name, err);
     if (!tensor.name) return TSAR_ROOM;
     writer->tensors[writer->n_tensors++] = tensor;
@@ -823,7 +823,7 @@ static tsar_status check_complete(const tsar_writer *writer, tsar_error *err)
 const tsar_tensor *tsar_writer_next(tsar_writer *writer)
 {
     if (writer->status == TSAR_OK) writer->status = writer->begun ? check_complete(writer, &writer->error) : begin(writer, &writer->error);
-    if (writer->status || writer->current == writer->n_tensors) return NULL;
+    if (writer->status != TSAR_OK || writer->current == writer->n_tensors) return NULL;
     writer->written = 0;
     return &writer->tensors[writer->current++];
 }
@@ -868,7 +868,7 @@ tsar_status tsar_writer_copy(tsar_writer *writer, tsar_file *from, const tsar_te
 tsar_status tsar_writer_commit(tsar_writer *writer, tsar_error *err)
 {
     tsar_status status = writer->status;
-    if (status)
+    if (status != TSAR_OK)
         tsar_fail(err, status, "%s", writer->error.text);
     else
         status = writer->begun ? check_complete(writer, err) : begin(writer, err);
@@ -877,7 +877,7 @@ tsar_status tsar_writer_commit(tsar_writer *writer, tsar_error *err)
         if (writer->current < writer->n_tensors)
             status = tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s got none of its elements", writer->path, writer->tensors[writer->current].name);
     }
-    if (status)
+    if (status != TSAR_OK)
         tsar_output_abandon(writer->output);
     else
         status = tsar_output_commit(writer->output, err);

@@ -105,7 +105,7 @@ static tsar_status code_set_write(const code_set *set, const char *path, tsar_er
         snprintf(text, sizeof text, "%" PRIu64, values[i]);
         status = tsar_writer_meta(writer, keys[i], text, err);
     }
-    status = status == TSAR_OK ? tsar_writer_declare(writer, "codes", TSAR_I16, 3, shape, err) : status;
+    if (status == TSAR_OK) status = tsar_writer_declare(writer, "codes", TSAR_I16, 3, shape, err);
     if (status == TSAR_OK && tsar_writer_next(writer)) status = tsar_writer_put(writer, set->codes, set->count * set->side * set->side, err);
     if (status == TSAR_OK) return tsar_writer_commit(writer, err);
     tsar_writer_abandon(writer);
@@ -232,7 +232,7 @@ static tsar_status encode_rest(code_set *set, vq_net *net, const double *cost, c
             fprintf(stderr, "codes: stopped after %zu of %zu pictures; the same command continues from %s\n", set->done, set->count, plan->checkpoint);
         return status;
     }
-    status = status == TSAR_OK ? code_set_write(set, plan->output, err) : status;
+    if (status == TSAR_OK) status = code_set_write(set, plan->output, err);
     if (status == TSAR_OK) remove(plan->checkpoint);
     return status;
 }
@@ -245,7 +245,7 @@ tsar_status train_codes(const codes_plan *plan, tsar_error *err)
     if (status != TSAR_OK) return status;
     if (net.shape.K > INT16_MAX)
         status = tsar_fail(err, TSAR_INPUT, "%s has %zu codes; a file of codes holds numbers up to %d", plan->vq, net.shape.K, INT16_MAX);
-    status = status == TSAR_OK ? continue_set(&set, plan, &net, err) : status;
+    if (status == TSAR_OK) status = continue_set(&set, plan, &net, err);
     if (status != TSAR_OK) {
         vq_close(&net);
         return status;
@@ -253,7 +253,7 @@ tsar_status train_codes(const codes_plan *plan, tsar_error *err)
     if (set.done < set.count) {
         double *cost = tsar_alloc(net.shape.K, sizeof *cost, "the prices of codes", err);
         status = cost ? learn_prices(cost, &net, &set, err) : TSAR_ROOM;
-        status = status == TSAR_OK ? encode_rest(&set, &net, cost, plan, err) : status;
+        if (status == TSAR_OK) status = encode_rest(&set, &net, cost, plan, err);
         tsar_free(cost);
     }
     code_set_close(&set);

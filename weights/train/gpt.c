@@ -401,16 +401,16 @@ static tsar_status corpus_open(corpus *c, const gpt_plan *plan, tsar_error *err)
 {
     memset(c, 0, sizeof *c);
     tsar_status status = code_set_read(&c->codes, plan->codes, err);
-    status = status == TSAR_OK ? code_set_check(&c->codes, plan->codes, plan->vq, err) : status;
-    status = status == TSAR_OK ? tsar_file_open(&c->vq, plan->vq, err) : status;
-    status = status == TSAR_OK ? train_merges(c->codes.seed, &c->text.bpe.merges, &c->text.bpe.n_merges, err) : status;
-    status = status == TSAR_OK ? train_words(c->codes.seed, &c->words, err) : status;
+    if (status == TSAR_OK) status = code_set_check(&c->codes, plan->codes, plan->vq, err);
+    if (status == TSAR_OK) status = tsar_file_open(&c->vq, plan->vq, err);
+    if (status == TSAR_OK) status = train_merges(c->codes.seed, &c->text.bpe.merges, &c->text.bpe.n_merges, err);
+    if (status == TSAR_OK) status = train_words(c->codes.seed, &c->words, err);
     if (status == TSAR_OK && plan->n_coarse > 0) status = cluster_codes(c, plan, err);
     c->text.config.arch = TSAR_TOKEN_SHUFFLE;
     c->text.config.text_template = TSAR_TEMPLATE_TSAR;
     c->text.config.text_vocab = TSAR_SPECIALS + 256 + c->text.bpe.n_merges;
     c->text.config.n_ids = c->text.config.text_vocab;
-    status = status == TSAR_OK ? tsar_bpe_open(&c->text.bpe, c->text.config.n_ids, plan->codes, err) : status;
+    if (status == TSAR_OK) status = tsar_bpe_open(&c->text.bpe, c->text.config.n_ids, plan->codes, err);
     if (status != TSAR_OK) corpus_close(c);
     return status;
 }
@@ -739,7 +739,7 @@ tsar_status train_trace(const char *path, int fine, const char *prompt, const ch
     tsar_status status = tsar_file_open(&file, path, err);
     if (status != TSAR_OK) return status;
     status = tsar_config_read(&c, meta_of_file, file, path, err);
-    status = status == TSAR_OK ? tsar_model_open(&model, path, TSAR_PART_ALL, 1, err) : status;
+    if (status == TSAR_OK) status = tsar_model_open(&model, path, TSAR_PART_ALL, 1, err);
     if (status == TSAR_OK && (c.grid_h != c.grid_w || c.grid_h * c.grid_w > MAX_CODES ||
                               (fine ? !c.has_fine : c.arch != TSAR_TOKEN_SHUFFLE || c.rope_2d || c.n_kv_head != c.n_head)))
         status =

@@ -305,9 +305,9 @@ int main(int argc, char **argv)
     const struct command *command = find_command(argv[1]);
     if (status == TSAR_OK && !command) status = tsar_fail(&err, TSAR_USAGE, "unknown command %s (train --help lists them)", argv[1]);
     if (status == TSAR_OK) run_catch_signals(command->what & TRAINS);
-    status = status == TSAR_OK ? parse(&o, argc, argv, &err) : status;
+    if (status == TSAR_OK) status = parse(&o, argc, argv, &err);
     o.threads = tsar_threads_possible(o.threads);
-    status = status == TSAR_OK ? run_command(argv[1], &o, &err) : status;
+    if (status == TSAR_OK) status = run_command(argv[1], &o, &err);
     if ((fflush(stdout) != 0 || ferror(stdout)) && status == TSAR_OK)
         status = tsar_fail(&err, TSAR_ROOM, "standard output cannot be written; is the disk full");
     if (status != TSAR_OK) fprintf(stderr, "train: %s\n", err.text);

@@ -96,7 +96,7 @@ static tsar_status check_run(const train_run *run, const tsar_file *file, uint64
         status = check_meta(file, names[i], text, err);
     }
     snprintf(text, sizeof text, "%g", run->rate);
-    status = status == TSAR_OK ? check_meta(file, "train.rate", text, err) : status;
+    if (status == TSAR_OK) status = check_meta(file, "train.rate", text, err);
     for (size_t i = 0; i < run->n_keys && status == TSAR_OK; i++) status = check_meta(file, run->keys[i], run->values[i], err);
     if (status == TSAR_OK && *step > run->steps)
         status = tsar_fail(err, TSAR_INPUT, "%s: its key train.step is %" PRIu64 ", but the run has %" PRIu64 " steps; the file is damaged (remove it)",
@@ -156,8 +156,8 @@ tsar_status run_resume(train_run *run, train_tape *tape, tsar_error *err)
     for (size_t i = 0; i < tape->n_params && status == TSAR_OK; i++) {
         train_param *p = &tape->params[i];
         status = read_reals(file, "", p, p->w, err);
-        status = status == TSAR_OK ? read_reals(file, "adam.m.", p, p->m, err) : status;
-        status = status == TSAR_OK ? read_reals(file, "adam.v.", p, p->v, err) : status;
+        if (status == TSAR_OK) status = read_reals(file, "adam.m.", p, p->m, err);
+        if (status == TSAR_OK) status = read_reals(file, "adam.v.", p, p->v, err);
     }
     if (status == TSAR_OK && run->state.name) {
         const tsar_tensor *tensor = tsar_file_find(file, run->state.name);
@@ -228,8 +228,8 @@ tsar_status run_save(const train_run *run, const train_tape *tape, tsar_error *e
     status = write_meta(writer, run, 1, err);
     for (size_t i = 0; i < tape->n_params && status == TSAR_OK; i++) {
         status = declare(writer, "", &tape->params[i], TSAR_F32, err);
-        status = status == TSAR_OK ? declare(writer, "adam.m.", &tape->params[i], TSAR_F32, err) : status;
-        status = status == TSAR_OK ? declare(writer, "adam.v.", &tape->params[i], TSAR_F32, err) : status;
+        if (status == TSAR_OK) status = declare(writer, "adam.m.", &tape->params[i], TSAR_F32, err);
+        if (status == TSAR_OK) status = declare(writer, "adam.v.", &tape->params[i], TSAR_F32, err);
     }
     if (status == TSAR_OK && run->state.name) status = tsar_writer_declare(writer, run->state.name, TSAR_I64, run->state.rank, run->state.shape, err);
     const tsar_tensor *tensor;
@@ -270,7 +270,7 @@ tsar_status run_export(const train_run *run, const train_tape *tape, tsar_dtype 
     tsar_status status = tsar_writer_open(&writer, run->output, err);
     if (status != TSAR_OK) return status;
     if (with) status = copy_keys(writer, with, part, err);
-    status = status == TSAR_OK ? write_meta(writer, run, 0, err) : status;
+    if (status == TSAR_OK) status = write_meta(writer, run, 0, err);
     for (size_t i = 0; i < run->n_notes && status == TSAR_OK; i++) status = tsar_writer_meta(writer, run->note_keys[i], run->notes[i], err);
     for (size_t i = 0; i < tape->n_params && status == TSAR_OK; i++) status = declare(writer, "", &tape->params[i], dtype, err);
     for (size_t i = 0; i < n_integers && status == TSAR_OK; i++)
