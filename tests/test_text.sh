@@ -71,4 +71,27 @@ printf 'a cat\n<b>\n' >"$dir/list"
 rm -f "$dir"/l-*.png
 check 'a list that would fail' refused 3 'line 2' t2i --prompts "$dir/list" -o "$dir/l.png"
 check 'before its first picture' test ! -e "$dir/l-00000.png"
+# A sentence for each family of ids, with the published tokenizer that lies beside its model: the ids are those of tests/vectors/bpe/templates.json.
+family() { # NAME TOKENIZER FILES -- KEYS...: a model of the name, with its tokenizer
+    name=$1
+    mkdir -p "$dir/$name"
+    shift
+    while [ "$1" != -- ]; do cp "$bpe/${1%%:*}" "$dir/$name/${1##*:}" && shift; done
+    shift
+    "$TSAR" synth arch="$name" dim=16 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=16 norm_eps=1e-5 rope=1d codebook_size=500 "$@" seed=1 -q \
+        -o "$dir/$name/model.safetensors" && "$TSAR" import "$dir/$name/model.safetensors" -o "$dir/$name.safetensors" -q
+}
+sentence() { name=$1 && shift && "$TSAR" generate -m "$dir/$name.safetensors" -q --show-ids --codes "$dir/codes" "$@"; }
+check 'Emu3, its tokenizer' family emu3 emu3/emu3.tiktoken:emu3.tiktoken emu3/emu3_vision_tokens.txt:emu3_vision_tokens.txt -- \
+    vocab_size=3000 image_base=2500 eol=2454 grid_h=2 grid_w=3 bos=2456 boi=2459 img=2458
+check 'Emu3, a sentence' says '2456 64 321 752 79 72 68 498 11 711 726 11 641 324 13 2459 17 9 18 2458' sentence emu3 -p 'a cat'
+check 'Emu3, as it is' says '2456 64 321 2459 17 9 18 2458' sentence emu3 -p 'a cat' --raw-prompt --negative 'a dog'
+check 'Lumina, its tokenizer' family lumina-mgpt chameleon.json:tokenizer.json -- vocab_size=20000 image_base=100 qk_norm=1 eol=8803 grid_h=2 grid_w=4 bos=0 \
+    sep=8710 boi=8197 size_base=8804 size_unit=2
+check 'Lumina, a sentence' says \
+    '0 16861 16662 16734 16660 16604 16405 16403 16471 16402 16401 16796 16707 16643 16812 16825 16409 16582 16448 16702 8710 8197 8805 8806' \
+    sentence lumina-mgpt -p 'a cat' --decode zipar:2
+check 'Janus, its tokenizer' family janus deepseek.json:tokenizer.json -- vocab_size=3000 image_embed=4 image_head=16 grid_h=2 grid_w=4 bos=2321 boi=2337 \
+    pad=2336 text_template=janus-pro
+check 'Janus, a sentence' says '2321 2341 25 247 305 185 185 2342 25 2337' sentence janus -p ' a cat '
 check_end
