@@ -88,9 +88,9 @@ static double gpt_test_loss(void *context)
 }
 
 /* Three sequences of unlike lengths, one of them without a caption. */
-static void test_gpt_gradients(size_t s)
+static void test_gpt_gradients(size_t s, int rope_2d, int row_ends)
 {
-    gpt_shape shape = { 16, 2, 2, 24, s, 2, 12, 9, 11, 4, 1e-5, 10000.0 };
+    gpt_shape shape = { 16, 2, 2, 24, s, 2, 12, 9, 11, 4, 2, 1e-5, 10000.0, rope_2d, row_ends };
     gpt_net net;
     tsar_error err;
     uint64_t counter = 2000;
@@ -207,9 +207,9 @@ static void test_vq_oracle(void)
     vq_close(&net);
 }
 
-static void test_gpt_oracle(size_t s)
+static void test_gpt_oracle(size_t s, int rope_2d, int row_ends)
 {
-    gpt_shape shape = { 16, 2, 2, 24, s, 2, 12, 9, 11, 4, 1e-5, 10000.0 };
+    gpt_shape shape = { 16, 2, 2, 24, s, 2, 12, 9, 11, 4, 2, 1e-5, 10000.0, rope_2d, row_ends };
     gpt_net net;
     tsar_error err;
     train_run run = { 0 };
@@ -264,14 +264,13 @@ static void test_fine_oracle(void)
 int main(void)
 {
     test_vq_oracle();
-    test_gpt_oracle(1);
-    test_gpt_oracle(2);
-    test_gpt_oracle(4);
+    for (size_t s = 1; s <= 4; s *= 2)
+        for (int kind = 0; kind < 4; kind++) {
+            test_gpt_oracle(s, kind & 1, kind >> 1);
+            test_gpt_gradients(s, kind & 1, kind >> 1);
+        }
     test_fine_oracle();
     test_vq_gradients();
-    test_gpt_gradients(1);
-    test_gpt_gradients(2);
-    test_gpt_gradients(4);
     test_fine_gradients();
     return test_end();
 }

@@ -27,9 +27,11 @@ stages() { # the whole chain, a few steps each
     for s in 1 2 4; do
         run "gpt$s" gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle $s --steps 3 --batch 3 --layers 2 --vq-file vq
     done
+    run gpt1-2d gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 1 --rope 2d --steps 3 --batch 3 --layers 2 --vq-file vq
+    run gpt2-2d-eol gpt --vq "$WORK/vq" --codes "$WORK/codes" --shuffle 2 --rope 2d --eol --steps 3 --batch 3 --layers 2 --vq-file vq
     run coarse coarse --vq "$WORK/vq" --codes "$WORK/codes" --coarse 16 --steps 3 --batch 2 --layers 2
     run fine fine --vq "$WORK/vq" --codes "$WORK/codes" --coarse 16 --model "$WORK/coarse" --steps 3 --batch 2 --layers 2
-    for name in vq codes gpt1 gpt2 gpt4 coarse fine; do
+    for name in vq codes gpt1 gpt2 gpt4 coarse fine gpt1-2d gpt2-2d-eol; do
         echo "$(digest $name)  $name"
     done
 }
@@ -44,6 +46,20 @@ fi
 # A model without a tokenizer of its own draws with that of the file which it names.
 TSAR=${TSAR:-${BUILD:-.build}/tsar}
 "$TSAR" generate -q -m "$WORK/gpt2" -p 'a red circle' -o "$WORK/picture.ppm" 2>"$WORK/log" && [ -s "$WORK/picture.ppm" ] || fail "no picture from gpt2: $(cat "$WORK/log")"
+
+# The loss of a model over the last pictures, to be given by the codes that it is of.
+"$TRAIN" loss --model "$WORK/gpt2-2d-eol" --vq "$WORK/vq" --codes "$WORK/codes" -n 8 >"$WORK/log" 2>&1 && grep -Eq '^[3-7]\.[0-9]* \+- 0\.[0-9]* nats a code' "$WORK/log" ||
+    fail "loss: $(cat "$WORK/log")"
+for model in coarse vq nothing; do
+    "$TRAIN" loss --model "$WORK/$model" --vq "$WORK/vq" --codes "$WORK/codes" -n 8 >"$WORK/log" 2>&1
+    [ $? -eq 3 ] && grep -q "$WORK/$model" "$WORK/log" || fail "the loss of $model: $(cat "$WORK/log")"
+done
+
+# What the trainer computes in float32, tsar computes with rows and columns as positions and an id behind every row, too.
+for model in gpt1-2d gpt2-2d-eol; do
+    "$TRAIN" trace --model "$WORK/$model" --part gpt -p 'a red circle' -o "$WORK/trace" 2>"$WORK/log" &&
+        "$TSAR" verify -q -m "$WORK/$model" "$WORK/trace" >"$WORK/log" 2>&1 || fail "verify $model: $(tail -n 3 "$WORK/log")"
+done
 
 # Two threads, from nothing.
 mkdir "$WORK/two"

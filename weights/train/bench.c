@@ -65,7 +65,7 @@ static tsar_status bench_vq(size_t threads, tsar_error *err)
 static tsar_status bench_gpt(size_t s, size_t threads, tsar_error *err)
 {
     gpt_net net;
-    gpt_shape shape = { 160, 6, 5, 432, s, 2, 160, 425, 512, 16, 1e-5, 10000.0 };
+    gpt_shape shape = { 160, 6, 5, 432, s, 2, 160, 425, 512, 16, 0, 1e-5, 10000.0, 0, 0 };
     int64_t codes[256], text[12] = { TSAR_BOS, 300, 301, 302, 303, 304, 305, 306, 307, 308, 309, TSAR_SOI };
     char name[16];
     double best = 1e9;

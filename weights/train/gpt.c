@@ -80,18 +80,36 @@ static size_t shuffle_blocks(train_tape *t, size_t x, const char *module, const 
     return x;
 }
 
-/* cos and sin of position * base^(-2i/hd), [T][hd/2]; in two dimensions the first half of the pairs takes the row of a
- * grid `side` wide, the second its column, each with base^(-2i/(hd/2)). */
-static void rotary(real *cosine, real *sine, size_t T, size_t hd, double base, size_t side)
+/* ------------------------------------------------------------------------------------------------- rotary positions */
+
+/* A pair of a head is turned by the angle coordinate * base^(-2k/width), k < width/2, where width = hd in one dimension; in two it is
+ * hd/2: the first half of the pairs takes one coordinate, the second half the other (SPEC 3). by_place holds cos and sin of all angles,
+ * [places][width/2] each; by_row those of each row, [rows][hd/2]. */
+static void rotary_open(rotary *r, real *room, size_t places, size_t rows, size_t hd, double base, int two)
 {
-    size_t pairs = hd / 2, part = side ? pairs / 2 : pairs;
-    for (size_t t = 0; t < T; t++)
-        for (size_t i = 0; i < pairs; i++) {
-            size_t at = !side ? t : i < part ? t / side : t % side;
-            double angle = (double)at * tsar_pow(base, -(double)(2 * (i % part)) / (double)(2 * part));
-            cosine[t * pairs + i] = (real)tsar_cos(angle);
-            sine[t * pairs + i] = (real)tsar_sin(angle);
+    r->halves = two ? 2 : 1;
+    r->pairs = hd / 2 / r->halves;
+    r->by_place[0] = room;
+    r->by_place[1] = room + places * r->pairs;
+    r->by_row[0] = r->by_place[1] + places * r->pairs;
+    r->by_row[1] = r->by_row[0] + rows * (hd / 2);
+    for (size_t place = 0; place < places; place++)
+        for (size_t k = 0; k < r->pairs; k++) {
+            double angle = (double)place * tsar_pow(base, -(double)(2 * k) / (double)(2 * r->pairs));
+            r->by_place[0][place * r->pairs + k] = (real)tsar_cos(angle);
+            r->by_place[1][place * r->pairs + k] = (real)tsar_sin(angle);
         }
+}
+
+/* What rotary_open needs: reals. */
+static size_t rotary_room(size_t places, size_t rows, size_t hd) { return (places + rows) * hd; }
+
+/* A row stands at these two coordinates; in one dimension the first counts. */
+static void rotary_set(rotary *r, size_t row, size_t first, size_t second)
+{
+    for (size_t part = 0; part < 2; part++)
+        for (size_t half = 0; half < r->halves; half++)
+            memcpy(r->by_row[part] + (row * r->halves + half) * r->pairs, r->by_place[part] + (half ? second : first) * r->pairs, r->pairs * sizeof(real));
 }
 
 /* ---------------------------------------------------------------------------------------------------- Token-Shuffle */
@@ -100,7 +118,7 @@ static void rotary(real *cosine, real *sine, size_t T, size_t hd, double base, s
 enum { ROWS_TEXT, ROWS_CODES, ROWS_FUSED, ROWS_BODY, ROWS_IMAGE, ROWS_LOGITS, ROWS_NEXT, SECTIONS };
 
 /* Embeddings of text and of codes; token-shuffle's input side; one sequence of both. */
-static size_t gpt_input(gpt_net *net, size_t table, size_t image_rows, size_t text_rows)
+static size_t gpt_input(gpt_net *net, size_t table, size_t image_rows, size_t text_rows, size_t rows)
 {
     train_tape *t = &net->tape;
     const gpt_shape *s = &net->shape;
@@ -120,7 +138,7 @@ static size_t gpt_input(gpt_net *net, size_t table, size_t image_rows, size_t te
         z = shuffle_blocks(t, z, "shuffle", s);
     }
     net->section[ROWS_FUSED] = t->n_values;
-    size_t x = train_choose(t, text, z, net->row_index, image_rows + text_rows);
+    size_t x = train_choose(t, text, z, net->row_index, rows);
     train_name(t, x, "gpt.embed");
     return x;
 }
@@ -162,7 +180,7 @@ static size_t window_code(const gpt_shape *s, size_t t, size_t c)
 /* Room for the indices and targets of a batch; 0 when memory is out. */
 static int open_batch(gpt_net *net, size_t B, size_t N, size_t T, tsar_error *err)
 {
-    const size_t max_text = net->max_text, sizes[7] = { B * max_text, B * N, B * T, B * net->n, B * max_text, B * N, B * max_text };
+    const size_t max_text = net->max_text, sizes[7] = { B * max_text + 1, B * N, B * T, B * net->n, B * max_text, B * N, B * max_text };
     int64_t **arrays[7] = { &net->text_index, &net->code_index,  &net->row_index,  &net->image_index,
                             &net->next_index, &net->code_target, &net->text_target };
     int full = 0;
@@ -179,27 +197,26 @@ tsar_status gpt_open(gpt_net *net, const gpt_shape *shape, size_t B, size_t max_
     memset(net, 0, sizeof *net);
     net->shape = *shape;
     net->B = B;
-    net->n = (shape->side / shape->s) * (shape->side / shape->s);
+    net->columns = shape->side / shape->s;
+    net->n = net->columns * net->columns;
     net->max_text = max_text;
     train_tape *t = &net->tape;
     train_tape_open(t, seed, threads);
-    size_t N = shape->side * shape->side, T = max_text + net->n, hd = shape->dim / shape->n_head;
+    const size_t N = shape->side * shape->side, T = max_text + net->n + (shape->row_ends ? net->columns : 0), hd = shape->dim / shape->n_head;
     const int room = open_batch(net, B, N, T, err);
-    net->code_weight = train_keep(t, B * N + B * max_text + T * hd);
+    net->code_weight = train_keep(t, B * N + B * max_text + rotary_room(T, B * T, hd));
     if (!room || t->status != TSAR_OK) {
         gpt_close(net);
         return TSAR_ROOM;
     }
     net->text_weight = net->code_weight + B * N;
-    net->cosine = net->text_weight + B * max_text;
-    net->sine = net->cosine + T * (hd / 2);
-    rotary(net->cosine, net->sine, T, hd, shape->rope_base, 0);
+    rotary_open(&net->turn, net->text_weight + B * max_text, T, B * T, hd, shape->rope_base, shape->rope_2d);
     net->ragged.n = B;
     for (size_t b = 0; b < B; b++) net->ragged.length[b] = T;
     for (size_t i = 0; i < N; i++) net->raster[window_code(shape, i / (shape->s * shape->s), i % (shape->s * shape->s))] = i;
-    stack_shape body = { shape->dim, shape->n_layer, shape->n_head, shape->ffn, shape->eps, 1, &net->ragged, net->cosine, net->sine };
+    stack_shape body = { shape->dim, shape->n_layer, shape->n_head, shape->ffn, shape->eps, 1, &net->ragged, net->turn.by_row[0], net->turn.by_row[1] };
     size_t table = new_matrix(t, "gpt.", "tok_embeddings.weight", shape->text_vocab + shape->V, shape->dim, 0.1);
-    size_t x = gpt_input(net, table, B * net->n, B * max_text);
+    size_t x = gpt_input(net, table, B * net->n, B * max_text + 1, B * T);
     x = stack(t, x, "gpt.", &body);
     net->section[ROWS_BODY] = t->n_values;
     gpt_output(net, x, B * net->n, B * max_text);
@@ -223,40 +240,58 @@ void gpt_close(gpt_net *net)
 void gpt_begin(gpt_net *net, size_t feed)
 {
     net->feed = feed;
-    net->n_text = net->n_next = 0;
+    net->n_text = net->n_next = net->n_rows = 0;
+    if (net->shape.row_ends) net->text_index[net->n_text++] = net->shape.eol; /* one lookup for all of them */
 }
 
-void gpt_sequence(gpt_net *net, size_t b, const int64_t *text, size_t n_text, const int64_t *codes, int learn_text)
+/* Row `position` of sequence b, which begins at row `start`: fed with row `index` of the lookups (see train_choose), turned by two coordinates. */
+static void feed_row(gpt_net *net, size_t start, size_t position, int64_t index, size_t first, size_t second)
 {
-    const gpt_shape *s = &net->shape;
-    size_t area = s->s * s->s, start = net->n_text + b * net->feed;
-    net->ragged.start[b] = start;
-    net->ragged.length[b] = n_text + net->feed;
-    for (size_t i = 0; i < n_text; i++) {
-        net->row_index[start + i] = (int64_t)(net->n_text + i);
+    net->row_index[start + position] = index;
+    rotary_set(&net->turn, start + position, net->shape.rope_2d ? first : position, second);
+}
+
+/* Prefix ids at rows 0 ... P-1; each but the last predicts the next where the text is to be learnt. Coordinates: p, p. */
+static void feed_text(gpt_net *net, size_t start, const int64_t *text, size_t P, int learn_text)
+{
+    for (size_t i = 0; i < P; i++) {
+        feed_row(net, start, i, (int64_t)(net->n_text + i), i, i);
         net->text_index[net->n_text + i] = text[i];
-        if (learn_text && i + 1 < n_text) {
+        if (learn_text && i + 1 < P) {
             net->next_index[net->n_next] = (int64_t)(start + i);
             net->text_target[net->n_next++] = text[i + 1];
         }
     }
+    net->n_text += P;
+}
+
+/* Window (r, c) at row P + r (C + e) + c, e = 1 with row ends, the end of row r at P + r (C + e) + C; what predicts a window is the row in front
+ * of it. Coordinates: P + r, P + c, and P + r, P + C of the row's end (SPEC 3). */
+void gpt_sequence(gpt_net *net, size_t b, const int64_t *text, size_t P, const int64_t *codes, int learn_text)
+{
+    const gpt_shape *s = &net->shape;
+    const size_t area = s->s * s->s, start = net->n_rows, C = net->columns, fed_ends = s->row_ends ? net->feed / C : 0;
+    feed_text(net, start, text, P, learn_text);
     for (size_t t = 0; t < net->n; t++) {
-        net->image_index[b * net->n + t] = (int64_t)(start + n_text + t) - 1;
-        if (t < net->feed) net->row_index[start + n_text + t] = -1 - (int64_t)(b * net->feed + t);
-        for (size_t c = 0; c < area; c++) {
-            int64_t code = codes[window_code(s, t, c)];
-            net->code_target[(b * net->n + t) * area + c] = code;
-            if (t < net->feed) net->code_index[(b * net->feed + t) * area + c] = (int64_t)s->text_vocab + code;
+        const size_t r = t / C, c = t % C, position = P + t + (s->row_ends ? r : 0), fused = b * net->feed + t;
+        net->image_index[b * net->n + t] = (int64_t)(start + position) - 1;
+        if (t < net->feed) feed_row(net, start, position, -1 - (int64_t)fused, P + r, P + c);
+        for (size_t k = 0; k < area; k++) {
+            int64_t code = codes[window_code(s, t, k)];
+            net->code_target[(b * net->n + t) * area + k] = code;
+            if (t < net->feed) net->code_index[fused * area + k] = (int64_t)s->text_vocab + code;
         }
     }
-    net->n_text += n_text;
+    for (size_t r = 0; r < fed_ends; r++) feed_row(net, start, P + r * (C + 1) + C, 0, P + r, P + C);
+    net->ragged.start[b] = start;
+    net->ragged.length[b] = P + net->feed + fed_ends;
+    net->n_rows += net->ragged.length[b];
 }
 
 void gpt_end(gpt_net *net)
 {
     size_t area = net->shape.s * net->shape.s, B = net->B;
-    const size_t rows[SECTIONS] = { net->n_text, B * net->feed * area, B * net->feed, net->n_text + B * net->feed,
-                                    B * net->n,  B * net->n * area,    net->n_next };
+    const size_t rows[SECTIONS] = { net->n_text, B * net->feed * area, B * net->feed, net->n_rows, B * net->n, B * net->n * area, net->n_next };
     size_t section = 0;
     for (size_t i = 0; i < net->tape.n_values; i++) {
         while (i >= net->section[section]) section++;
@@ -302,20 +337,19 @@ tsar_status fine_open(fine_net *net, const fine_shape *s, const int64_t *cluster
     net->label_index = tsar_alloc(B * N, sizeof(int64_t), "the batch", err);
     net->target = tsar_alloc(B * N, sizeof(int64_t), "the batch", err);
     net->row_loss = tsar_alloc(B * N, 3 * sizeof(double), "the batch", err);
-    net->weight = train_keep(t, B * N + N * hd);
+    net->weight = train_keep(t, B * N + rotary_room(s->side, B * N, hd));
     if (!net->ragged.start || !net->ragged.length || !net->label_index || !net->target || !net->row_loss || t->status != TSAR_OK) {
         fine_close(net);
         return TSAR_ROOM;
     }
-    net->cosine = net->weight + B * N;
-    net->sine = net->cosine + N * (hd / 2);
-    rotary(net->cosine, net->sine, N, hd, s->rope_base, s->side);
+    rotary_open(&net->turn, net->weight + B * N, s->side, B * N, hd, s->rope_base, 1);
+    for (size_t i = 0; i < B * N; i++) rotary_set(&net->turn, i, i % N / s->side, i % s->side);
     for (size_t b = 0; b < B; b++) {
         net->ragged.start[b] = b * N;
         net->ragged.length[b] = N;
     }
     for (size_t i = 0; i < B * N; i++) net->weight[i] = (real)(1.0 / (double)(B * N));
-    stack_shape body = { s->dim, s->n_layer, s->n_head, s->ffn, s->eps, 0, &net->ragged, net->cosine, net->sine };
+    stack_shape body = { s->dim, s->n_layer, s->n_head, s->ffn, s->eps, 0, &net->ragged, net->turn.by_row[0], net->turn.by_row[1] };
     size_t x = train_lookup(t, new_matrix(t, "fine.", "coarse_embeddings.weight", s->n_coarse, s->dim, 0.1), net->label_index, B * N);
     train_name(t, x, "fine.embed");
     x = stack(t, x, "fine.", &body);
@@ -428,25 +462,30 @@ static void corpus_codes(const corpus *c, uint64_t i, int coarse, int64_t *out)
 #define MAX_TEXT 48 /* ids of a prefix: the longest caption has 21 words */
 #define MAX_CODES 4096
 
-/* Caption b of the step as ids, or <bos> <soi> when it is dropped, and its codes. */
-static tsar_status add_sequence(gpt_net *net, const corpus *c, const train_run *run, size_t b, tsar_error *err)
+/* Sequence b of a batch: the caption of a picture as ids, or <bos> <soi> when it is dropped, and its codes. */
+static tsar_status add_picture(gpt_net *net, const corpus *c, uint64_t picture, size_t b, int dropped, tsar_error *err)
 {
     int64_t codes[MAX_CODES], *ids, bare[2] = { TSAR_BOS, TSAR_SOI };
-    uint64_t at = run->step * run->batch + b, picture = at % c->codes.count;
     scene s;
     size_t n;
-    scene_stream stream = scene_stream_open(run->seed ^ UINT64_C(0x44524F5000000000), at);
     scene_draw(&s, c->codes.seed, picture, -1, 0);
     corpus_codes(c, picture, c->cluster_of != NULL, codes);
     tsar_status status = tsar_text_encode(&c->text, s.caption, &ids, &n, err);
     if (status != TSAR_OK) return status;
-    int dropped = scene_uniform(&stream) < DROP_CAPTION;
     if (n > net->max_text)
         status = tsar_fail(err, TSAR_INPUT, "the caption '%s' has %zu ids, more than %zu", s.caption, n, net->max_text);
     else
         gpt_sequence(net, b, dropped ? bare : ids, dropped ? 2 : n, codes, !dropped);
     tsar_free(ids);
     return status;
+}
+
+/* Sequence b of the step. */
+static tsar_status add_sequence(gpt_net *net, const corpus *c, const train_run *run, size_t b, tsar_error *err)
+{
+    const uint64_t at = run->step * run->batch + b;
+    scene_stream stream = scene_stream_open(run->seed ^ UINT64_C(0x44524F5000000000), at);
+    return add_picture(net, c, at % c->codes.count, b, scene_uniform(&stream) < DROP_CAPTION, err);
 }
 
 static void describe_gpt(train_run *run, const gpt_shape *s, size_t K)
@@ -458,12 +497,13 @@ static void describe_gpt(train_run *run, const gpt_shape *s, size_t K)
     run_key(run, "n_kv_head", "%zu", s->n_head);
     run_key(run, "ffn_hidden", "%zu", s->ffn);
     run_key(run, "norm_eps", "%g", s->eps);
-    run_key(run, "rope", "1d");
+    run_key(run, "rope", s->rope_2d ? "2d" : "1d");
     run_key(run, "rope_base", "%g", s->rope_base);
     run_key(run, "text_vocab", "%zu", s->text_vocab);
     run_key(run, "codebook_size", "%zu", K);
     run_key(run, "grid_h", "%zu", s->side);
     run_key(run, "grid_w", "%zu", s->side);
+    if (s->row_ends) run_key(run, "eol", "%" PRId64, s->eol);
     run_key(run, "shuffle", "%zu", s->s);
     if (s->s > 1) {
         run_key(run, "shuffle_blocks", "%zu", s->blocks);
@@ -675,13 +715,26 @@ static void trace_codes(int64_t *codes, size_t N, size_t V, uint64_t seed)
     for (size_t i = 0; i < N; i++) codes[i] = (int64_t)((tsar_mix(seed + i) >> 33) % V);
 }
 
+static gpt_shape shape_of(const tsar_config *c)
+{
+    return (gpt_shape){ c->dim,   c->n_layer, c->n_head, c->ffn_hidden, c->shuffle,   c->shuffle_blocks, c->shuffle_hidden, c->text_vocab,
+                        c->vocab, c->grid_h,  c->eol,    c->norm_eps,   c->rope_base, c->rope_2d,        c->eol >= 0 };
+}
+
+/* Whether the file has what is trained here: a square grid, and stage two or a token-shuffle transformer. */
+static tsar_status check_trained(const tsar_config *c, int fine, const char *path, tsar_error *err)
+{
+    if (c->grid_h == c->grid_w && c->grid_h * c->grid_w <= MAX_CODES && (fine ? c->has_fine : c->arch == TSAR_TOKEN_SHUFFLE && c->n_kv_head == c->n_head))
+        return TSAR_OK;
+    return tsar_fail(err, TSAR_INPUT, "%s holds no %s of the kind that is trained here", path, fine ? "stage two" : "token-shuffle transformer");
+}
+
 /* Writes the forward pass of the transformer in `file` over `prompt` and some codes. */
 static tsar_status trace_gpt(tsar_file *file, const tsar_config *c, const tsar_model *model, const char *prompt, const char *path, size_t threads,
                              tsar_error *err)
 {
     gpt_net net;
-    gpt_shape s = { c->dim,        c->n_layer, c->n_head, c->ffn_hidden, c->shuffle,  c->shuffle_blocks, c->shuffle_hidden,
-                    c->text_vocab, c->vocab,   c->grid_h, c->norm_eps,   c->rope_base };
+    const gpt_shape s = shape_of(c);
     int64_t *ids, codes[MAX_CODES];
     size_t n;
     tsar_status status = tsar_text_encode(model, prompt, &ids, &n, err);
@@ -740,13 +793,67 @@ tsar_status train_trace(const char *path, int fine, const char *prompt, const ch
     if (status != TSAR_OK) return status;
     status = tsar_config_read(&c, meta_of_file, file, path, err);
     if (status == TSAR_OK) status = tsar_model_open(&model, path, TSAR_PART_ALL, 1, err);
-    if (status == TSAR_OK && (c.grid_h != c.grid_w || c.grid_h * c.grid_w > MAX_CODES ||
-                              (fine ? !c.has_fine : c.arch != TSAR_TOKEN_SHUFFLE || c.rope_2d || c.n_kv_head != c.n_head)))
-        status =
-            tsar_fail(err, TSAR_INPUT, "%s holds no %s of the kind that is trained here", path, fine ? "stage two" : "token-shuffle transformer");
+    if (status == TSAR_OK) status = check_trained(&c, fine, path, err);
     if (status == TSAR_OK)
         status = fine ? trace_fine(file, &c, model->cluster_of, output, threads, err) : trace_gpt(file, &c, model, prompt, output, threads, err);
     if (model) tsar_model_close(model);
+    tsar_file_close(file);
+    return status;
+}
+
+/* ------------------------------------------------------------------------------------------------------------- loss */
+
+/* Entropy of a code of the pictures first ... first+n-1, in nats: the mean over pictures, and half the width of its 95 % interval. */
+static tsar_status mean_loss(gpt_net *net, const corpus *c, uint64_t first, size_t n, double *mean, double *half, tsar_error *err)
+{
+    double sum = 0.0, squares = 0.0;
+    tsar_status status = TSAR_OK;
+    for (size_t i = 0; i < n && status == TSAR_OK; i++) {
+        gpt_begin(net, net->n - 1);
+        status = add_picture(net, c, first + i, 0, 0, err);
+        if (status != TSAR_OK) break;
+        gpt_end(net);
+        train_forward(&net->tape);
+        gpt_loss(net, 0.0);
+        sum += net->loss_image;
+        squares += net->loss_image * net->loss_image;
+    }
+    *mean = sum / (double)n;
+    const double variance = (squares - sum * *mean) / (double)(n - 1);
+    *half = variance > 0.0 ? 1.959964 * sqrt(variance / (double)n) : 0.0;
+    return status;
+}
+
+tsar_status train_loss(const gpt_plan *plan, const char *path, size_t n, tsar_error *err)
+{
+    corpus c;
+    gpt_net net;
+    tsar_file *file;
+    tsar_config config;
+    double mean, half;
+    tsar_status status = tsar_file_open(&file, path, err);
+    if (status != TSAR_OK) return status;
+    status = tsar_config_read(&config, meta_of_file, file, path, err);
+    if (status == TSAR_OK) status = check_trained(&config, 0, path, err);
+    if (status == TSAR_OK) status = corpus_open(&c, plan, err);
+    if (status != TSAR_OK) {
+        tsar_file_close(file);
+        return status;
+    }
+    const gpt_shape shape = shape_of(&config);
+    if (shape.side != c.codes.side || shape.text_vocab != c.text.config.text_vocab || shape.V != codebook_size(&c))
+        status = tsar_fail(err, TSAR_INPUT, "%s is of a grid of %zu with %zu ids and %zu codes (labels), %s of %zu with %zu and %zu", path, shape.side,
+                           shape.text_vocab, shape.V, plan->codes, c.codes.side, c.text.config.text_vocab, codebook_size(&c));
+    if (status == TSAR_OK && (n < 2 || n > c.codes.count))
+        status = tsar_fail(err, TSAR_USAGE, "-n is 2 to %zu, the pictures of %s, not %zu", c.codes.count, plan->codes, n);
+    if (status == TSAR_OK) status = gpt_open(&net, &shape, 1, MAX_TEXT, 0, plan->threads, err);
+    if (status == TSAR_OK) {
+        status = run_load(&net.tape, file, "gpt.", err);
+        if (status == TSAR_OK) status = mean_loss(&net, &c, c.codes.count - n, n, &mean, &half, err);
+        if (status == TSAR_OK) printf("%.4f +- %.4f nats a code, of the last %zu pictures of %s\n", mean, half, n, plan->codes);
+        gpt_close(&net);
+    }
+    corpus_close(&c);
     tsar_file_close(file);
     return status;
 }

@@ -40,32 +40,41 @@ void code_set_close(code_set *set);
 typedef struct {
     size_t dim, n_layer, n_head, ffn, s, blocks, hidden; /* shuffle s, its blocks and their width */
     size_t text_vocab, V, side;                          /* V predicted codes or labels; codes per row and column */
+    int64_t eol;                                         /* the id that ends a row of windows, where row_ends is 1 */
     double eps, rope_base;
+    int rope_2d, row_ends; /* 1: rows and columns turn the two halves of a head; an eol stands behind every row */
 } gpt_shape;
+
+/* cos and sin of the angles by which rotary positions turn the pairs of a head, see gpt.c; [0] cos, [1] sin. */
+typedef struct {
+    size_t halves, pairs; /* parts of a head with a coordinate of their own; pairs in each */
+    real *by_place[2], *by_row[2];
+} rotary;
 
 /* Sequences <bos> text <soi> z_0 ... of up to B captions, rows packed one after the other. */
 typedef struct {
     train_tape tape;
     gpt_shape shape;
-    size_t B, n, max_text, feed; /* sequences; fused tokens of one; longest prefix; fused tokens fed (n - 1, or n for a trace) */
+    size_t B, n, columns, max_text, feed; /* sequences; fused tokens of one, and of a row; longest prefix; fused tokens fed (n - 1, or n for a trace) */
     train_ragged ragged;         /* [B] */
     int64_t *text_index, *code_index, *row_index, *image_index, *next_index; /* what the lookups and choices take */
     int64_t *code_target, *text_target;
     size_t *raster; /* [side * side]: place of each code, in raster order, among the codes in window order */
-    real *code_weight, *text_weight, *cosine, *sine;
+    real *code_weight, *text_weight;
+    rotary turn;
     double *row_loss;
     size_t section[7];                         /* where each section of values with one number of rows ends: see gpt.c */
     size_t logits, text_logits;                /* values */
-    size_t n_text, n_next;                     /* rows of text; of them, those that predict text */
+    size_t n_text, n_next, n_rows;             /* lookups of text and eol; rows that predict text; rows of all sequences */
     double loss_image, loss_text, right_image; /* of the last pass: means, share of codes that were the likeliest */
 } gpt_net;
 
 tsar_status gpt_open(gpt_net *net, const gpt_shape *shape, size_t B, size_t max_text, uint64_t seed, size_t threads, tsar_error *err);
 void gpt_close(gpt_net *net);
-/* Sequence b of the next batch, in order of b: prefix ids (<bos> ... <soi>), codes [side][side] in raster order; learn_text:
+/* Sequence b of the next batch, in order of b: P prefix ids (<bos> ... <soi>), codes [side][side] in raster order; learn_text:
  * whether the prefix is to be predicted too. Call gpt_begin first, gpt_end last. */
 void gpt_begin(gpt_net *net, size_t feed);
-void gpt_sequence(gpt_net *net, size_t b, const int64_t *text, size_t n_text, const int64_t *codes, int learn_text);
+void gpt_sequence(gpt_net *net, size_t b, const int64_t *text, size_t P, const int64_t *codes, int learn_text);
 void gpt_end(gpt_net *net);
 /* loss = mean over codes of (cross entropy + z) + 0.1 mean over text; gradients of the logits. */
 double gpt_loss(gpt_net *net, double z_loss);
@@ -83,7 +92,8 @@ typedef struct {
     train_ragged ragged;
     int64_t *label_index, *target;
     const int64_t *cluster_of; /* [K] */
-    real *weight, *cosine, *sine;
+    real *weight;
+    rotary turn;
     double *row_loss;
     size_t logits;
     double loss, right;
@@ -112,5 +122,7 @@ tsar_status train_gpt(const gpt_plan *plan, tsar_error *err);
 tsar_status train_fine(const gpt_plan *plan, tsar_error *err);
 /* The forward pass of the transformer (or of stage two) in a model file, as a trace to be verified by the oracle. */
 tsar_status train_trace(const char *path, int fine, const char *prompt, const char *output, size_t threads, tsar_error *err);
+/* Prints the cross entropy of a code of the last n pictures of plan->codes, in nats, for the transformer in a model file. */
+tsar_status train_loss(const gpt_plan *plan, const char *path, size_t n, tsar_error *err);
 
 #endif

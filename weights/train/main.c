@@ -15,11 +15,13 @@ static const char help[] =
     "  vq      -o VQ [--steps 4000]                           the image tokenizer\n"
     "  codes   --vq VQ [-n 64000]  -o CODES                   codes of that many pictures, for the transformers\n"
     "  gpt     --vq VQ --codes CODES --shuffle S -o MODEL     a Token-Shuffle transformer [--steps N]\n"
-    "          [--dim D] [--layers L] [--heads H] [--ffn F] [--shuffle-hidden W] [--vq-file NAME]\n"
+    "          [--dim D] [--layers L] [--heads H] [--ffn F] [--shuffle-hidden W] [--rope 2d] [--eol] [--vq-file NAME]\n"
+    "          --rope 2d: rows and columns as rotary positions; --eol: an id, that of a newline, behind every row of codes\n"
     "  coarse  --vq VQ --codes CODES --coarse K -o MODEL      a transformer of cluster labels (CTF, stage one); flags of gpt\n"
     "  fine    --vq VQ --codes CODES --coarse K [--model MODEL] -o MODEL2   stage two, joined with stage one in MODEL; flags of gpt\n"
     "          --vq-file NAME leaves the tokenizer to the file of that name beside the result; the sampling flags of score become defaults of\n"
     "          what gpt and coarse make, and those of coarse are kept by fine\n"
+    "  loss    --model MODEL --vq VQ --codes CODES [-n 500]   nats a code of the last n pictures, which a training of fewer has not seen\n"
     "  trace   --model MODEL [--part vq|gpt|fine] [-p PROMPT] -o TRACE    the forward pass in float32, for tsar verify\n"
     "  score   --model MODEL [-n 100] [--held-out] [--cfg A] [--cfg-schedule S] [--temperature T] [--top-k K] [--top-p P] [--greedy]\n"
     "          [--decode ORDER] [--markdown ROW] [-o CODES] [--agreement CODES]\n"
@@ -31,12 +33,12 @@ static const char help[] =
     "common: [--seed N] [--threads N] [--batch N] [--rate R] [--checkpoint FILE] [--minutes M] [--stop-after STEPS] [--f32]\n";
 
 typedef struct {
-    const char *output, *checkpoint, *model, *vq, *codes, *part, *prompt, *vq_file;
+    const char *output, *checkpoint, *model, *vq, *codes, *part, *prompt, *vq_file, *rope;
     uint64_t seed, steps, stop_after;
     size_t n, batch, threads, shuffle, coarse, dim, layers, heads, ffn, hidden;
     double rate, minutes, category;
     score_plan score;
-    int held_out, f32, header;
+    int held_out, f32, header, eol;
     char checkpoint_room[512], defaults_room[4][32];
 } options;
 
@@ -83,6 +85,8 @@ static const flag flags[] = { { "-o", TEXT, offsetof(options, output) },
                               { "--held-out", SWITCH, offsetof(options, held_out) },
                               { "--greedy", SWITCH, offsetof(options, score.greedy) },
                               { "--f32", SWITCH, offsetof(options, f32) },
+                              { "--rope", TEXT, offsetof(options, rope) },
+                              { "--eol", SWITCH, offsetof(options, eol) },
                               { "--vq-file", TEXT, offsetof(options, vq_file) } };
 
 /* Stores what follows flag f. Every slot has the type that its kind names, so that it may be written by its address. */
@@ -117,9 +121,17 @@ enum { TRAINS = 1, WRITES = 2 };
 static const struct command {
     const char *name;
     int what;
-} commands[] = { { "vq", TRAINS | WRITES },     { "codes", TRAINS | WRITES }, { "gpt", TRAINS | WRITES }, { "coarse", TRAINS | WRITES },
-                 { "fine", TRAINS | WRITES },   { "trace", WRITES },          { "score", 0 },             { "score-vq", 0 },
-                 { "scenes", WRITES },          { "bench", 0 } };
+} commands[] = { { "vq", TRAINS | WRITES },
+                 { "codes", TRAINS | WRITES },
+                 { "gpt", TRAINS | WRITES },
+                 { "coarse", TRAINS | WRITES },
+                 { "fine", TRAINS | WRITES },
+                 { "trace", WRITES },
+                 { "score", 0 },
+                 { "score-vq", 0 },
+                 { "scenes", WRITES },
+                 { "bench", 0 },
+                 { "loss", 0 } };
 
 static const struct command *find_command(const char *name)
 {
@@ -175,6 +187,7 @@ static tsar_status check_plan(const options *o, const gpt_plan *p, int fine, tsa
 {
     size_t d = fine ? p->fine.dim : p->gpt.dim, heads = fine ? p->fine.n_head : p->gpt.n_head, s = p->gpt.s;
     if (!o->vq || !o->codes) return tsar_fail(err, TSAR_USAGE, "--vq FILE and --codes FILE are needed");
+    if (strcmp(o->rope, "1d") != 0 && strcmp(o->rope, "2d") != 0) return tsar_fail(err, TSAR_USAGE, "--rope is 1d or 2d, not %.60s", o->rope);
     if (!d || !heads || d % heads || d / heads % 4 || !s || d % (s * s) || 16 % s)
         return tsar_fail(err, TSAR_USAGE, "--dim must be a multiple of 4 * --heads and of --shuffle squared, --shuffle 1, 2, 4, 8 or 16");
     return TSAR_OK;
@@ -198,6 +211,8 @@ static tsar_status set_defaults(gpt_plan *plan, options *o, tsar_error *err)
     plan->cfg_schedule = o->score.schedule;
     return o->score.schedule ? tsar_schedule_parse(&schedule, o->score.schedule, err) : TSAR_OK;
 }
+
+#define ROW_END (TSAR_SPECIALS + '\n') /* the id of the byte that ends a line, which no caption has */
 
 static tsar_status train_transformer(const char *command, options *o, tsar_error *err)
 {
@@ -224,7 +239,12 @@ static tsar_status train_transformer(const char *command, options *o, tsar_error
     if (status != TSAR_OK) return status;
     plan.n_coarse = fine || coarse ? o->coarse : 0;
     plan.stage_one = o->model;
-    plan.gpt = (gpt_shape){ d, layers, heads, ffn, coarse ? 1 : o->shuffle, 2, o->hidden ? o->hidden : d, 0, 0, 0, 1e-5, 10000.0 };
+    plan.gpt = (gpt_shape){ .dim = d, .n_layer = layers, .n_head = heads, .ffn = ffn, .s = coarse ? 1 : o->shuffle, .blocks = 2, .eps = 1e-5 };
+    plan.gpt.hidden = o->hidden ? o->hidden : d;
+    plan.gpt.rope_base = 10000.0;
+    plan.gpt.rope_2d = !strcmp(o->rope, "2d");
+    plan.gpt.row_ends = o->eol;
+    plan.gpt.eol = ROW_END;
     plan.fine = (fine_shape){ d, layers, heads, ffn, 0, 0, 0, 1e-5, 10000.0 };
     if ((fine || coarse) && o->coarse < 2) return tsar_fail(err, TSAR_USAGE, "--coarse K, the number of cluster labels, is at least 2");
     status = check_plan(o, &plan, fine, err);
@@ -269,9 +289,15 @@ static tsar_status run_command(const char *command, options *o, tsar_error *err)
         score ? score_generation_header() : score_tokenizer_header();
         return TSAR_OK;
     }
-    if ((score || score_vq || !strcmp(command, "trace")) && !o->model) return tsar_fail(err, TSAR_USAGE, "--model FILE is missing");
+    const int loss = !strcmp(command, "loss");
+    if ((score || score_vq || loss || !strcmp(command, "trace")) && !o->model) return tsar_fail(err, TSAR_USAGE, "--model FILE is missing");
     if (!strcmp(command, "trace") && !strcmp(o->part, "vq")) return train_vq_trace(o->model, o->seed, 0, o->output, o->threads, err);
     if (!strcmp(command, "trace")) return train_trace(o->model, !strcmp(o->part, "fine"), o->prompt, o->output, o->threads, err);
+    if (loss) {
+        const gpt_plan plan = { .vq = o->vq, .codes = o->codes, .threads = o->threads, .seed = o->seed };
+        if (!o->vq || !o->codes) return tsar_fail(err, TSAR_USAGE, "--vq FILE and --codes FILE are needed");
+        return train_loss(&plan, o->model, o->n ? o->n : 500, err);
+    }
     if (score || score_vq) {
         o->score.model = o->model;
         o->score.output = o->output;
@@ -295,6 +321,7 @@ int main(int argc, char **argv)
     o.score.cfg = o.score.temperature = o.score.top_k = o.score.top_p = -1.0;
     o.category = -1.0;
     o.part = "vq";
+    o.rope = "1d";
     o.prompt = "three yellow stars above a blue ring";
     if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")) {
         fputs(help, argc < 2 ? stderr : stdout);

@@ -797,8 +797,8 @@ static attention_head head_at(const train_tape *tape, const train_node *node, si
     h.S = h.P + h.Tp * h.Tp;
     h.scale = (real)(1.0 / sqrt((double)h.hd));
     h.causal = node->flag;
-    h.cosine = node->cosine;
-    h.sine = node->sine;
+    h.cosine = node->cosine ? node->cosine + node->ragged->start[sequence] * (h.hd / 2) : NULL;
+    h.sine = node->cosine ? node->sine + node->ragged->start[sequence] * (h.hd / 2) : NULL;
     rotate(h.Q, h.q, h.ld, &h, 1);
     rotate(h.K, h.k, h.ld, &h, 1);
     transpose(h.Kt, h.Tp, h.K, h.hd, h.T, h.hd);

@@ -59,7 +59,7 @@ typedef struct train_node {
     size_t groups;            /* group norm; heads of attention */
     double eps;
     int flag;                   /* group norm: swish follows; attention: causal */
-    const real *cosine, *sine;  /* attention: [T][hd/2], NULL without rotation */
+    const real *cosine, *sine;  /* attention: of each row, [R][hd/2]; NULL without rotation */
     const train_ragged *ragged; /* attention */
     const int64_t *index;       /* rows to gather */
     void *context;              /* of a stage's own nodes */
