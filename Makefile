@@ -1,4 +1,4 @@
-# tsar: see README.md. Targets: all (default), deps, demo, trainer, weights, study, test, test-cpus, bench, fuzz, install, clean, digests.
+# tsar: see README.md. Targets: all (default), deps, demo, trainer, weights, study, conformance, test, test-cpus, bench, fuzz, install, clean, digests.
 #
 #   make                  tuned for this machine
 #   make PORTABLE=1       for any CPU of the architecture
@@ -153,7 +153,17 @@ $(BUILD)/tests/%: tests/%.c tests/test.h $(BUILD)/libtsar.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(TEST_FLAGS) $(LDFLAGS) -o $@ $< $(filter %.o,$^) $(BUILD)/libtsar.a $(TEST_LIBS) -lm
 
-test: all $(TESTS) $(BUILD)/tests/bits $(BUILD)/trainer $(BUILD)/demo
+# The conformance suite, for other implementations: a folder of models, cases and their noise (tests/conformance/README.md).
+SUITE := $(wildcard tests/conformance/*.c)
+$(SUITE:%.c=$(BUILD)/%.o): tests/conformance/suite.h
+$(BUILD)/conformance/write: $(SUITE:%.c=$(BUILD)/%.o) $(BUILD)/libtsar.a
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lm
+
+conformance: tsar $(BUILD)/conformance/write
+	sh tests/conformance/make.sh $(BUILD)/conformance/suite ./tsar $(BUILD)/conformance/write
+
+test: all $(TESTS) $(BUILD)/tests/bits $(BUILD)/trainer $(BUILD)/demo $(BUILD)/conformance/write
 	BUILD=$(BUILD) sh tests/run.sh
 
 # Other compilers and CPUs, under emulation; what is not installed is skipped. CPUS="s390x wasm32" runs these; without root:
@@ -178,4 +188,4 @@ clean:
 	rm -rf $(BUILD) tsar libtsar.a tsar.1 tsar.pc
 
 FORCE:
-.PHONY: all deps demo trainer weights study install test test-cpus sources digests bench fuzz clean png-header FORCE
+.PHONY: all deps demo trainer weights study install conformance test test-cpus sources digests bench fuzz clean png-header FORCE

@@ -77,6 +77,21 @@ double tsar_rms(const double *x, size_t n)
 /* An error in units of its limit; infinite where there is one and nothing may be. */
 static double over(double error, double limit) { return error == 0 ? 0 : error < INFINITY && limit > 0 && limit < INFINITY ? error / limit : INFINITY; }
 
+/* The least noise, 0.3 u RMS(y), and N_r of a row: at least that; of a picture's channel the quadratic mean with the noise n_all of the whole tensor. */
+static double least_noise(const tsar_stage *s) { return RULE.least * tsar_unit_roundoff(s->p) * rms_of(s, OF_Y, 0, s->rows * s->columns); }
+static double row_noise(const tsar_stage *s, size_t row, double n_all, double least)
+{
+    const double N_r = fmax(rms_of(s, OF_N, row * s->columns, s->columns), least);
+    return s->channels ? sqrt((N_r * N_r + n_all * n_all) / 2) : N_r;
+}
+
+void tsar_noise_figures(const tsar_stage *s, double *figures)
+{
+    const double n_all = rms_of(s, OF_N, 0, s->rows * s->columns), least = least_noise(s);
+    figures[0] = sum_factor(s->p, s->K), figures[1] = fmax(n_all, least);
+    for (size_t row = 0; row < s->rows; row++) figures[2 + row] = row_noise(s, row, n_all, least);
+}
+
 static void exceed(tsar_comparison *r, double excess, tsar_measure by, size_t row, size_t place)
 {
     if (!(excess > r->excess)) return;
@@ -112,9 +127,7 @@ void tsar_judge(const tsar_stage *s, tsar_comparison *r)
         r->limit = RULE.tensor * k * N / unit;
         exceed(r, over(d, RULE.tensor * k * N), TSAR_BY_TENSOR, 0, 0);
         for (size_t row = 0; row < s->rows; row++) {
-            double N_r = fmax(rms_of(s, OF_N, row * s->columns, s->columns), least);
-            if (s->channels) N_r = sqrt((N_r * N_r + n_all * n_all) / 2);
-            const double excess = over(rms_of(s, OF_D, row * s->columns, s->columns), RULE.row * k * N_r);
+            const double N_r = row_noise(s, row, n_all, least), excess = over(rms_of(s, OF_D, row * s->columns, s->columns), RULE.row * k * N_r);
             exceed(r, excess, TSAR_BY_ROW, row, 0);
             r->bad_rows += excess > 1;
             judge_elements(s, r, row, RULE.element * k * N_r, RULE.element * k * u, &largest);

@@ -47,6 +47,8 @@ double tsar_noisy_at(const void *noisy, tsar_dtype type, size_t i);
 double tsar_rms(const double *x, size_t n); /* sqrt(mean(x^2)); infinite if an element is not finite */
 /* SPEC 10's rule: verdict, errors, limit and places of *r. */
 void tsar_judge(const tsar_stage *stage, tsar_comparison *r);
+/* What the rule judges a stage by, whatever theirs is (stage->x is not looked at): k, N, N_r of each row.   figures [2 + rows] */
+void tsar_noise_figures(const tsar_stage *stage, double *figures);
 /* The words for a tensor that differs, where the pattern of its errors suggests something. */
 void tsar_suggest(const tsar_stage *stage, tsar_comparison *r);
 double tsar_error_of(const tsar_stage *stage); /* RMS(x - y) / RMS(y) */

@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Proves the catalogue of mistakes: each line of mistakes.tsv (case, tensor, mistake, text of reference.py, what takes its place) is made in a copy of the numpy
+reference, run in float32, and must be told at that case and tensor; the reference without a mistake must pass every case in float32 and float64.
+
+    mutations.py SUITE [--table]     --table: the table of README.md, with every case that tells the mistake"""
+import json
+import os
+import sys
+
+import numpy as np
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)
+import check  # noqa: E402
+
+
+def module_of(source):
+    scope = {"__name__": "mutated", "__file__": os.path.join(HERE, "reference.py")}
+    exec(compile(source, "reference.py", "exec"), scope)
+    return scope
+
+
+class Suite:
+    def __init__(self, folder):
+        with open(os.path.join(folder, "manifest.json")) as f:
+            self.cases = {e["name"]: e for e in json.load(f)["cases"]}
+        self.folder, self.files = folder, {}
+
+    def file(self, name):
+        if name and name not in self.files:
+            self.files[name] = check.read(os.path.join(self.folder, name))
+        return self.files[name] if name else ({}, {})
+
+    def verdicts(self, scope, name, dtype):
+        """{mode: (first wrong tensor or None, words)} of one case."""
+        entry, out = self.cases[name], {}
+        case, settings = self.file(entry["file"])
+        for mode in ("staged", "whole") if entry["kind"] == "trace" else ("whole",):
+            try:
+                tensors = scope["run_case"](case, settings, *self.file(entry["model"]), entry["kind"], np.dtype(dtype), mode)
+            except Exception as e:
+                out[mode] = ("crash", f"{type(e).__name__}: {e}")
+                continue
+            theirs = {k: v.astype(np.float64 if v.dtype.kind == "f" else np.int64) for k, v in tensors.items()}
+            r = check.judge_case(case, theirs, mode, {"float64": "f64", "float32": "f32", "float16": "f16"}[dtype], True)
+            out[mode] = (r["first"], next((t["words"] for t in r["tensors"] if t.get("first")), ""))
+        return out
+
+
+def main():
+    table = "--table" in sys.argv
+    suite, passed, failed = Suite(sys.argv[1]), 0, 0
+    with open(os.path.join(HERE, "reference.py")) as f:
+        source = f.read()
+    right = module_of(source)
+    for dtype in ("float32", "float64"):
+        for name in suite.cases:
+            wrong = {m: v for m, v in suite.verdicts(right, name, dtype).items() if v[0]}
+            passed, failed = passed + (not wrong), failed + bool(wrong)
+            for mode, (tensor, words) in wrong.items():
+                print(f"FAILED the reference in {dtype}, {name} {mode}: {tensor}: {words}")
+    with open(os.path.join(HERE, "mistakes.tsv")) as f:
+        mistakes = [line.rstrip("\n").split("\t") for line in f if line.strip()]
+    if table:
+        print("| mistake | case | first tensor | told as | other cases |\n| --- | --- | --- | --- | --- |")
+    for name, tensor, mistake, old, new in mistakes:
+        if source.count(old) != 1:
+            print(f"FAILED {mistake}: its text stands {source.count(old)} times in reference.py: {old}")
+            failed += 1
+            continue
+        scope = module_of(source.replace(old, new))
+        told = suite.verdicts(scope, name, "float32")
+        first, words = told.get("staged", told["whole"])
+        right_place = first == tensor and all(v[0] for v in told.values())
+        passed, failed = passed + right_place, failed + (not right_place)
+        if not right_place:
+            print(f"FAILED {mistake}: {name} should tell {tensor}, and tells {told}")
+        elif table:
+            others = [n for n in suite.cases if n != name and any(v[0] for v in suite.verdicts(scope, n, "float32").values())]
+            print(f"| {mistake} | {name} | {tensor} | {words.split(';')[0].replace('|', '/')} | {', '.join(others)} |", flush=True)
+    print(f"{passed} passed, {failed} failed")
+    return failed > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

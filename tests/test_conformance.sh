@@ -1,0 +1,37 @@
+#!/bin/sh
+# The conformance suite (tests/conformance): two builds are identical, the numpy reference passes it, each of the catalogue's mistakes is told at its case.
+# What needs numpy is skipped, and said so, where python3 has none.
+set -u
+LC_ALL=C
+export LC_ALL
+. tests/check.sh
+BUILD=${BUILD:-.build}
+TSAR=${TSAR:-$BUILD/tsar}
+dir=$(mktemp -d) || exit 1
+trap 'rm -rf "$dir"' EXIT
+check_log=$dir/log
+PYTHONDONTWRITEBYTECODE=1
+export PYTHONDONTWRITEBYTECODE
+python=
+for p in ${PYTHON:-python3} /usr/bin/python3; do
+    [ -n "$python" ] || ! "$p" -c 'import numpy' 2>/dev/null || python=$p
+done
+
+check 'the suite is written' sh tests/conformance/make.sh "$dir/suite" "$TSAR" "$BUILD/conformance/write"
+check 'and again' sh tests/conformance/make.sh "$dir/again" "$TSAR" "$BUILD/conformance/write"
+check 'two builds are identical' diff -r "$dir/suite" "$dir/again"
+check 'at most 20 MB' sh -c "[ \$(du -sk '$dir/suite' | cut -f 1) -le 20480 ]"
+if [ -z "$python" ]; then
+    echo 'skipped: python3 has no numpy (Debian: apt-get install python3-numpy)'
+    echo "$passed passed, $failed failed, 1 skipped"
+    [ $failed -eq 0 ]
+    exit
+fi
+check 'a reference writes its files' "$python" tests/conformance/reference.py "$dir/suite" "$dir/theirs"
+check 'and passes' "$python" "$dir/suite/check.py" "$dir/suite" "$dir/theirs" --all --json "$dir/verdicts.json"
+check 'the verdicts are JSON' "$python" -c "import json; assert json.load(open('$dir/verdicts.json'))['differ'] == 0"
+"$python" tests/conformance/mutations.py "$dir/suite" >"$dir/mutations"
+cat "$dir/mutations"
+passed=$((passed + $(tail -n 1 "$dir/mutations" | sed 's/ passed.*//')))
+failed=$((failed + $(tail -n 1 "$dir/mutations" | sed 's/.*passed, \([0-9]*\) failed.*/\1/')))
+check_end
