@@ -76,6 +76,47 @@ static tsar_status find_model(const arguments *a, char *path, size_t size, tsar_
 
 static const tsar_needs tokenizer_alone = { TSAR_PART_VQ, { 0, 0 } };
 
+/* The one line of a terminal that is drawn over and over. */
+static struct {
+    double start, drawn; /* of the clock: when what it shows began, when it was drawn last */
+} bar;
+
+static int has_bar(const arguments *a) { return !a->at[O_QUIET].text && tsar_is_terminal(2); }
+
+static void draw_bar(double done)
+{
+    enum { WIDTH = 30 };
+    const int filled = (int)(done * (double)WIDTH);
+    fprintf(stderr, "[%.*s%*s] ", filled, "==============================", WIDTH - filled, "");
+}
+
+static void erase_bar(void)
+{
+    if (bar.drawn > 0) fputs("\r\033[K", stderr);
+    bar.drawn = 0, bar.start = tsar_seconds();
+}
+
+/* How far a prompt, a trace or the text encoder is, where that takes long enough to be seen. */
+static void show_watch(void *context, const char *what, double done)
+{
+    const double now = tsar_seconds(), seconds = now - bar.start;
+    (void)context;
+    if (done >= 1)
+        erase_bar();
+    else if (seconds > 0.2 && now - bar.drawn > 0.1) {
+        fputc('\r', stderr);
+        draw_bar(done);
+        fprintf(stderr, "%s: %.0f %%, %.0f s left \033[K", what, 100 * done, seconds * (1 - done) / done);
+        fflush(stderr);
+        bar.drawn = now;
+    }
+}
+
+static void watch_model(const arguments *a, tsar_model *model)
+{
+    if (has_bar(a)) model->watch = show_watch, bar.start = tsar_seconds();
+}
+
 /* The parts of the model that the work needs; its grid is that of given codes, else --grid, else the model's. */
 static tsar_status open_model(const arguments *a, const tsar_needs *needs, tsar_model **model, tsar_error *err)
 {
@@ -83,7 +124,9 @@ static tsar_status open_model(const arguments *a, const tsar_needs *needs, tsar_
     size_t grid[2];
     tsar_status status = find_model(a, path, sizeof path, err);
     if (status == TSAR_OK && a->at[O_GRID].text) status = tsar_grid_parse(grid, a->at[O_GRID].text, err);
-    return status == TSAR_OK ? tsar_model_open_for(model, path, needs, a->at[O_GRID].text ? grid : NULL, thread_count(a), err) : status;
+    if (status == TSAR_OK) status = tsar_model_open_for(model, path, needs, a->at[O_GRID].text ? grid : NULL, thread_count(a), err);
+    if (status == TSAR_OK) watch_model(a, *model);
+    return status;
 }
 
 /* What is read besides the operands: the model, the file that it takes its tokenizer from, and the files that flags name. */
@@ -177,7 +220,6 @@ typedef struct {
     char *done;            /* [images]: it is there from an earlier run, which this one resumes */
     size_t pending, made;  /* images that are not, at first; images made since */
     double start, seconds; /* of the clock; spent on generation */
-    int bar;               /* progress is drawn on a terminal */
     int checking;          /* nothing is computed: all that a list could fail for is looked at before its work */
 } generation;
 
@@ -230,6 +272,7 @@ static tsar_status read_sentence(generation *g, tsar_error *err)
     tsar_model *own = NULL;
     tsar_status status = TSAR_OK;
     if (at[O_TEXT_MODEL].text && !g->a->text_model) status = tsar_model_open(&own, at[O_TEXT_MODEL].text, TSAR_PART_T5, thread_count(g->a), err);
+    if (own) watch_model(g->a, own);
     if (status == TSAR_OK)
         status = tsar_condition_open(&g->condition, g->model, g->a->text_model ? g->a->text_model : own, &sentence, at[O_NEGATIVE].text, err);
     if (status == TSAR_OK && !(g->ids = tsar_condition_text(&g->condition, err))) status = TSAR_ROOM;
@@ -318,17 +361,20 @@ static tsar_status write_frame(generation *g, const int64_t *codes, int are_labe
     return status == TSAR_OK ? tsar_image_write(path, g->rgb, g->H, g->W, NULL, NULL, 0, err) : status;
 }
 
-static void draw_bar(generation *g, const tsar_progress *p)
+/* Tokens of all images; the time that the first prompt took has no say in what is left. */
+static void show_tokens(generation *g, const tsar_progress *p)
 {
-    enum { WIDTH = 30 };
     const double all = (double)g->pending * (double)p->tokens;
     const double done = (double)g->made * (double)p->tokens + (double)p->images * (double)p->decoded;
-    const double seconds = tsar_seconds() - g->start, rate = seconds > 0 ? done / seconds : 0;
-    const int filled = (int)(done / all * (double)WIDTH);
+    bar.drawn = bar.start = tsar_seconds();
+    if (g->made == 0 && p->pass == 0) g->start = bar.start;
+    const double seconds = bar.start - g->start, rate = seconds > 0 ? done / seconds : 0;
     fputc('\r', stderr);
     if (g->a->listed) fprintf(stderr, "%zu/%zu ", g->a->index + 1, g->a->listed);
-    fprintf(stderr, "[%.*s%*s] %.0f/%.0f tokens, %.1f tokens/s, %.0f s left \033[K", filled, "==============================", WIDTH - filled, "", done, all,
-            rate, rate > 0 ? (all - done) / rate : 0.0);
+    draw_bar(done / all);
+    fprintf(stderr, "%.0f/%.0f tokens", done, all);
+    if (rate > 0) fprintf(stderr, ", %.1f tokens/s, %.0f s left", rate, (all - done) / rate);
+    fputs(" \033[K", stderr);
     fflush(stderr);
 }
 
@@ -337,7 +383,7 @@ static tsar_status on_pass(void *context, const tsar_progress *p, tsar_error *er
     generation *g = context;
     const tsar_config *c = &g->model->config;
     tsar_status status = TSAR_OK;
-    if (g->bar) draw_bar(g, p);
+    if (has_bar(g->a)) show_tokens(g, p);
     for (size_t i = 0; g->a->at[O_FRAMES].text && status == TSAR_OK && i < p->images; i++)
         status = write_frame(g, p->codes + i * c->grid_h * c->grid_w, c->n_coarse && !p->fine, p->first_image + i, p->pass, err);
     return status;
@@ -347,7 +393,6 @@ static tsar_status open_generation(generation *g, const arguments *a, const tsar
 {
     memset(g, 0, sizeof *g);
     g->a = a, g->images = g->pending = images;
-    g->bar = !a->at[O_QUIET].text && tsar_is_terminal(2);
     tsar_status status = a->model ? TSAR_OK : open_model(a, needs, &g->model, err);
     if (a->model) g->model = a->model;
     return status == TSAR_OK ? read_settings(g, err) : status;
@@ -360,7 +405,7 @@ static tsar_status run_generation(generation *g, size_t first, size_t count, tsa
     if (g->made == 0) g->start = start;
     g->settings.first_image = first;
     const tsar_status status = tsar_generate(g->model, &g->prompt, &g->settings, count, &g->result, on_pass, g, err);
-    if (g->bar) fputs("\r\033[K", stderr);
+    erase_bar();
     g->made += count;
     g->seconds += tsar_seconds() - start;
     return status;
@@ -523,6 +568,7 @@ static tsar_status generate_list(const arguments *a, tsar_error *err)
     if (status == TSAR_OK) status = open_model(a, &needs, &one.model, err);
     if (status == TSAR_OK && a->at[O_TEXT_MODEL].text)
         status = tsar_model_open(&one.text_model, a->at[O_TEXT_MODEL].text, TSAR_PART_T5, thread_count(a), err);
+    if (one.text_model) watch_model(a, one.text_model);
     one.listed = list ? tsar_prompts_count(list) : 0;
     for (int what = CHECK_ONLY; what <= CHECK_AND_GENERATE; what++)
         for (one.index = 0; one.index < one.listed && status == TSAR_OK; one.index++) {
@@ -1316,6 +1362,7 @@ int main(int argc, char **argv)
     tsar_status status = run(argc, argv, &err);
     if ((fflush(stdout) != 0 || ferror(stdout)) && status <= TSAR_DIFFERENT)
         status = tsar_fail(&err, TSAR_ROOM, "standard output cannot be written; is the disk full");
+    erase_bar();
     if (status > TSAR_DIFFERENT) fprintf(stderr, "tsar: %s\n", err.text);
     return (int)status;
 }

@@ -973,6 +973,14 @@ static tsar_status score_code(void *context, const tsar_decision *d, size_t *cod
     return TSAR_OK;
 }
 
+tsar_status tsar_watch_passes(void *model, const tsar_progress *now, tsar_error *err)
+{
+    const tsar_model *m = model;
+    (void)err;
+    if (m->watch) m->watch(m->watch_context, "codes", (double)now->decoded / (double)now->tokens);
+    return TSAR_OK;
+}
+
 tsar_status tsar_score(const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, const int64_t *codes, double *nats, tsar_error *err)
 {
     const tsar_config *config = &model->config;
@@ -990,5 +998,5 @@ tsar_status tsar_score(const tsar_model *model, const tsar_prompt *prompt, const
             return tsar_fail(err, TSAR_INPUT, "code %ld at place %zu is outside 0 ... %zu", (long)codes[i], i, config->codebook_size - 1);
         nats[i] = 0;
     }
-    return tsar_generate(model, prompt, &forced, 1, &result, NULL, NULL, err);
+    return tsar_generate(model, prompt, &forced, 1, &result, tsar_watch_passes, (void *)model, err);
 }

@@ -526,11 +526,17 @@ typedef struct {
     unsigned char begins[256];        /* 1 for a byte that added tokens begin with */
 } tsar_bpe;
 
+/* Called in the thread that computes, after each layer of what feeds many rows at once: `what` is "prompt" (tsar_prefill), "transformer" (tsar_gpt_trace),
+ * "stage two" (tsar_fine_hidden) or "text encoder" (tsar_t5_encode); and after each pass where codes are scored or verified: "codes". done goes up to 1. */
+typedef void (*tsar_watch_fn)(void *context, const char *what, double done);
+
 /* A model: configuration and read-only weights. Any number of threads may use one at the same time. */
 typedef struct {
     tsar_config config;
     unsigned parts; /* TSAR_PART_*: those that are in memory; what others have is absent */
     size_t threads; /* threads that one call uses (1 without OpenMP) */
+    tsar_watch_fn watch;  /* NULL, as it is opened; else the caller's, to show how far a long computation is; it changes no number */
+    void *watch_context;
     tsar_dtype precision; /* F64: none; else each operation's result is rounded to it (tsar_round_to): for verify alone */
     tsar_stack gpt;
     tsar_table tok_embeddings;          /* [code_row + V][d], [vocab_size][d]; code c has row code_row + c (janus: none) */
@@ -908,6 +914,9 @@ size_t tsar_batch(const tsar_model *model, const tsar_prompt *prompt, const tsar
  * a bit). Image i draws with image counter settings->first_image + i. */
 tsar_status tsar_generate(const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, size_t images,
                           tsar_result *result, tsar_progress_fn progress, void *context, tsar_error *err);
+
+/* A tsar_progress_fn whose context is the model: tells its watch after every pass. */
+tsar_status tsar_watch_passes(void *model, const tsar_progress *now, tsar_error *err);
 
 /* The log-likelihood of given codes [gh][gw] in nats: nats [gh][gw] = ln p(code), each given the ones that the decode order feeds before it, after
  * guidance (settings->cfg > 1), before temperature, top-k and top-p; in a CTF model ln p(label) + ln p(code | label). Their sum is the picture's.

@@ -247,7 +247,7 @@ static tsar_status run(decoder *v, const tsar_model *model, const tsar_prompt *p
     const tsar_config *c = &v->model->config;
     int64_t *codes = tsar_alloc(c->grid_h * c->grid_w, 2 * sizeof *codes, "codes", err);
     tsar_result result = { .codes = codes, .coarse = codes && c->n_coarse ? codes + c->grid_h * c->grid_w : NULL, .step_of = v->passes, .logits = logits };
-    const tsar_status status = codes ? tsar_generate(model, prompt, &v->settings, 1, &result, NULL, NULL, err) : TSAR_ROOM;
+    const tsar_status status = codes ? tsar_generate(model, prompt, &v->settings, 1, &result, tsar_watch_passes, (void *)model, err) : TSAR_ROOM;
     tsar_free(codes);
     return status;
 }

@@ -148,7 +148,7 @@ tsar_status tsar_rounded_open(tsar_model **rounded, const tsar_model *model, uns
     slot_list list = { parts, to, NULL, 0, 0 };
     *rounded = to;
     if (!to) return TSAR_ROOM;
-    to->config = model->config, to->threads = model->threads, to->precision = p;
+    to->config = model->config, to->threads = model->threads, to->precision = p, to->watch = model->watch, to->watch_context = model->watch_context;
     tsar_status status = tsar_weights(&from.config, &from, find_wider, &list, err);
     if (status == TSAR_OK && list.n == 0) {
         *to = from, to->precision = p;
