@@ -99,6 +99,38 @@ study second '*-default'
 check 'another model' "$(grep -c 'known already' "$WORK/log") $(grep -c '^| s = 1 | half-linear 7.5 | T 0.5 |' "$WORK/second")" '1 1'
 study second 'ctf-*'
 check 'orders' "$(grep '^| zipar:' "$WORK/second" | field 2,3,11 | tr '\n' ';')" 'zipar:2 | T 1 | 22.0;zipar:4 | T 1 | 36.0;zipar:2 | greedy | 22.0;zipar:4 | greedy | 36.0;'
+
+# The figure: the shipped one shows the points of the shipped page; a point that is none is refused.
+study_dir=$HERE/../weights/train
+sh "$study_dir/figure.sh" "$TRAIN" "$study_dir/STUDY.md" "$WORK/study.ppm" || check 'the figure' failed drawn
+check 'study.png is of STUDY.md' "$(python3 - "$study_dir/study.png" "$WORK/study.ppm" <<'END'
+import struct, sys, zlib
+png, ppm = (open(name, "rb").read() for name in sys.argv[1:])
+at, packed = 8, b""
+while at < len(png):
+    size, kind = struct.unpack(">I4s", png[at:at + 8])
+    if kind == b"IHDR": W, H = struct.unpack(">II", png[at + 8:at + 16])
+    if kind == b"IDAT": packed += png[at + 8:at + 8 + size]
+    at += size + 12
+rows, above, out = zlib.decompress(packed), bytes(3 * W), b""
+def paeth(a, b, c):
+    return min((abs(b - c), 0, a), (abs(a - c), 1, b), (abs(a + b - 2 * c), 2, c))[2]
+for y in range(H):
+    row, kind = bytearray(rows[y * (3 * W + 1) + 1:(y + 1) * (3 * W + 1)]), rows[y * (3 * W + 1)]
+    for i in range(3 * W if kind else 0):
+        a, b, c = row[i - 3] if i > 2 else 0, above[i], above[i - 3] if i > 2 else 0
+        row[i] = row[i] + (0, a, b, (a + b) // 2, paeth(a, b, c))[kind] & 255
+    above = bytes(row)
+    out += above
+print("same" if ppm == b"P6\n%d %d\n255\n" % (W, H) + out else "other pixels")
+END
+)" same
+for line in 'a	s	left	64	0.5	0.4' 'a	s	left	64	0.5	0.6	0.7' 'a	s	left	0	0.5	0.4	0.7' 'a	s	left	64	x	0.4	0.7' ''; do
+    printf 'title\n%s\n' "$line" | "$TRAIN" figure -o "$WORK/none.ppm" 2>"$WORK/log"
+    check "no point: $line" "$? $(grep -c 'line 2 of standard input' "$WORK/log")" '3 1'
+done
+check 'no points' "$("$TRAIN" figure -o "$WORK/none.ppm" </dev/null 2>&1 | grep -c 'has no point')" 1
+
 STUDY_N=0 sh "$HERE/../weights/train/study.sh" "$TRAIN" "$TSAR" 2>/dev/null
 check 'no pictures' $? 2
 

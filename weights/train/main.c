@@ -1,5 +1,6 @@
 /* The trainer: makes and scores tsar's own models. See --help. */
 #include "gpt.h"
+#include "figure.h"
 #include "vq.h"
 #include "score.h"
 #include "scenes.h"
@@ -24,11 +25,13 @@ static const char help[] =
     "  loss    --model MODEL --vq VQ --codes CODES [-n 500]   nats a code of the last n pictures, which a training of fewer has not seen\n"
     "  trace   --model MODEL [--part vq|gpt|fine] [-p PROMPT] -o TRACE    the forward pass in float32, for tsar verify\n"
     "  score   --model MODEL [-n 100] [--held-out] [--cfg A] [--cfg-schedule S] [--temperature T] [--top-k K] [--top-p P] [--greedy]\n"
-    "          [--decode ORDER] [--markdown ROW] [-o CODES] [--agreement CODES]\n"
-    "                                                         mini-GenEval, n pictures of each category; agreement with an earlier run's codes\n"
+    "          [--decode ORDER] [--markdown ROW] [-o CODES] [--agreement CODES] [--each]\n"
+    "                                                         mini-GenEval, n pictures of each category; agreement with an earlier run's codes;\n"
+    "                                                         each: a line for each picture, with the edges of its topmost object\n"
     "  score-vq --model MODEL [-n 600] [--markdown ROW]       the tokenizer on unseen scenes\n"
     "  score --header, score-vq --header                      the head of the table that --markdown prints a row of\n"
     "  scenes  [-n 16] [--category 0-5] [--held-out] -o SHEET a sheet of scenes, their captions on stdout\n"
+    "  figure  -o PNG                                         quality against passes, of points on standard input (figure.h)\n"
     "  bench   [--threads N]                                  a step of each stage against the machine's own limit\n"
     "common: [--seed N] [--threads N] [--batch N] [--rate R] [--checkpoint FILE] [--minutes M] [--stop-after STEPS] [--f32]\n";
 
@@ -84,6 +87,7 @@ static const flag flags[] = { { "-o", TEXT, offsetof(options, output) },
                               { "--top-p", NUMBER, offsetof(options, score.top_p) },
                               { "--held-out", SWITCH, offsetof(options, held_out) },
                               { "--greedy", SWITCH, offsetof(options, score.greedy) },
+                              { "--each", SWITCH, offsetof(options, score.each) },
                               { "--f32", SWITCH, offsetof(options, f32) },
                               { "--rope", TEXT, offsetof(options, rope) },
                               { "--eol", SWITCH, offsetof(options, eol) },
@@ -130,6 +134,7 @@ static const struct command {
                  { "score", 0 },
                  { "score-vq", 0 },
                  { "scenes", WRITES },
+                 { "figure", WRITES },
                  { "bench", 0 },
                  { "loss", 0 } };
 
@@ -307,6 +312,7 @@ static tsar_status run_command(const char *command, options *o, tsar_error *err)
         o->score.held_out = o->held_out;
         return score ? score_generation(&o->score, err) : score_tokenizer(&o->score, err);
     }
+    if (!strcmp(command, "figure")) return train_figure(o->output, err);
     return strcmp(command, "bench") == 0 ? train_bench(o->threads, err) : draw_sheet(o, err);
 }
 

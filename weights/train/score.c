@@ -35,6 +35,8 @@ typedef struct {
     uint64_t seed;
     int64_t *codes, *coarse; /* [h*w] each */
     uint8_t *rgb;            /* [SCENE_SIDE][SCENE_SIDE][3] */
+    scene_object found[SCENE_FOUND];
+    size_t n_found;
     int right;
     size_t passes;
     tsar_status status;
@@ -123,9 +125,23 @@ static void refine(const score_run *r, picture *p)
 /* ... pixels to a verdict. */
 static void judge(const score_run *r, picture *p)
 {
-    scene_object found[SCENE_FOUND];
     (void)r;
-    p->right = scene_judge(&p->truth, found, scene_find(p->rgb, found));
+    p->n_found = scene_find(p->rgb, p->found);
+    p->right = scene_judge(&p->truth, p->found, p->n_found);
+}
+
+/* A line for a picture: category, whether it is right, how many objects the referee finds, of the topmost the left, the top and the right edge in
+ * pixels, and the caption, with tabs between. */
+static void print_each(const picture *p)
+{
+    const scene_object *top = NULL;
+    for (size_t i = 0; i < p->n_found; i++)
+        if (!top || p->found[i].y - p->found[i].r < top->y - top->r) top = &p->found[i];
+    printf("%s\t%d\t%zu\t", scene_category_names[p->truth.category], p->right, p->n_found);
+    if (top)
+        printf("%.1f\t%.1f\t%.1f\t%s\n", top->x - top->r, top->y - top->r, top->x + top->r, p->truth.caption);
+    else
+        printf("-\t-\t-\t%s\n", p->truth.caption);
 }
 
 /* A phase over all pictures of a category. Adds the processor seconds that it took to *seconds: those of all threads together, which is what
@@ -164,6 +180,7 @@ static tsar_status run_category(score_run *r, int category, tsar_error *err)
     if (status == TSAR_OK) status = run_phase(r, judge, &elsewhere, err);
     for (size_t i = 0; status == TSAR_OK && i < r->plan->n; i++) {
         size_t equal = 0;
+        if (r->plan->each) print_each(&r->pictures[i]);
         for (size_t k = 0; r->theirs && k < N; k++) equal += r->pictures[i].codes[k] == r->theirs[(before + i) * N + k];
         r->right[category] += (size_t)r->pictures[i].right;
         r->passes += (double)r->pictures[i].passes;
@@ -310,7 +327,7 @@ tsar_status score_generation(const score_plan *plan, tsar_error *err)
         status = run_category(&r, c, err);
         const double right = (double)r.right[c], n = (double)plan->n;
         interval(right, n, &low, &high);
-        if (status == TSAR_OK && !plan->markdown)
+        if (status == TSAR_OK && !plan->markdown && !plan->each)
             printf("%-20s %5zu of %zu  %.3f  (%.3f ... %.3f)\n", scene_category_names[c], r.right[c], plan->n, right / n, low, high);
         fflush(stdout);
         all += right;
@@ -319,7 +336,7 @@ tsar_status score_generation(const score_plan *plan, tsar_error *err)
     if (status == TSAR_OK && plan->output) status = write_codes(&r, err);
     interval(all, (double)r.total, &low, &high);
     if (status == TSAR_OK && plan->markdown) print_markdown(&r, overall, low, high);
-    if (status == TSAR_OK && !plan->markdown) print_text(&r, overall, low, high, all);
+    if (status == TSAR_OK && !plan->markdown && !plan->each) print_text(&r, overall, low, high, all);
     run_close(&r);
     return status;
 }

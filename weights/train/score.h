@@ -11,7 +11,7 @@ typedef struct {
     const char *agreement; /* such a file of another decode order, to be compared with; NULL: none */
     size_t n, threads;     /* pictures of each category */
     uint64_t seed;         /* of the captions and of the draws; training uses other captions */
-    int held_out, greedy;
+    int held_out, greedy, each; /* each: print a line for each picture in place of the shares */
     double cfg, temperature, top_p, top_k; /* below 0: the model's own */
 } score_plan;
 

@@ -1,5 +1,6 @@
 #!/bin/sh
-# The study (`make study`): scores the shipped models in every setting and writes the tables to weights/train/STUDY.md.
+# The study (`make study`): scores the shipped models in every setting, writes the tables to weights/train/STUDY.md and draws
+# weights/train/study.png from them (figure.sh).
 #
 #     sh weights/train/study.sh TRAIN TSAR
 #
@@ -176,6 +177,14 @@ page() {
     cat <<END
 # The study
 
+![Quality against forward passes](study.png)
+
+W is ZipAR's window (the smallest one where it is adaptive), s the window of Token-Shuffle; the models' own sampling. Each point has its row in a table below.
+
+END
+    cat "$here/differences.md"
+    cat <<END
+
 Made by \`make study\`: every row is $((6 * n)) pictures, $n of each category of the mini-GenEval, unless it says otherwise. Captions are drawn from the
 same grammar as those of training, from another seed. A share is the part of pictures that the referee (weights/train/referee.c) finds right; behind the overall share stands its 95 %
 interval (Wilson); one category alone is uncertain by up to ± $(awk "BEGIN { printf \"%.2f\", 0.98 / sqrt($n + 3.84) }"). Rows share captions and random numbers, so that a
@@ -226,3 +235,4 @@ else
     mv "$out.tmp" "$out"
     echo "study: $out is written" >&2
 fi
+if [ "$out" = "$here/STUDY.md" ]; then sh "$here/figure.sh" "$TRAIN" "$out" "$here/study.png"; fi
