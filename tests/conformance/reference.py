@@ -286,17 +286,461 @@ def fine(run, labels, put):
     return put("fine.logits", x @ w["fine.output.weight"].T)
 
 
+# ------------------------------------------------------------------------------------------------------------------- the text encoder
+
+
+def bucket(r, buckets, most):
+    """Of key minus query r: half for keys behind; each distance below m = buckets/4, then logarithmic steps, in integers (QUIRKS-t5)."""
+    half = buckets // 2
+    m, n = half // 2, min(abs(r), most)
+    if n >= m:
+        k = half - m
+        n = m + max(e for e in range(k) if n**k >= m ** (k - e) * most**e)
+    return n + (half if r > 0 else 0)
+
+
+def t5(run):
+    """A block with neither RoPE nor causal mask nor scale; a bias of distance and head is added to the scores, in every layer."""
+    w, put, ids = run.w, run.put, run.input("t5_ids")
+    eps, L = float(run.c.get("t5_norm_eps", 1e-6)), len(ids)
+    H, hd, buckets, most = run.number("t5_n_head"), run.number("t5_head_dim"), run.number("t5_buckets", 32), run.number("t5_max_distance", 128)
+    table = np.array([[bucket(j - i, buckets, most) for j in range(L)] for i in range(L)])
+    x = put("t5.embed", w["t5.tok_embeddings.weight"][ids])
+    for i in range(run.number("t5_n_layer")):
+        name = f"t5.layers.{i}"
+        qkv = (rmsnorm(x, w[name + ".attention_norm.weight"], eps) @ w[name + ".attention.wqkv.weight"].T).reshape(L, 3, H, hd)
+        q, k, v = qkv[:, 0], qkv[:, 1], qkv[:, 2]
+        score = q.transpose(1, 0, 2) @ k.transpose(1, 2, 0) + w["t5.position_bias.weight"][table].transpose(2, 0, 1)
+        mixed = (softmax(score) @ v.transpose(1, 0, 2)).transpose(1, 0, 2).reshape(L, H * hd)
+        h = put(f"t5.attn.{i}", x + mixed @ w[name + ".attention.wo.weight"].T)
+        n = rmsnorm(h, w[name + ".ffn_norm.weight"], eps)
+        gate = gelu(n @ w[name + ".feed_forward.w1.weight"].T) * (n @ w[name + ".feed_forward.w3.weight"].T)
+        x = put(f"t5.block.{i}", h + gate @ w[name + ".feed_forward.w2.weight"].T)
+    put("t5.norm", rmsnorm(x, w["t5.norm.weight"], eps))
+
+
+# ----------------------------------------------------------------------------------------------------------------- the image tokenizer
+
+
+def to_bytes(x, down):
+    y = np.floor((np.clip(x, -1, 1) + 1) / 2 * 255) if down else np.floor(127.5 * x + 128)
+    return np.clip(y, 0, 255).astype(np.int64)
+
+
+class Tokenizer:
+    """LlamaGen's, Chameleon's (attention in the middle only, raw codewords) and Emu3's (convolutions in time, guided norms). Pictures are [C, H, W]."""
+
+    def __init__(self, run):
+        self.run, self.w, self.put = run, run.w, run.put
+        self.levels = len(run.c["vq_ch_mult"].split(","))
+        self.res, self.groups = run.number("vq_res_blocks"), run.number("vq_groups", 32)
+        self.l2, self.attn_mid = run.number("vq_l2_norm"), run.c.get("vq_attn") == "mid"
+        self.temporal = run.number("vq_temporal", 0)
+        self.guide = None
+
+    # ---- layers
+
+    def conv(self, x, name, stride=1, pad=(1, 1, 1, 1), weight=None):
+        weight, bias = self.w[name + ".weight"] if weight is None else weight, self.w[name + ".bias"]
+        out, size = len(weight), weight.shape[-1]
+        x = np.pad(x, ((0, 0), pad[:2], pad[2:])) if size == 3 else x
+        H, W = (x.shape[1] - size) // stride + 1, (x.shape[2] - size) // stride + 1
+        columns = np.stack([x[:, i : i + stride * (H - 1) + 1 : stride, j : j + stride * (W - 1) + 1 : stride] for i in range(size) for j in range(size)], 1)
+        return (weight.reshape(out, -1) @ columns.reshape(-1, H * W) + bias[:, None]).reshape(out, H, W)
+
+    def norm(self, x, name):
+        g = x.reshape(self.groups, -1)
+        g = g - g.mean(1, keepdims=True)
+        y = (g / np.sqrt(np.mean(g * g, 1, keepdims=True) + 1e-6)).reshape(x.shape) * self.w[name + ".weight"][:, None, None] + self.w[name + ".bias"][:, None, None]
+        if self.guide is None or name + ".conv_y.weight" not in self.w:
+            return y
+        rows, columns = np.arange(x.shape[1]) * self.guide.shape[1] // x.shape[1], np.arange(x.shape[2]) * self.guide.shape[2] // x.shape[2]
+        spread = lambda part: self.conv(self.guide, f"{name}.{part}")[:, rows][:, :, columns]
+        return y * spread("conv_y") + spread("conv_b")
+
+    def resnet(self, x, name):
+        h = self.conv(silu(self.norm(x, name + ".norm1")), name + ".conv1")
+        h = self.conv(silu(self.norm(h, name + ".norm2")), name + ".conv2")
+        return (self.conv(x, name + ".nin_shortcut") if name + ".nin_shortcut.weight" in self.w else x) + h
+
+    def attention(self, x, name):
+        n = self.norm(x, name + ".norm")
+        q, k, v = (self.conv(n, f"{name}.{part}").reshape(len(x), -1) for part in "qkv")
+        p = softmax(q.T @ k * float(len(x)) ** -0.5)
+        return x + self.conv((v @ p.T).reshape(x.shape), name + ".proj_out")
+
+    def middle(self, x, part):
+        for i, layer in enumerate((self.resnet, self.attention, self.resnet)):
+            x = self.put(f"vq.{part}.mid.{i}", layer(x, f"vq.{part}.mid.{i}"))
+        return x
+
+    def level(self, x, name, blocks, lowest):
+        for b in range(blocks):
+            x = self.resnet(x, f"{name}.res.{b}")
+            if lowest and not self.attn_mid:
+                x = self.attention(x, f"{name}.attn.{b}")
+        return x
+
+    def out(self, x, part):
+        return self.put(f"vq.{part}.conv_out", self.conv(silu(self.norm(x, f"vq.{part}.norm_out")), f"vq.{part}.conv_out"))
+
+    # ---- Emu3: time
+
+    def batch_norm(self, x, name):
+        g, b, mean, var = (self.w[f"{name}.{part}"][:, None, None] for part in ("weight", "bias", "running_mean", "running_var"))
+        return (x - mean) / np.sqrt(var + 1e-5) * g + b
+
+    def last_tap(self, x, name):  # of three taps in time the last alone meets a picture's one frame
+        return self.conv(x, name, weight=self.w[name + ".weight"][:, :, -1])
+
+    def time_res(self, x, name):
+        h = self.last_tap(silu(self.batch_norm(x, name + ".norm1")), name + ".conv1")
+        return x + self.last_tap(silu(self.batch_norm(h, name + ".norm2")), name + ".conv2")
+
+    def time_conv(self, frames, name):
+        """Four taps, stride 2, two zero frames in front; silu."""
+        padded = [np.zeros_like(frames[0])] * 2 + frames
+        w, out = self.w[name + ".weight"], []
+        weight = np.concatenate([w[:, :, tap] for tap in range(w.shape[2])], 1)
+        for at in range(0, len(padded) - w.shape[2] + 1, 2):
+            out.append(silu(self.conv(np.concatenate(padded[at : at + w.shape[2]]), name, weight=weight)))
+        return out
+
+    # ---- the whole
+
+    def encode(self, image):
+        x = self.put("vq.encoder.conv_in", self.conv(np.moveaxis(image, 2, 0).astype(self.run.dtype) / 127.5 - 1, "vq.encoder.conv_in"))
+        for i in range(self.levels):
+            name = f"vq.encoder.conv_blocks.{i}"
+            x = self.level(x, name, self.res, i == self.levels - 1)
+            if i < self.levels - 1:  # one zero right and below
+                x = self.conv(x, name + ".downsample.conv", 2, (0, 1, 0, 1))
+            x = self.put(f"vq.encoder.block.{i}", x)
+        x = self.out(self.middle(x, "encoder"), "encoder")
+        if self.temporal:
+            frames = [x] * self.temporal
+            for i in range(self.temporal.bit_length() - 1):
+                frames = self.time_conv(frames, f"vq.encoder.time_conv.{i}")
+                frames = list(np.moveaxis(self.put(f"vq.encoder.time_conv.{i}", np.stack(frames, 1)), 1, 0))
+            x = frames[0]
+            for j in range(self.res):
+                x = self.put(f"vq.encoder.time_res.{j}", self.time_res(x, f"vq.encoder.time_res_stack.{j}"))
+            latent = self.put("vq.latent", self.last_tap(x, "vq.quant_conv"))
+        else:
+            latent = self.put("vq.latent", self.conv(x, "vq.quant_conv"))
+        codes = self.quantize(latent)
+        self.out_codes(codes)
+
+    def out_codes(self, codes):
+        self.run.out["vq.codes"] = codes
+
+    def codewords(self):
+        e = self.w["vq.quantize.embedding.weight"]
+        return e / np.maximum(np.sqrt(np.sum(e * e, 1, keepdims=True)), 1e-12) if self.l2 else e
+
+    def quantize(self, latent):
+        z, e = latent.reshape(len(latent), -1).T, self.codewords()  # |z|^2 + |e|^2 - 2 z.e, the first of equals
+        if self.l2:
+            z = z / np.maximum(np.sqrt(np.sum(z * z, 1, keepdims=True)), 1e-12)
+        distance = np.sum(z * z, 1)[:, None] + np.sum(e * e, 1)[None] - 2 * (z @ e.T)
+        return np.argmin(distance, 1).reshape(latent.shape[1:])
+
+    def decode(self, codes):
+        quantized = self.put("vq.quantized", np.moveaxis(self.codewords()[codes], 2, 0))
+        x = self.put("vq.decoder.post_quant", (self.last_tap if self.temporal else self.conv)(quantized, "vq.post_quant_conv"))
+        if self.temporal:  # the codewords go the same way, and guide every norm
+            self.guide, name = quantized, "vq.decoder"
+            for j in range(self.res):
+                x = self.put(f"{name}.time_res.{j}", self.time_res(x, f"{name}.time_res_stack.{j}"))
+                self.guide = self.put(f"{name}.guide_res.{j}", self.time_res(self.guide, f"{name}.time_res_stack.{j}"))
+            for i in range(self.temporal.bit_length() - 1):
+                x = self.put(f"{name}.time_conv.{i}", silu(self.last_tap(x, f"{name}.time_conv.{i}")))
+                self.guide = self.put(f"{name}.guide_conv.{i}", silu(self.last_tap(self.guide, f"{name}.time_conv.{i}")))
+        x = self.middle(self.put("vq.decoder.conv_in", self.conv(x, "vq.decoder.conv_in")), "decoder")
+        for i in range(self.levels):
+            name = f"vq.decoder.conv_blocks.{i}"
+            x = self.level(x, name, self.res + 1, i == 0)
+            if i < self.levels - 1:  # nearest, then the convolution
+                x = self.conv(x.repeat(2, 1).repeat(2, 2), name + ".upsample.conv")
+            x = self.put(f"vq.decoder.block.{i}", x)
+        x = self.out(x, "decoder")
+        self.run.out["pixels"] = to_bytes(np.moveaxis(x, 0, 2).astype(np.float64), self.run.c.get("vq_pixels") == "down")
+
+
+# ------------------------------------------------------------------------------------------------------------------ choosing a token
+
+
+def scale_of(t, n, a, schedule="constant", interval=-1):
+    """Guidance at fused token t of n; 0: none."""
+    if a <= 1 or (interval >= 0 and t > interval + 1):
+        return 0.0
+    part = t / (n - 1) if n > 1 else 1.0
+    if schedule == "linear":
+        return 1 + (a - 1) * part
+    if schedule == "half-linear":
+        return 1 + (a - 1) * min(1.0, 2 * t / n)
+    if schedule == "cosine":
+        return 1 + (a - 1) * (1 - float(np.cos(np.pi * part))) / 2
+    return a
+
+
+def guide(cond, uncond, scale):
+    return uncond + (cond - uncond) * scale
+
+
+def probabilities(logits, temperature, top_k, top_p):
+    x = logits / max(temperature, 1e-5)
+    if 0 < top_k < len(x):
+        x = np.where(x < np.sort(x)[-top_k], -np.inf, x)  # equals of the k-th stay
+    if top_p < 1:
+        order = np.argsort(-x, kind="stable")
+        mass = softmax(x[order])
+        before = np.cumsum(mass) - mass
+        x[order[1:][before[1:] > top_p]] = -np.inf  # the first always stays
+    return softmax(x)
+
+
+def greedy(logits):
+    return int(np.argmax(logits))  # the lowest index of the maximum
+
+
+def draw(p, u):
+    """The first index whose running sum exceeds u * total."""
+    sums = np.cumsum(p)
+    return int(np.argmax(sums > u * sums[-1]))
+
+
+def adapt(code, p, q, accept, replace):
+    """A code drawn from p, held against q: distributed as q, whichever it is."""
+    return code if accept * p[code] < q[code] else draw(np.maximum(q - p, 0), replace)
+
+
+def uniform(*at):
+    """u of seed, image, row, column, slot, purpose, attempt: the splitmix64 finaliser over a counter."""
+    mask, h = (1 << 64) - 1, int(at[0])
+    for v in at[1:]:
+        z = (h + 0x9E3779B97F4A7C15 * (int(v) + 1)) & mask
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        h = z ^ (z >> 31)
+    return (h >> 11) * 2.0**-53
+
+
+# ----------------------------------------------------------------------------------------------------------------------- decode orders
+
+
+class Order:
+    """raster, zipar:W[,first-row|,authors], zipar-adaptive:W on a grid of R x C fused tokens: row i begins when the row above has `window` tokens, and keeps that distance."""
+
+    def __init__(self, text, R, C):
+        kind, _, rest = text.partition(":")
+        self.R, self.C, self.adaptive, self.authors = R, C, kind == "zipar-adaptive", rest.endswith(",authors")
+        self.first_row = rest.endswith(",first-row") or self.authors
+        self.W = min(int(rest.partition(",")[0]), C) if rest else C
+        self.lag = [None] * R
+
+    def window(self, i):
+        if self.first_row and i == 1:
+            return self.C
+        return self.W if self.lag[i] is None else self.lag[i]
+
+    def next(self, step_of):
+        """Raster indices of the tokens that the next pass decodes."""
+        tokens, above = [], self.C
+        for i in range(self.R):
+            j = int(np.sum(step_of[i] >= 0))
+            if j < self.C and above >= min(j + self.window(i), self.C):
+                tokens.append(i * self.C + j)
+            above = j
+        return tokens
+
+
+class Generation:
+    """One picture, code by code. A code that is chosen goes into the file; the case's own code is what the run goes on with, so that decisions stay comparable."""
+
+    def __init__(self, run):
+        self.run, s = run, run.settings
+        self.model = m = Model(run)
+        self.cfg, self.schedule, self.interval = float(s["cfg"]), s["cfg_schedule"], int(s["cfg_interval"])
+        self.cut = (float(s["temperature"]), int(s["top_k"]), float(s["top_p"]))
+        self.greedy, self.order = s["greedy"] == "1", Order(s["decode"], m.R, m.C)
+        self.name = "coarse" if "n_coarse" in run.c else "codes"
+        self.given = m.windows(run.case[self.name])  # [n, s*s]
+        self.u = m.windows(run.case["uniform/" + self.name]) if not self.greedy else None
+        self.codes = np.full((m.n, m.s**2), -1)
+        self.chosen = self.codes.copy()
+        self.step_of, self.fed = np.full((m.R, m.C), -1), np.zeros(m.n, bool)
+        self.logits = np.zeros((m.n, m.s**2, m.V), run.dtype)
+        self.branches = []
+        for uncond in (False, True) if self.cfg > 1 else (False,):
+            x, padding = m.prefix(uncond)
+            stack = m.stack(len(x) + m.n + m.R)
+            stack.padding[: len(x)] = padding
+            self.branches.append((stack, len(x), x))
+
+    def prefill(self):
+        out, m = [], self.model
+        for stack, P, x in self.branches:
+            h = stack.step(x, np.arange(P), m.coordinates(P, np.arange(P)), np.arange(P) if m.arch.startswith("llamagen") else None)
+            if self.order.authors:  # places not yet fed count, with zero keys and values
+                stack.seen[P : P + m.n] = True
+            out.append(m.logits(h[-1:])[0])
+        return {0: out}
+
+    def stand_in(self, t):
+        """For the last token of a row that is not decoded yet: the last decoded one of that row; in the authors' code of the row above it."""
+        row = t // self.model.C - (1 if self.order.authors else 0)
+        return self.codes[row * self.model.C + int(np.sum(self.step_of[row] >= 0)) - 1]
+
+    def forward(self, tokens):
+        """One pass: what was decoded and not fed yet, stand-ins (not kept) and ends of rows (kept); logits of each wanted token, by branch."""
+        m, rows = self.model, []  # (token or None for eol, row, codes, keep, what it predicts)
+        for t in range(m.n - 1):
+            wanted, ends = t + 1 in tokens, m.eol is not None and (t + 1) % m.C == 0
+            fresh = self.step_of.flat[t] >= 0 and not self.fed[t]
+            if fresh or (wanted and not ends):
+                known = self.step_of.flat[t] >= 0
+                rows.append((t, None, self.codes[t] if known else self.stand_in(t), known or self.order.authors, t + 1 if wanted and not ends else None))
+                self.fed[t] = known
+            if wanted and ends:
+                rows.append((None, t // m.C, None, True, t + 1))
+        x = np.zeros((len(rows), self.run.number("dim")), self.run.dtype)
+        at = [i for i, r in enumerate(rows) if r[0] is not None]
+        if at:
+            x[at] = m.embed_codes(np.stack([rows[i][2] for i in at]))
+        for i, r in enumerate(rows):
+            if r[0] is None:
+                x[i] = self.run.w["gpt.tok_embeddings.weight"][m.eol]
+        out = {t: [] for t in tokens}
+        for stack, P, _ in self.branches:
+            places = np.array([m.place(P, r[0]) if r[0] is not None else m.eol_place(P, r[1]) for r in rows])
+            sort = np.argsort(places)
+            h = stack.step(x[sort], places[sort], m.coordinates(P, places[sort]), None, [rows[i][3] for i in sort])
+            predicts = [rows[i][4] for i in sort]
+            which = [i for i, t in enumerate(predicts) if t is not None]
+            for i, y in zip(which, m.logits(h[which])):
+                out[predicts[i]].append(y)
+        return out
+
+    def guided(self, t, both):
+        if len(both) == 1:
+            return both[0]
+        interval = self.interval
+        if self.order.authors and interval >= 0 and t >= self.model.C:  # the counter restarts at row 1, for a whole pass
+            scale = self.cfg if np.sum(self.step_of[1:] >= 0) <= interval else 0.0
+        else:
+            scale = scale_of(t, self.model.n, self.cfg, self.schedule, interval)
+        return guide(both[0], both[1], scale) if scale else both[0]
+
+    def choose(self, logits, u):
+        return greedy(logits) if self.greedy else draw(probabilities(logits.astype(np.float64), *self.cut), u)
+
+    def candidate(self, t, logits):
+        """The adaptive order: one evaluation of the first token of a row; whether it is final."""
+        row, seed, above = t // self.model.C, self.run.settings["seed"], int(np.sum(self.step_of[t // self.model.C - 1] >= 0))
+        p = [probabilities(y.astype(np.float64), *self.cut) for y in logits]
+        old = None if self.test is None else self.codes[t].copy()
+        for slot, q in enumerate(p):
+            at = (seed, 0, row, 0, slot)
+            if self.test is None:
+                self.codes[t, slot] = draw(q, uniform(*at, 0, 0))
+            else:
+                before, attempt = self.test
+                self.codes[t, slot] = adapt(old[slot], before[slot], q, uniform(*at, 1, attempt), uniform(*at, 2, attempt))
+        final = above == self.model.C or (old is not None and bool((old == self.codes[t]).all()))
+        self.test = None if final else (p, 0 if self.test is None else self.test[1] + 1)
+        if final:
+            self.order.lag[row], self.chosen[t] = above, self.codes[t]
+        return final
+
+    def picture(self):
+        m, step = self.model, 0
+        self.test = None
+        while True:
+            tokens = self.order.next(self.step_of)
+            if not tokens:
+                break
+            logits = self.prefill() if step == 0 else self.forward(tokens)
+            decided = []
+            for t in tokens:
+                y = self.guided(t, logits[t])
+                self.logits[t] = y
+                if self.order.adaptive and t >= m.C and t % m.C == 0:
+                    if not self.candidate(t, y):
+                        continue
+                else:
+                    self.chosen[t] = [self.choose(y[slot], None if self.greedy else self.u[t, slot]) for slot in range(m.s**2)]
+                    self.codes[t] = self.chosen[t] if self.order.adaptive else self.given[t]
+                decided.append(t)
+            for t in decided:
+                self.step_of.flat[t] = step
+            step += 1
+        unfold = lambda x: np.moveaxis(x.reshape(m.R, m.C, m.s, m.s), 1, 2).reshape(m.gh, m.gw)
+        self.run.out.update({self.name: unfold(self.chosen), "step_of": self.step_of, "logits": self.logits})
+        if self.name == "coarse":
+            self.refine(unfold(self.codes))
+
+    def refine(self, labels):
+        """CTF: each code from the fine logits of its label's cluster."""
+        logits, cluster = fine(self.run, labels, lambda name, x: x), self.run.w["ctf.cluster_of"]
+        out = np.zeros(labels.size, np.int64)
+        for i, label in enumerate(labels.flat):
+            members = np.flatnonzero(cluster == label)
+            out[i] = members[self.choose(logits[i, members], None if self.greedy else self.run.case["uniform/codes"].flat[i])]
+        self.run.out["codes"] = out.reshape(labels.shape)
+
+
 # ---------------------------------------------------------------------------------------------------------------------------- cases
 
 
 def trace_case(run):
     w = run.w
+    if "t5.norm.weight" in w:
+        t5(run)
     if "gpt.norm.weight" in w:
         model = Model(run)
         model.put = run.put
         model.whole_sequence(run.input("coarse") if "n_coarse" in run.c else run.input("codes"))
     if "fine.norm.weight" in w:
         fine(run, run.input("coarse"), run.put)
+    if "vq.post_quant_conv.weight" in w:
+        tokenizer = Tokenizer(run)
+        if run.input("image") is not None:
+            tokenizer.encode(run.input("image"))
+        tokenizer.decode(run.input("codes") if run.input("codes") is not None else run.case["staged/vq.codes" if run.staged else "whole/vq.codes"])
+        if run.staged:
+            del run.out["pixels"]
+        if run.input("image") is None:
+            run.out["vq.codes"] = run.input("codes")
+
+
+def rules_case(run):
+    case, out = run.case, run.out
+    for name, schedule, a, interval in (("constant", "constant", 7.5, -1), ("linear", "linear", 7.5, -1), ("half-linear", "half-linear", 7.5, -1),
+                                        ("cosine", "cosine", 7.5, -1), ("interval", "constant", 4, 2), ("below", "constant", 0.5, -1)):
+        out["scale." + name] = np.array([scale_of(t, 24, a, schedule, interval) for t in range(24)], run.dtype)
+    out["guide.logits"] = guide(run.input("guide.cond"), run.input("guide.uncond"), run.input("guide.scale")[:, None])
+    cuts = list(zip(*(case["input.sample." + k].tolist() for k in ("temperature", "top_k", "top_p"))))
+    out["sample.probabilities"] = np.stack([probabilities(x, *cut) for x, cut in zip(run.input("sample.logits"), cuts)])
+    out["sample.code"] = np.array([draw(p, u) for p, u in zip(out["sample.probabilities"], case["input.sample.u"].tolist())])
+    out["sample.greedy"] = np.array([greedy(x) for x in case["input.sample.logits"]])
+    adaptive = zip(*(case["input.adapt." + k] for k in ("code", "p", "q", "accept", "replace")))
+    out["adapt.chosen"] = np.array([adapt(*row) for row in adaptive])
+    out["uniform.u"] = np.array([uniform(*at) for at in case["input.uniform.at"]]).astype(run.dtype)
+    for name in case:
+        if name.startswith("whole/order."):
+            text, _, grid = name[len("whole/order.") :].rpartition(".")
+            R, C = map(int, grid.split("x"))
+            order, step_of, step = Order(text, R, C), np.full((R, C), -1), 0
+            while order.next(step_of):
+                step_of.flat[order.next(step_of)] = step
+                step += 1
+            out[name[len("whole/") :]] = step_of
+    out["bytes.nearest"], out["bytes.down"] = (to_bytes(run.input("bytes.x"), down) for down in (False, True))
+    out["bytes.in"] = np.arange(256).astype(run.dtype) / 127.5 - 1
+
+
+KINDS = {"trace": trace_case, "decode": lambda run: Generation(run).picture(), "rules": rules_case}
 
 
 def run_case(case, settings, weights, config, kind, dtype, mode):
@@ -304,7 +748,7 @@ def run_case(case, settings, weights, config, kind, dtype, mode):
     run = Run(case, weights, config, dtype, mode == "staged")
     run.settings = settings
     with np.errstate(all="ignore"):
-        {"trace": trace_case}[kind](run)
+        KINDS[kind](run)
     return run.out
 
 

@@ -117,11 +117,14 @@ static tsar_status put_samples(tensor_list *list, tsar_error *err)
     if (!suite_put(list, TSAR_F64, 2, shape, logits, "input.%s", "sample.logits", err) ||
         !suite_put(list, TSAR_F64, 1, &rows, T, "input.%s", "sample.temperature", err) ||
         !suite_put(list, TSAR_I64, 1, &rows, top_k, "input.%s", "sample.top_k", err) ||
-        !suite_put(list, TSAR_F64, 1, &rows, top_p, "input.%s", "sample.top_p", err) || !suite_put(list, TSAR_F64, 1, &rows, u, "input.%s", "sample.u", err) ||
-        !suite_put(list, TSAR_I64, 1, &rows, code, "whole/%s", "sample.code", err) ||
-        !suite_put(list, TSAR_I64, 1, &rows, greedy, "whole/%s", "sample.greedy", err))
+        !suite_put(list, TSAR_F64, 1, &rows, top_p, "input.%s", "sample.top_p", err) || !suite_put(list, TSAR_F64, 1, &rows, u, "input.%s", "sample.u", err))
         return TSAR_ROOM;
-    return put_rows(list, "sample.probabilities", R, V, p, err);
+    const tsar_status status = put_rows(list, "sample.probabilities", R, V, p, err);
+    if (status != TSAR_OK) return status;
+    return suite_put(list, TSAR_I64, 1, &rows, code, "whole/%s", "sample.code", err) &&
+                   suite_put(list, TSAR_I64, 1, &rows, greedy, "whole/%s", "sample.greedy", err)
+               ? TSAR_OK
+               : TSAR_ROOM;
 }
 
 /* The adaptive order's test, where p and q are in sixteenths: at its edge, accepted and replaced. */
