@@ -1,5 +1,5 @@
 /* A decode case: one generation. codes (and coarse) and step_of are what comes out; whole/logits are each decision's, after guidance; uniform/... the random
- * number of each code's draw; ties/P/... how near a decision was, in units of what P lets its logits be off by: another code where that is at most 1 is a
+ * number of each code's draw; ties/P/... [gh][gw][codes] how near each code was to being taken, in units of what P lets the logits be off by: at most 1 is a
  * near-tie. The noise of the logits is that of runs in which every decision was made as in double. */
 #include "suite.h"
 
@@ -16,82 +16,110 @@ typedef struct {
     int noise;                    /* the decisions are those of the first run */
     size_t taken[MOST_DECISIONS]; /* its codes, in the order of its decisions */
     size_t n, at;
-    size_t V;                                 /* room for the logits of one decision */
-    double *logits[STAGES], *noisy[STAGES];   /* [gh*gw][V] of each place's last decision, in double and rounded */
-    size_t *competing[STAGES];                /* [gh*gw]: how many codes competed */
-    double *uniform[STAGES], *margin[STAGES]; /* [gh*gw] */
+    size_t V;                               /* room for the logits of one decision */
+    double *logits[STAGES], *noisy[STAGES]; /* [gh*gw][V] of each place's last decision, in double and rounded */
+    double *chance[STAGES];                 /* [gh*gw][V] what was drawn from */
+    size_t *competing[STAGES];              /* [gh*gw]: how many codes competed */
+    double *uniform[STAGES];                /* [gh*gw] */
+    double *tested;                         /* [gh*gw] the adaptive order: by how much logits may be off without a test ending otherwise; infinite: no test */
 } decoder;
 
-/* By how much every logit may be off without another code being taken: half the gap of a greedy decision; of a mass M (the running sum at u, or the one
- * that top-p compares) 2 T |M - at|, because dM <= e / (2 T); half the gap at the edge of top-k; of a candidate's test T |ln(u before / p)| / 4. */
-static double margin_of(const tsar_settings *s, const tsar_decision *d, size_t index)
+/* One place: its logits and probabilities, the index that was taken, and by how much every logit may be off. */
+typedef struct {
+    const double *x, *p;
+    size_t V, taken;
+    double u, limit, T;
+} place;
+
+/* What may come in or fall out at the edge of top-k and top-p moves every sum behind it: the chance of what is within the limits of the edge. */
+static double flips_of(const place *d)
 {
-    const double T = fmax(s->temperature, 1e-5);
-    double margin = INFINITY, sum = 0, least = INFINITY, most = -INFINITY, before = 0, total = 0;
-    if (s->greedy) {
-        for (size_t j = 0; j < d->V; j++)
-            if (j != index) margin = fmin(margin, (d->logits[index] - d->logits[j]) / 2);
-        return margin;
-    }
-    if (d->purpose == TSAR_ACCEPT) return T * fabs(tsar_log(d->u * d->before[d->candidate] / d->p[d->candidate])) / 4;
-    for (size_t j = 0; j < d->V; j++) {
-        sum += d->p[j];
-        if (j + 1 < d->V && d->p[j] > 0) margin = fmin(margin, 2 * T * fabs(d->u - sum));
-        if (d->p[j] > 0) least = fmin(least, d->logits[j]);
-        if (!(d->p[j] > 0)) most = fmax(most, d->logits[j]);
-    }
-    if (s->top_k > 0 && most > -INFINITY) margin = fmin(margin, (least - most) / 2);
-    for (size_t j = 0; s->top_p < 1 && j < d->V; j++) total += tsar_exp(d->logits[j] / T);
-    for (size_t j = 0; s->top_p < 1 && j < d->V; j++)
-        if (d->p[j] > 0 && d->logits[j] > least) before += tsar_exp(d->logits[j] / T);
-    if (s->top_p < 1) margin = fmin(margin, 2 * T * fmin(fabs(before / total - s->top_p), fabs((before + tsar_exp(least / T)) / total - s->top_p)));
-    return margin;
+    double flips = 0, most = -INFINITY;
+    for (size_t j = 0; j < d->V; j++)
+        if (!(d->p[j] > 0)) most = fmax(most, d->x[j]);
+    for (size_t j = 0; j < d->V; j++)
+        if (d->p[j] > 0 && d->x[j] - most <= 2 * d->limit) flips += d->p[j];
+    return flips;
+}
+
+/* How near code j was, at most 1: it may be taken. Greedy: half the gap of the two logits. Drawn: the distance of u from its stretch of the running sum,
+ * which moves by at most limit / (2 T), because d(sum) = sum (1 - sum) (two means of limits / T). Cut away: half its gap to the least that stays. */
+static double tie_of(const place *d, size_t j, int greedy)
+{
+    double sum = 0, least = INFINITY;
+    if (j == d->taken) return 0;
+    if (greedy) return (d->x[d->taken] - d->x[j]) / 2 / d->limit;
+    for (size_t i = 0; i < d->V; i++)
+        if (d->p[i] > 0) least = fmin(least, d->x[i]);
+    if (!(d->p[j] > 0)) return (least - d->x[j]) / 2 / d->limit;
+    for (size_t i = 0; i < j; i++) sum += d->p[i];
+    const double distance = d->u < sum ? sum - d->u : d->u - (sum + d->p[j]);
+    return distance <= 0 ? 0 : distance / (d->limit / (2 * d->T) + flips_of(d));
 }
 
 static tsar_status decide(void *context, const tsar_decision *d, size_t *code, tsar_error *err)
 {
     decoder *t = context;
     const int stage = d->purpose == TSAR_FINE || !t->job->model->config.n_coarse ? CODES : LABELS;
-    const size_t place = d->y * t->job->model->config.grid_w + d->x;
-    size_t index = *code;
+    const size_t at = d->y * t->job->model->config.grid_w + d->x;
     if (t->at == MOST_DECISIONS) return tsar_fail(err, TSAR_ROOM, "a case has more than %d decisions", (int)MOST_DECISIONS);
-    memcpy((t->noise ? t->noisy : t->logits)[stage] + place * t->V, d->logits, d->V * sizeof *d->logits);
+    memcpy((t->noise ? t->noisy : t->logits)[stage] + at * t->V, d->logits, d->V * sizeof *d->logits);
     if (t->noise) {
         *code = t->taken[t->at++];
         return TSAR_OK;
     }
     t->taken[t->at++] = *code, t->n = t->at;
-    for (size_t j = 0; d->codes && j < d->V; j++)
-        if (d->codes[j] == *code) index = j;
-    t->competing[stage][place] = d->V;
-    if (d->purpose != TSAR_ACCEPT) t->uniform[stage][place] = d->u;
-    const double margin = margin_of(&t->job->settings, d, index);
-    t->margin[stage][place] = d->purpose == TSAR_ACCEPT ? fmin(t->margin[stage][place], margin) : margin;
+    t->competing[stage][at] = d->V;
+    if (d->p) memcpy(t->chance[stage] + at * t->V, d->p, d->V * sizeof *d->p);
+    if (d->purpose != TSAR_ACCEPT) t->uniform[stage][at] = d->u, t->tested[at] = INFINITY;
+    if (d->purpose == TSAR_ACCEPT) /* u before against p, both of which move by limit / T and as much for their sums */
+        t->tested[at] = fmin(t->tested[at], t->job->settings.temperature * fabs(tsar_log(d->u * d->before[d->candidate] / d->p[d->candidate])) / 4);
     return TSAR_OK;
 }
 
-/* ties/P of one stage: each place's margin against 12 k (N_r + u max |y|) of its own logits. */
+/* A row of ties/P of one place: of every code, those of other clusters far away. */
+static void ties_at(const decoder *t, int stage, size_t at, size_t precision, const int64_t *codes, const int64_t *labels, double *ties)
+{
+    const tsar_config *c = &t->job->model->config;
+    const size_t all = stage == LABELS ? c->n_coarse : c->codebook_size;
+    const int64_t *cluster = stage == CODES && c->n_coarse ? t->job->model->cluster_of : NULL;
+    const tsar_stage s = { .rows = 1,
+                           .columns = t->competing[stage][at],
+                           .y = t->logits[stage] + at * t->V,
+                           .noisy = t->noisy[stage] + at * t->V,
+                           .noisy_type = TSAR_F64,
+                           .p = suite_precisions[precision].p,
+                           .K = t->job->K,
+                           .rtol = -1 };
+    double most = 0, figures[3];
+    size_t index = 0;
+    for (size_t j = 0; j < s.columns; j++) most = fmax(most, fabs(s.y[j]));
+    tsar_noise_figures(&s, figures);
+    place d = { .x = s.y,
+                .p = t->chance[stage] + at * t->V,
+                .V = s.columns,
+                .u = t->uniform[stage][at],
+                .T = fmax(t->job->settings.temperature, 1e-5),
+                .limit = 12 * figures[0] * (figures[2] + tsar_unit_roundoff(s.p) * most) };
+    for (size_t j = 0; j < (size_t)codes[at]; j++) d.taken += !cluster || cluster[j] == labels[at];
+    for (size_t j = 0; j < all; j++) {
+        const int competes = !cluster || cluster[j] == labels[at];
+        ties[j] = !competes ? 1e30 : t->tested[at] < INFINITY ? t->tested[at] / d.limit : tie_of(&d, index, t->job->settings.greedy);
+        ties[j] = j == (size_t)codes[at] ? 0 : fmin(ties[j], 1e30);
+        if (competes) index++;
+    }
+}
+
 static tsar_status put_ties(const decoder *t, int stage, size_t precision, tensor_list *list, tsar_error *err)
 {
     const tsar_config *c = &t->job->model->config;
-    const size_t shape[2] = { c->grid_h, c->grid_w }, N = c->grid_h * c->grid_w;
-    double *ties = tsar_alloc(N, sizeof *ties, "ties", err), figures[3];
+    const char *name = stage == LABELS ? "coarse" : "codes";
+    const size_t all = stage == LABELS ? c->n_coarse : c->codebook_size, shape[3] = { c->grid_h, c->grid_w, all }, N = c->grid_h * c->grid_w;
+    const tsar_values *coarse = suite_find(list, "%s", "coarse");
+    double *ties = tsar_alloc(N, all * sizeof *ties, "ties", err);
     if (!ties) return TSAR_ROOM;
-    for (size_t i = 0; i < N; i++) {
-        const tsar_stage s = { .rows = 1,
-                               .columns = t->competing[stage][i],
-                               .y = t->logits[stage] + i * t->V,
-                               .noisy = t->noisy[stage] + i * t->V,
-                               .noisy_type = TSAR_F64,
-                               .p = suite_precisions[precision].p,
-                               .K = t->job->K,
-                               .rtol = -1 };
-        double most = 0;
-        for (size_t j = 0; j < s.columns; j++) most = fmax(most, fabs(s.y[j]));
-        tsar_noise_figures(&s, figures);
-        ties[i] = fmin(t->margin[stage][i] / (12 * figures[0] * (figures[2] + tsar_unit_roundoff(s.p) * most)), 1e30);
-    }
-    const tsar_status status = suite_put_f32(list, 2, shape, ties, ties_format[precision], stage == LABELS ? "coarse" : "codes", err);
+    for (size_t at = 0; at < N; at++) ties_at(t, stage, at, precision, suite_find(list, "%s", name)->data, coarse ? coarse->data : NULL, ties + at * all);
+    const tsar_status status = suite_put_f32(list, 3, shape, ties, ties_format[precision], name, err);
     tsar_free(ties);
     return status;
 }
@@ -129,10 +157,11 @@ static tsar_status open_decoder(decoder *t, tsar_error *err)
         t->noisy[stage] = tsar_alloc(N, t->V * sizeof **t->noisy, "logits", err);
         t->competing[stage] = tsar_alloc(N, sizeof **t->competing, "logits", err);
         t->uniform[stage] = tsar_alloc(N, sizeof **t->uniform, "logits", err);
-        t->margin[stage] = tsar_alloc(N, sizeof **t->margin, "logits", err);
-        if (!t->logits[stage] || !t->noisy[stage] || !t->competing[stage] || !t->uniform[stage] || !t->margin[stage]) status = TSAR_ROOM;
+        t->chance[stage] = tsar_alloc(N, t->V * sizeof **t->chance, "logits", err);
+        if (!t->logits[stage] || !t->noisy[stage] || !t->competing[stage] || !t->uniform[stage] || !t->chance[stage]) status = TSAR_ROOM;
     }
-    return status;
+    t->tested = status == TSAR_OK ? tsar_alloc(N, sizeof *t->tested, "logits", err) : NULL;
+    return t->tested ? TSAR_OK : TSAR_ROOM;
 }
 
 static void close_decoder(decoder *t)
@@ -142,8 +171,9 @@ static void close_decoder(decoder *t)
         tsar_free(t->noisy[stage]);
         tsar_free(t->competing[stage]);
         tsar_free(t->uniform[stage]);
-        tsar_free(t->margin[stage]);
+        tsar_free(t->chance[stage]);
     }
+    tsar_free(t->tested);
 }
 
 /* The generation in double, then once in each precision with its decisions. */
