@@ -71,7 +71,9 @@ static tsar_model *synthesise(const char *settings, tsar_dtype dtype, size_t thr
 {
     tsar_error err = { "" };
     tsar_model *model;
-    require(test_synthesise(&model, "bits.tmp.safetensors", settings, dtype, threads, &err), &err);
+    char path[40]; /* of its own for each number of threads: tests/run.sh runs them at a time */
+    snprintf(path, sizeof path, "bits.%lu.tmp.safetensors", (unsigned long)threads);
+    require(test_synthesise(&model, path, settings, dtype, threads, &err), &err);
     return model;
 }
 

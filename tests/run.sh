@@ -1,54 +1,91 @@
 #!/bin/sh
-# Runs every test program and script and adds up their closing lines. Called by `make test`; BUILD is the build directory. With TSAR_QUICK
-# set, for slow builds, it leaves out what does not depend on the build, or only repeats with more numbers.
+# Runs every test program and script and adds up their closing lines. Called by `make test`; BUILD is the build directory.
+#
+#     JOBS           how many tests run at a time; by default as many as make's -j says, else one
+#     TSAR_QUICK     set: leaves out what does not depend on the build, or only repeats with more numbers (for slow builds)
+#     sh tests/run.sh [NAME ...]     these tests alone: test_vq, test_cli.sh, bits-2 (the digests with two threads)
+#
+# Each test has a log of its own, and writes files of its own names (C) or in a folder of its own (scripts, tests/check.sh). Logs are shown
+# whole and in order, whatever ended first; those that take longest begin first.
 set -u
 BUILD=${BUILD:-.build}
 TSAR=${TSAR:-$BUILD/tsar}
 export BUILD TSAR
+logs=$BUILD/test.logs
+quick=${TSAR_QUICK:-}
+
+# One test: its output in NAME.log, then its status and its seconds in NAME.end, which appears when it is over.
+if [ "${1:-}" = --one ]; then
+    name=$2 begun=$(date +%s)
+    case $name in
+    bits-*) set -- "$BUILD/tests/bits" tests/digests.txt "${name#bits-}" ;;
+    *.sh) set -- sh "tests/$name" ;;
+    test_math) set -- "$BUILD/tests/$name" ${quick:+50000} ;;
+    *) set -- "$BUILD/tests/$name" ;;
+    esac
+    "$@" >"$logs/$name.log" 2>&1 </dev/null
+    echo "$? $(($(date +%s) - begun))" >"$logs/$name.end.tmp"
+    mv "$logs/$name.end.tmp" "$logs/$name.end"
+    exit 0
+fi
+
+all_tests() {
+    for test in "$BUILD"/tests/test_*; do
+        if [ -x "$test" ]; then basename "$test"; fi
+    done
+    echo 'bits-1 bits-2 bits-3'
+    for script in tests/test_*.sh; do
+        case ${script##*/} in # these build copies of their own, or look at objects
+        test_memory.sh | test_libc_memory.sh | test_threads.sh | test_stack.sh | test_selfcheck.sh | test_layers.sh) [ -z "$quick" ] || continue ;;
+        esac
+        basename "$script"
+    done
+}
+
+if [ -z "${JOBS:-}" ]; then # make's -j, without a number as many as there are processors
+    JOBS=$(echo " ${MAKEFLAGS:-}" | sed -n 's/.* -j\([0-9]*\).*/\1/p' | head -n 1)
+    case " ${MAKEFLAGS:-}" in *' -j') JOBS=$(getconf _NPROCESSORS_ONLN 2>/dev/null) ;; esac
+fi
+JOBS=${JOBS:-1}
+tests=${*:-$(all_tests)}
+rm -rf "$logs"
+mkdir -p "$logs"
+for name in $tests; do : >"$logs/$name.log"; done
+{
+    for name in test_memory.sh test_signals.sh; do
+        for test in $tests; do [ "$test" != "$name" ] || echo "$name"; done
+    done
+    for test in $tests; do
+        case $test in test_memory.sh | test_signals.sh) ;; *) echo "$test" ;; esac
+    done
+} | xargs -n 1 -P "$JOBS" sh "$0" --one &
+running=$!
+trap 'kill $running 2>/dev/null; exit 130' INT TERM
+
 passed=0
 failed=0
 skipped=0
-
-# One test: its output is shown, its last line must read "N passed, N failed[, N skipped]".
-run() {
-    name=$1
-    shift
-    printf '== %s\n' "$name"
-    "$@" >"$BUILD/test.log" 2>&1
-    status=$?
-    cat "$BUILD/test.log"
-    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed' "$BUILD/test.log" | tail -n 1)
+for name in $tests; do
+    while [ ! -f "$logs/$name.end" ] && kill -0 $running 2>/dev/null; do sleep 1; done
+    status=lost seconds=0
+    [ ! -f "$logs/$name.end" ] || read -r status seconds <"$logs/$name.end"
+    echo "== $name, $seconds s"
+    cat "$logs/$name.log"
+    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed' "$logs/$name.log" | tail -n 1)
     if [ -z "$line" ]; then
         echo "FAILED $name ended without a result (status $status)"
         failed=$((failed + 1))
-        return
+        continue
     fi
-    p=$(echo "$line" | sed 's/ passed.*//')
     f=$(echo "$line" | sed 's/.*passed, \([0-9]*\) failed.*/\1/')
     s=$(echo "$line" | sed -n 's/.*, \([0-9]*\) skipped.*/\1/p')
-    if [ "$status" -ne 0 ] && [ "$f" -eq 0 ]; then
+    if [ "$status" != 0 ] && [ "$f" -eq 0 ]; then
         echo "FAILED $name: status $status"
         f=1
     fi
-    passed=$((passed + p))
+    passed=$((passed + ${line%% *}))
     failed=$((failed + f))
     skipped=$((skipped + ${s:-0}))
-}
-
-for test in "$BUILD"/tests/test_*; do
-    name=$(basename "$test")
-    case $name in test_math) numbers=${TSAR_QUICK:+50000} ;; *) numbers= ;; esac
-    # shellcheck disable=SC2086 # none or one
-    [ -x "$test" ] && run "$name" "$test" $numbers
-done
-for threads in 1 2 3; do
-    run "bits, $threads threads" "$BUILD/tests/bits" tests/digests.txt "$threads"
-done
-for script in tests/test_*.sh; do
-    case ${script##*/} in # these build copies of their own, or look at objects
-    test_memory.sh | test_libc_memory.sh | test_threads.sh | test_stack.sh | test_selfcheck.sh | test_layers.sh) [ -z "${TSAR_QUICK:-}" ] || continue ;;
-    esac
-    [ -f "$script" ] && run "$(basename "$script")" sh "$script"
 done
 
 if [ "$skipped" -gt 0 ]; then
