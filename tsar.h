@@ -169,7 +169,7 @@ void tsar_matrix_part(double *out, size_t ld, const tsar_matrix *w, size_t r0, s
 /* y[t][r] = bias[r] (0 without bias) + sum over k of w[r][k] * x[t][k].   x [T][cols], y [T][rows], bias [rows] or NULL
  * scratch: tsar_scratch(T, threads) doubles of the caller's, of any content; NULL: the same bits, more slowly where T > 4. */
 void tsar_matmul(double *y, const double *x, const tsar_matrix *w, const double *bias, size_t T, size_t threads, double *scratch);
-/* Doubles that tsar_matmul and tsar_accumulate (threads 1) want for T vectors: at most 283 kB for each thread. SIZE_MAX on overflow. */
+/* Doubles that tsar_matmul and tsar_accumulate (threads 1) want for T vectors: at most 33 kB for each thread. SIZE_MAX on overflow. */
 size_t tsar_scratch(size_t T, size_t threads);
 
 /* The kernel of it: y[t][r] += sum over k0 <= k < k0+kn, ascending, of w[r][k] * x[t][k-k0], continuing the accumulator

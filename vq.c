@@ -32,7 +32,6 @@ enum {
     BAND = 2048,                      /* pixels that share a pass over the weights, about, */
     STRIP = 256,                      /* of at most so many columns */
     QUERY_RUN = 192,                  /* T of attention: queries that share a pass over keys and values */
-    COLUMNS = 128,                    /* terms of a product that are taken at a time */
     CHAINS = 8,                       /* groups whose sums run side by side */
     POINTS = 16                       /* T of a search for the nearest codeword */
 };
@@ -421,12 +420,11 @@ static void positions(double *rows, const double *x, size_t C, size_t P, size_t 
         for (size_t t = 0; t < T; ++t) rows[t * C + c] = x[c * P + first + t];
 }
 
-/* y[t][r] = sum over k of w[r][k] * x[t][k], in pieces that fit the cache.   y [T] rows ldy apart, x [T][w.cols] */
+/* y[t][r] = sum over k of w[r][k] * x[t][k].   y [T] rows ldy apart, x [T][w.cols] */
 static void products(double *y, size_t ldy, const double *x, const tsar_matrix *w, size_t T, double *scratch)
 {
     for (size_t t = 0; t < T; ++t) memset(y + t * ldy, 0, w->rows * sizeof *y);
-    for (size_t k = 0; k < w->cols; k += COLUMNS)
-        tsar_accumulate(y, ldy, x + k, w->cols, w, k, smaller(COLUMNS, w->cols - k), T, 0, tsar_panels(w->rows), scratch);
+    tsar_accumulate(y, ldy, x, w->cols, w, 0, w->cols, T, 0, tsar_panels(w->rows), scratch);
 }
 
 /* x[c][p] = sum over positions j of softmax_j(sum over c' of x[c'][p] key[j][c'] * (1 / sqrt(C))) value[c][j], for T positions p of the

@@ -80,14 +80,14 @@ void tsar_matmul(double *y, const double *x, const tsar_matrix *w, const double 
 
 /* Sizes of the kernel below; tests/SPEED.md has the measurements. A panel is TSAR_PANEL rows: long enough that compilers turn a
  * loop over it into vectors instead of taking it apart. Up to TILE vectors share each pass over the weights; AHEAD
- * bytes in front of the multiplication, memory is asked for weights. More vectors share weights that are widened to double once,
- * CHUNK columns at a time, and are multiplied MANY at once, GROUP of them for each widening. MANY x TSAR_PANEL accumulators
- * are 20 of the 32 registers of AVX-512; there x is kept LANES times over, because loading a whole register is cheaper than
- * filling it with one number. */
+ * bytes in front of the multiplication, memory is asked for weights. More vectors, up to GROUP, share weights that are widened to double
+ * once, CHUNK columns of a panel (16 kB) at a time, and are multiplied MANY at once: MANY x TSAR_PANEL accumulators are 20 of the 32
+ * registers of AVX-512; other targets have too few for more than one vector. */
+enum { PANEL = TSAR_PANEL, TILE = 4, AHEAD = 4096, CHUNK = 64, MOST = 5, GROUP = 64 };
 #if defined(__AVX512F__)
-enum { PANEL = TSAR_PANEL, TILE = 4, AHEAD = 4096, CHUNK = 64, MANY = 5, LANES = 8, GROUP = 13 * MANY };
+enum { MANY = MOST };
 #else
-enum { PANEL = TSAR_PANEL, TILE = 4, AHEAD = 4096, CHUNK = 128, MANY = 1, LANES = 1, GROUP = 64 };
+enum { MANY = 1 };
 #endif
 
 static float float_of_bits(uint32_t bits)
@@ -194,21 +194,27 @@ void tsar_matrix_part(double *out, size_t ld, const tsar_matrix *w, size_t r0, s
     }
 }
 
+/* Columns that have been widened and are in the cache: F64, but for what is asked of memory meanwhile. */
+enum { WIDENED = 4 };
+
 /* The inner kernel: y[b][r] += w[r][k] * x[b][k], k ascending, for the PANEL rows of one panel and B vectors; dtype and B
  * are constants wherever it is inlined. w is the panel's first column of kn (an even number for words of two columns).
- * All accumulators live in registers; each weight is widened once and used B times. */
-TSAR_INLINE void tile(tsar_dtype dtype, size_t B, double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn)
+ * All accumulators live in registers; each weight is widened once and used B times. With each column memory is asked for the columns AHEAD,
+ * or, where they are WIDENED, for a line of `next`. */
+TSAR_INLINE void tile(int dtype, size_t B, double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn, const char *next)
 {
-    const size_t step = dtype == TSAR_F64 || dtype == TSAR_F32 ? 1 : 2, step_size = columns_size(dtype, step);
-    double acc[TILE][PANEL];
+    const tsar_dtype stored = dtype == WIDENED ? TSAR_F64 : (tsar_dtype)dtype;
+    const size_t step = stored == TSAR_F64 || stored == TSAR_F32 ? 1 : 2, step_size = columns_size(stored, step);
+    double acc[MOST][PANEL];
     for (size_t b = 0; b < B; b++)
         for (size_t r = 0; r < PANEL; r++) acc[b][r] = y[b * ldy + r];
     for (size_t k = 0; k < kn; k += step, w += step_size) {
-        for (size_t line = 0; line < step_size; line += 64) TSAR_PREFETCH((const void *)((uintptr_t)w + AHEAD + line));
+        if (dtype == WIDENED) TSAR_PREFETCH_L2((const void *)((uintptr_t)next + 64 * k));
+        for (size_t line = 0; line < step_size && dtype != WIDENED; line += 64) TSAR_PREFETCH((const void *)((uintptr_t)w + AHEAD + line));
         for (size_t b = 0; b < B; b++) {
             for (size_t j = 0; j < step; j++) {
                 const double x_bk = x[b * ldx + k + j];
-                for (size_t r = 0; r < PANEL; r++) acc[b][r] += weight(dtype, w, j == 1, r) * x_bk;
+                for (size_t r = 0; r < PANEL; r++) acc[b][r] += weight(stored, w, j == 1, r) * x_bk;
             }
         }
     }
@@ -216,33 +222,36 @@ TSAR_INLINE void tile(tsar_dtype dtype, size_t B, double *y, size_t ldy, const d
         for (size_t r = 0; r < PANEL; r++) y[b * ldy + r] = acc[b][r];
 }
 
-typedef void (*kernel)(double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn);
+typedef void (*kernel)(double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn, const char *next);
 #define KERNEL(dtype, B)                                                                                                                             \
-    static void kernel_##dtype##_##B(double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn)                                   \
+    static void kernel_##dtype##_##B(double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn, const char *next)                 \
     {                                                                                                                                                \
-        tile(TSAR_##dtype, B, y, ldy, x, ldx, w, kn);                                                                                                \
+        tile(dtype, B, y, ldy, x, ldx, w, kn, next);                                                                                                 \
     }
 #define KERNELS(dtype) KERNEL(dtype, 1) KERNEL(dtype, 2) KERNEL(dtype, 3) KERNEL(dtype, 4)
-KERNELS(F64)
-KERNELS(F32)
-KERNELS(F16)
-KERNELS(BF16)
+KERNELS(TSAR_F64)
+KERNELS(TSAR_F32)
+KERNELS(TSAR_F16)
+KERNELS(TSAR_BF16)
+KERNELS(WIDENED)
+KERNEL(WIDENED, 5)
 #define NAMES(dtype)                                                                                                                                 \
     {                                                                                                                                                \
         kernel_##dtype##_1, kernel_##dtype##_2, kernel_##dtype##_3, kernel_##dtype##_4                                                               \
     }
-static const kernel kernels[4][TILE] = { NAMES(F64), NAMES(F32), NAMES(F16), NAMES(BF16) }; /* by tsar_dtype and B - 1 */
+static const kernel kernels[4][TILE] = { NAMES(TSAR_F64), NAMES(TSAR_F32), NAMES(TSAR_F16), NAMES(TSAR_BF16) }; /* by tsar_dtype and B - 1 */
+static const kernel widened_kernels[MOST] = { kernel_WIDENED_1, kernel_WIDENED_2, kernel_WIDENED_3, kernel_WIDENED_4, kernel_WIDENED_5 };
 
 /* tile for T <= TILE vectors, and for the last panel's rows < PANEL, which are computed aside. */
 static void tile_few(tsar_dtype dtype, double *y, size_t ldy, const double *x, size_t ldx, const char *w, size_t kn, size_t T, size_t rows)
 {
     double whole[TILE][PANEL] = { { 0 } };
     if (rows == PANEL) {
-        kernels[dtype][T - 1](y, ldy, x, ldx, w, kn);
+        kernels[dtype][T - 1](y, ldy, x, ldx, w, kn, NULL);
         return;
     }
     for (size_t b = 0; b < T; b++) memcpy(whole[b], y + b * ldy, rows * sizeof(double));
-    kernels[dtype][T - 1](whole[0], PANEL, x, ldx, w, kn);
+    kernels[dtype][T - 1](whole[0], PANEL, x, ldx, w, kn, NULL);
     for (size_t b = 0; b < T; b++) memcpy(y + b * ldy, whole[b], rows * sizeof(double));
 }
 
@@ -270,97 +279,50 @@ static void widen(const tsar_matrix *w, double *wide, const void *panel, size_t 
         widen_words(TSAR_BF16, wide, panel, k, n);
 }
 
-/* The inner kernel for many vectors: y[b][r] += w[k][r] * x[k][b], k ascending, for a panel wide [kn][PANEL] and MANY vectors spread
- * [kn][MANY][LANES]. The order of the two outer loops changes no sum: gcc keeps the accumulators in registers with
- * one order, clang with the other. With every column, memory is asked for one line at `ahead` and one `gap` bytes behind it (the same
- * where gap is 0); not where LANES is 1, because gcc then makes no vectors. */
-static void tile_many(double *restrict y, size_t ldy, const double *restrict spread, const double *restrict wide, size_t kn, const char *ahead,
-                       size_t gap)
-{
-#if defined(__clang__)
-    enum { OUTER = MANY, INNER = PANEL / LANES };
-#define VECTOR outer
-#define PART inner
-#else
-    enum { OUTER = PANEL / LANES, INNER = MANY };
-#define VECTOR inner
-#define PART outer
-#endif
-    double acc[OUTER][INNER][LANES];
-    for (size_t outer = 0; outer < OUTER; outer++)
-        for (size_t inner = 0; inner < INNER; inner++)
-            for (size_t l = 0; l < LANES; l++) acc[outer][inner][l] = y[VECTOR * ldy + PART * LANES + l];
-    for (size_t k = 0; k < kn; k++, spread += MANY * LANES, wide += PANEL) {
-        if (LANES > 1) TSAR_PREFETCH_L2((const void *)((uintptr_t)ahead + 64 * k));
-        if (LANES > 1) TSAR_PREFETCH_L2((const void *)((uintptr_t)ahead + gap + 64 * k));
-        for (size_t outer = 0; outer < OUTER; outer++)
-            for (size_t inner = 0; inner < INNER; inner++)
-                for (size_t l = 0; l < LANES; l++) acc[outer][inner][l] += wide[PART * LANES + l] * spread[VECTOR * LANES + l];
-    }
-    for (size_t outer = 0; outer < OUTER; outer++)
-        for (size_t inner = 0; inner < INNER; inner++)
-            for (size_t l = 0; l < LANES; l++) y[VECTOR * ldy + PART * LANES + l] = acc[outer][inner][l];
-#undef VECTOR
-#undef PART
-}
-
-/* spread [n][MANY][LANES] = x[b][k]. */
-static void spread_vectors(double *restrict spread, const double *restrict x, size_t ldx, size_t n)
-{
-    for (size_t k = 0; k < n; k++)
-        for (size_t b = 0; b < MANY; b++, spread += LANES)
-            for (size_t l = 0; l < LANES; l++) spread[l] = x[b * ldx + k];
-}
-
-/* tile_many for the rows that there are: those of a panel that is not whole are computed aside. */
-static void tile_many_rows(double *y, size_t ldy, const double *spread, const double *wide, size_t kn, const char *ahead, size_t gap, size_t rows)
-{
-    double whole[MANY][PANEL] = { { 0 } };
-    if (rows == PANEL) {
-        tile_many(y, ldy, spread, wide, kn, ahead, gap);
-        return;
-    }
-    for (size_t b = 0; b < MANY; b++) memcpy(whole[b], y + b * ldy, rows * sizeof(double));
-    tile_many(whole[0], PANEL, spread, wide, kn, ahead, gap);
-    for (size_t b = 0; b < MANY; b++) memcpy(y + b * ldy, whole[b], rows * sizeof(double));
-}
-
 static size_t rows_of_panel(const tsar_matrix *w, size_t p) { return w->rows - p * PANEL < PANEL ? w->rows - p * PANEL : PANEL; }
 
 /* Doubles of scratch for T vectors: accumulate_many's, up to GROUP of them at a time; whole lines of the cache, with room to begin at one. */
-static size_t scratch_of(size_t T) { return ((T < GROUP ? T / MANY * MANY : GROUP) * LANES + PANEL) * CHUNK + 8; }
+static size_t scratch_of(size_t T) { return (CHUNK + (T < GROUP ? T : GROUP)) * PANEL + 8; }
 
 size_t tsar_scratch(size_t T, size_t threads) { return T <= TILE ? 0 : tsar_product(scratch_of(T), threads); }
 
-/* Up to GROUP vectors: they are spread once for all panels, a chunk of a panel is widened once for all of them; fewer than MANY
- * that are left over go through the kernel for a few. The accumulators pass through y from chunk to chunk, which changes no bit. */
+/* sums [T] of one panel, rows ld apart: CHUNK columns at a time are widened once for all vectors, and the next ones asked for meanwhile. The
+ * accumulators pass through sums from chunk to chunk, which changes no bit. */
+static void panel_many(double *sums, size_t ld, const double *x, size_t ldx, const tsar_matrix *w, const char *panel, size_t k0, size_t kn, size_t T,
+                       double *wide)
+{
+    for (size_t k = 0, n; k < kn; k += n) {
+        n = kn - k < CHUNK ? kn - k : CHUNK;
+        const char *columns = w->dtype == TSAR_F64 ? panel + columns_size(TSAR_F64, k0 + k) : (const char *)wide;
+        const size_t next = columns_size(w->dtype, k0 + k + n), next_size = columns_size(w->dtype, n);
+        if (w->dtype != TSAR_F64) widen(w, wide, panel, k0 + k, n);
+        for (size_t t = 0, B; t < T; t += B) {
+            B = T - t < MANY ? T - t : MANY;
+            const size_t from = t / MANY * 64 * n; /* of the next columns, of which each tile asks for n lines */
+            const char *ask = from < next_size ? (const char *)((uintptr_t)panel + next + from) : columns;
+            widened_kernels[B - 1](sums + t * ld, ld, x + t * ldx + k, ldx, columns, n, ask);
+        }
+    }
+}
+
+/* Up to GROUP vectors, panel by panel. The sums of a panel that takes several chunks are kept together meanwhile: in y they lie far apart,
+ * often in the same few places of the cache; so are those of a panel that is not whole. */
 static void accumulate_many(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, size_t k0, size_t kn, size_t T, size_t p0,
                             size_t p1, double *scratch)
 {
-    double *wide = scratch + (64 - (uintptr_t)scratch % 64) % 64 / sizeof(double), *spread = wide + PANEL * CHUNK; /* from a line's beginning */
-    const size_t tiles = T / MANY, left = tiles * MANY;
-    for (size_t k = 0, n; k < kn; k += n) {
-        n = kn - k < CHUNK ? kn - k : CHUNK;
-        for (size_t i = 0; i < tiles; i++) spread_vectors(spread + i * MANY * LANES * n, x + i * MANY * ldx + k, ldx, n);
-        for (size_t p = p0; p < p1; p++) {
-            const char *panel = (const char *)w->panels + p * columns_size(w->dtype, w->cols);
-            const double *columns = wide;
-            if (w->dtype == TSAR_F64)
-                columns = (const double *)(const void *)panel + (k0 + k) * PANEL;
-            else
-                widen(w, wide, panel, k0 + k, n);
-            /* the same columns of the next panel lie far away: they are asked for while the tiles are computed, else before */
-            const char *ahead = p + 1 < p1 ? panel + columns_size(w->dtype, w->cols) + columns_size(w->dtype, k0 + k) : panel;
-            const size_t ahead_size = p + 1 < p1 ? columns_size(w->dtype, n) : 0;
-            for (size_t line = 0; LANES == 1 && line < ahead_size; line += 64) TSAR_PREFETCH(ahead + line);
-            for (size_t i = 0; i < tiles; i++) {
-                const size_t from = 2 * 64 * n * i, gap = from + 64 * n < ahead_size ? 64 * n : 0;
-                tile_many_rows(y + i * MANY * ldy + p * PANEL, ldy, spread + i * MANY * LANES * n, columns, n,
-                          from < ahead_size ? ahead + from : (const char *)columns, gap, rows_of_panel(w, p));
-            }
-            if (left < T)
-                tile_few(TSAR_F64, y + left * ldy + p * PANEL, ldy, x + left * ldx + k, ldx, (const char *)columns, n, T - left, rows_of_panel(w, p));
+    double *wide = scratch + (64 - (uintptr_t)scratch % 64) % 64 / sizeof(double), *sums = wide + PANEL * CHUNK; /* from a line's beginning */
+    for (size_t p = p0; p < p1; p++) {
+        const size_t rows = rows_of_panel(w, p);
+        const char *panel = (const char *)w->panels + p * columns_size(w->dtype, w->cols);
+        double *y_p = y + p * PANEL;
+        if (rows == PANEL && kn <= CHUNK) {
+            panel_many(y_p, ldy, x, ldx, w, panel, k0, kn, T, wide);
+            continue;
         }
+        if (rows < PANEL) memset(sums, 0, T * PANEL * sizeof *sums);
+        for (size_t t = 0; t < T; t++) memcpy(sums + t * PANEL, y_p + t * ldy, rows * sizeof *sums);
+        panel_many(sums, PANEL, x, ldx, w, panel, k0, kn, T, wide);
+        for (size_t t = 0; t < T; t++) memcpy(y_p + t * ldy, sums + t * PANEL, rows * sizeof *sums);
     }
 }
 
@@ -387,8 +349,9 @@ void tsar_accumulate(double *y, size_t ldy, const double *x, size_t ldx, const t
                      double *scratch)
 {
     const size_t most = scratch != NULL ? GROUP : TILE;
-    for (size_t t = 0; t < T; t += most) {
-        const size_t count = T - t < most ? T - t : most;
+    for (size_t t = 0, count; t < T; t += count) {
+        const size_t groups = (T - t + most - 1) / most;
+        count = (T - t + groups - 1) / groups;
         if (count <= TILE)
             accumulate_few(y + t * ldy, ldy, x + t * ldx, ldx, w, k0, kn, count, p0, p1);
         else
