@@ -74,7 +74,7 @@ static tsar_status find_model(const arguments *a, char *path, size_t size, tsar_
     return tsar_fail(err, TSAR_INPUT, "the shipped model " SHIPPED_MODEL " was not found; name a model with -m MODEL");
 }
 
-static const tsar_needs tokenizer_alone = { TSAR_PART_VQ, { 0, 0 } };
+static const tsar_needs tokenizer_alone = { .parts = TSAR_PART_VQ };
 
 /* The one line of a terminal that is drawn over and over. */
 static struct {
@@ -501,7 +501,8 @@ static tsar_needs generated_needs(const arguments *a)
 {
     const int pictures = a->at[O_OUTPUT].text || a->at[O_FRAMES].text || a->at[O_SHOW].text || !a->at[O_CODES].text;
     const int speaks = a->at[O_PROMPT].text || a->at[O_PROMPTS].text;
-    const tsar_needs needs = { TSAR_PART_GPT | TSAR_PART_FINE | TSAR_PART_TEXT | (pictures ? TSAR_PART_VQ : 0u) | (speaks ? TSAR_PART_T5 : 0u), { 0, 0 } };
+    const unsigned parts = TSAR_PART_GPT | TSAR_PART_FINE | TSAR_PART_TEXT | (pictures ? TSAR_PART_VQ : 0u) | (speaks ? TSAR_PART_T5 : 0u);
+    const tsar_needs needs = { .parts = parts, .generates = 1, .cfg = a->at[O_CFG].text ? a->at[O_CFG].real : -1 };
     return needs;
 }
 
@@ -801,6 +802,7 @@ static tsar_status run_score(const arguments *a, tsar_error *err)
     tsar_needs needs;
     tsar_status status = tsar_needs_of(&needs, a->operands[0], err);
     needs.parts = TSAR_PART_GPT | TSAR_PART_FINE | TSAR_PART_TEXT | TSAR_PART_T5;
+    needs.generates = 1, needs.cfg = a->at[O_CFG].text ? a->at[O_CFG].real : 1;
     status = status == TSAR_OK ? open_generation(&g, a, &needs, 1, err) : status;
     if (status == TSAR_OK && a->at[O_OUTPUT].text) status = check_output_of_model(a, err);
     if (status == TSAR_OK) status = read_score_inputs(&g, &inputs, err);
@@ -877,7 +879,7 @@ static tsar_status run_text(const arguments *a, tsar_error *err)
     if (a->n == 2 && (a->at[O_MODEL].text || a->at[O_TEMPLATE].text))
         return tsar_fail(err, TSAR_USAGE, "%s: %s; see tsar text --help", a->operands[0],
                          a->at[O_MODEL].text ? "give either -m MODEL or a tokenizer file" : "a tokenizer file has no --template, a model has (-m MODEL)");
-    const tsar_needs needs = { TSAR_PART_TEXT, { 0, 0 } };
+    const tsar_needs needs = { .parts = TSAR_PART_TEXT };
     tsar_status status = a->n == 2 ? tsar_tokenizer_open(&tokenizer, a->operands[0], err) : open_model(a, &needs, &model, err);
     if (status == TSAR_OK && strcmp(operand, "-") == 0) {
         status = tsar_read_whole(operand, "the text", &text, &bytes, err);

@@ -597,9 +597,12 @@ void tsar_model_close(tsar_model *model);
 typedef struct {
     unsigned parts; /* TSAR_PART_* that its inputs feed: all that a trace of it or its comparison needs in memory */
     size_t grid[2]; /* of its codes; 0: it has none, and the model's grid holds */
+    int generates;  /* keys and values of a whole picture are needed, too; */
+    double cfg;     /* above 1: also those of its unguided twin; below 0: what the model's own default says */
 } tsar_needs;
 tsar_status tsar_needs_of(tsar_needs *needs, const char *path, tsar_error *err);
-/* Opens a model for them: with the file's grid where it has one that the model can take, else with `grid` (NULL: its own). */
+/* Opens a model for them: with the file's grid where it has one that the model can take, else with `grid` (NULL: its own). What this machine has no
+ * memory for, weights and what is generated together, is refused before a weight is read (TSAR_ROOM). */
 tsar_status tsar_model_open_for(tsar_model **model, const char *path, const tsar_needs *needs, const size_t *grid, size_t threads, tsar_error *err);
 
 /* TSAR_OK if the model has this part in memory; else TSAR_INPUT, and what the model therefore cannot do, in words such as "decode images". */
@@ -608,6 +611,8 @@ tsar_status tsar_model_needs(const tsar_model *model, unsigned part, const char 
 /* Bytes of the keys and values of one sequence, `prefix` positions and a whole image: 2 n_layer n_kv_head hd doubles for each of
  * prefix + R (C + e) positions, e = 1 with eol. */
 double tsar_sequence_bytes(const tsar_config *config, size_t prefix);
+/* Bytes of memory that the file's weights of these parts take: the rows that are kept, in the dtype of the file. */
+tsar_status tsar_weights_bytes(double *bytes, const tsar_config *config, const tsar_file *file, unsigned parts, tsar_error *err);
 /* TSAR_OK if this machine has `bytes` of memory to give, or does not tell; else TSAR_ROOM, what needs them, and what there is. */
 tsar_status tsar_memory_check(double bytes, const char *what, tsar_error *err);
 

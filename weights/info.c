@@ -220,7 +220,7 @@ static void put_shuffle_table(const output *out, const tsar_config *config)
         }
 }
 
-static void put_costs(const output *out, const tsar_config *c)
+static void put_costs(const output *out, const tsar_config *c, double weights)
 {
     number text[4];
     const token_cost cost = cost_of_token(c, c->shuffle);
@@ -231,6 +231,8 @@ static void put_costs(const output *out, const tsar_config *c)
              tsar_family_of(c)->shares_table ? "shuffle" : "code", scaled(text[1], cost.shuffle), scaled(text[2], cost.head), scaled(text[3], cost.attention));
     put_line(out, "per image        %zu tokens%s: %s MACs; keys and values %s bytes, %s with guidance", c->tokens, eols ? " and the ends of rows" : "",
              scaled(text[0], cost_of_image(&cost, c->tokens, eols)), scaled(text[1], kv), scaled(text[2], 2 * kv));
+    put_line(out, "memory           weights %s bytes, with a picture's keys and values %s, with guidance %s", scaled(text[0], weights),
+             scaled(text[1], weights + kv), scaled(text[2], weights + 2 * kv));
     put_passes(out, c);
     if (tsar_family_of(c)->takes & TSAR_TAKES_SHUFFLE) put_shuffle_table(out, c);
 }
@@ -324,6 +326,7 @@ tsar_status tsar_info(const char *path, const size_t *grid, tsar_note_fn print, 
     const output out = { print, context };
     tsar_file *file = NULL;
     tsar_config config;
+    double weights = 0;
     tsar_status status = tsar_file_open(&file, path, err);
     if (status != TSAR_OK) return status;
     status = tsar_config_read(&config, lookup, file, path, err);
@@ -332,7 +335,8 @@ tsar_status tsar_info(const char *path, const size_t *grid, tsar_note_fn print, 
         put_shapes(&out, &config);
         status = put_parts(&out, &config, file, err);
     }
-    if (status == TSAR_OK && config.has_gpt) put_costs(&out, &config);
+    if (status == TSAR_OK) status = tsar_weights_bytes(&weights, &config, file, TSAR_PART_ALL, err);
+    if (status == TSAR_OK && config.has_gpt) put_costs(&out, &config, weights);
     if (status == TSAR_OK && config.has_fine) put_stage_two(&out, &config);
     if (status == TSAR_OK && config.has_vq) status = put_tokenizer(&out, &config, err);
     if (status == TSAR_OK && config.has_t5) put_encoder(&out, &config);

@@ -429,6 +429,8 @@ tsar_status tsar_weights(const tsar_config *config, tsar_model *model, tsar_weig
 typedef struct {
     tsar_file *file;
     const char *path;
+    const tsar_needs *needs;
+    const size_t *grid;   /* NULL, or in place of the model's own */
     unsigned parts;       /* whose values are read */
     unsigned char *known; /* [tensors of the file]: 1 where the configuration has that tensor */
     void *slab;           /* rows on their way from the file into a matrix */
@@ -772,17 +774,93 @@ static tsar_status check_clusters(const tsar_model *m, const char *path, tsar_er
     return TSAR_OK;
 }
 
+/* ------------------------------------------------------------------------------------------------------------- memory */
+
+double tsar_sequence_bytes(const tsar_config *config, size_t prefix)
+{
+    const size_t columns = config->columns + (config->eol >= 0 ? 1 : 0), hd = config->dim / config->n_head;
+    const double positions = (double)prefix + (double)config->rows * (double)columns;
+    return 2 * (double)config->n_layer * (double)config->n_kv_head * (double)hd * positions * (double)sizeof(double);
+}
+
+typedef struct {
+    const tsar_file *file;
+    unsigned parts;
+    double bytes;
+} weigher;
+
+/* A matrix is kept in whole panels, a vector in double. */
+static tsar_status weigh(void *context, const tsar_weight *weight, tsar_error *err)
+{
+    weigher *w = context;
+    const tsar_tensor *tensor = weight->part & w->parts ? tsar_file_find(w->file, weight->name) : NULL;
+    double cols = 1;
+    (void)err;
+    for (size_t i = 1; i < weight->rank; i++) cols *= weight->last_tap && i == 2 ? 1 : (double)weight->shape[i];
+    if (!tensor) return TSAR_OK;
+    if (weight->use == TSAR_AS_MATRIX)
+        w->bytes += (double)tsar_panels(weight->rows) * TSAR_PANEL * cols * (double)tsar_dtype_size(tensor->dtype);
+    else
+        w->bytes += (double)weight->rows * cols * (weight->use == TSAR_AS_TABLE ? (double)tsar_dtype_size(tensor->dtype) : 8.0);
+    return TSAR_OK;
+}
+
+tsar_status tsar_weights_bytes(double *bytes, const tsar_config *config, const tsar_file *file, unsigned parts, tsar_error *err)
+{
+    weigher w = { file, parts, 0 };
+    const tsar_status status = tsar_weights(config, NULL, weigh, &w, err);
+    *bytes = w.bytes;
+    return status;
+}
+
+tsar_status tsar_memory_check(double bytes, const char *what, tsar_error *err)
+{
+    uint64_t room;
+    if (!tsar_memory_room(&room) || bytes <= (double)room) return TSAR_OK;
+    return tsar_fail(err, TSAR_ROOM, "%s take %.2f GB, and this machine has %.2f GB to give (take a smaller --grid, or --cfg 1, or a machine with more)",
+                     what, bytes / 1e9, (double)room / 1e9);
+}
+
+/* The weights, and the keys and values of what will be generated, before any of them is read. */
+static tsar_status check_room(const tsar_model *m, const loader *l, tsar_error *err)
+{
+    const tsar_config *c = &m->config;
+    const int generates = c->has_gpt && l->needs->generates, guided = (l->needs->cfg < 0 ? c->defaults.cfg : l->needs->cfg) > 1;
+    const double picture = generates ? (guided ? 2 : 1) * tsar_sequence_bytes(c, 0) : 0;
+    double weights = 0;
+    uint64_t room = 0;
+    char more[128] = "";
+    const tsar_status status = tsar_weights_bytes(&weights, c, l->file, l->parts, err);
+    if (status != TSAR_OK || !tsar_memory_room(&room) || weights + picture <= (double)room) return status;
+    if (generates)
+        (void)snprintf(more, sizeof more, ", the keys and values of a picture%s %.2f GB", guided ? " and its unguided twin" : "", picture / 1e9);
+    return tsar_fail(err, TSAR_ROOM, "%s: its weights take %.2f GB of memory%s, and this machine has %.2f GB to give (take %s%sa machine with more)", l->path,
+                     weights / 1e9, more, (double)room / 1e9, generates && !c->rope_2d && weights < (double)room ? "a smaller --grid, or " : "",
+                     generates && guided && weights < (double)room ? "--cfg 1, or " : "");
+}
+
+/* ------------------------------------------------------------------------------------------------------ opening, closing */
+
 static const char *lookup_file(const void *source, const char *key) { return tsar_file_meta(source, key); }
+
+/* The grid of given codes if the model can take it, else `grid`, else the model's own. */
+static tsar_status choose_grid(tsar_config *c, const size_t of_codes[2], const size_t *grid, tsar_error *err)
+{
+    if (c->has_gpt && of_codes[0] && of_codes[1] && of_codes[0] <= TSAR_MAX_DIM / of_codes[1] && tsar_config_grid(c, of_codes, NULL) == TSAR_OK) return TSAR_OK;
+    return grid ? tsar_config_grid(c, grid, err) : TSAR_OK;
+}
 
 /* From an open file into an empty model. */
 static tsar_status load_model(tsar_model *m, loader *l, tsar_error *err)
 {
     tsar_status status = tsar_config_read(&m->config, lookup_file, l->file, l->path, err);
+    if (status == TSAR_OK) status = choose_grid(&m->config, l->needs->grid, l->grid, err);
     if (status != TSAR_OK) return status;
     l->known = tsar_alloc(tsar_file_count(l->file), 1, "the list of tensors", err);
     if (!l->known) return TSAR_ROOM;
     status = tsar_weights(&m->config, NULL, check_weight, l, err);
     if (status == TSAR_OK) status = check_unknown(l, err);
+    if (status == TSAR_OK) status = check_room(m, l, err);
     if (status == TSAR_OK) status = tsar_model_allocate(m, err);
     l->parts = m->parts &= l->parts;
     if (status == TSAR_OK) status = tsar_weights(&m->config, m, load_weight, l, err);
@@ -793,11 +871,17 @@ static tsar_status load_model(tsar_model *m, loader *l, tsar_error *err)
 
 tsar_status tsar_model_open(tsar_model **model, const char *path, unsigned parts, size_t threads, tsar_error *err)
 {
+    const tsar_needs needs = { .parts = parts };
+    return tsar_model_open_for(model, path, &needs, NULL, threads, err);
+}
+
+tsar_status tsar_model_open_for(tsar_model **model, const char *path, const tsar_needs *needs, const size_t *grid, size_t threads, tsar_error *err)
+{
     *model = NULL;
     if (threads < 1 || threads > 1024) return tsar_fail(err, TSAR_USAGE, "the number of threads is %zu, which must be from 1 to 1024", threads);
     tsar_model *m = tsar_alloc(1, sizeof *m, "a model", err);
     if (!m) return TSAR_ROOM;
-    loader l = { .path = path, .parts = parts };
+    loader l = { .path = path, .needs = needs, .grid = grid, .parts = needs->parts };
     tsar_status status = tsar_file_open(&l.file, path, err);
     if (status == TSAR_OK) status = load_model(m, &l, err);
     tsar_file_close(l.file);
@@ -822,21 +906,6 @@ tsar_status tsar_model_needs(const tsar_model *model, unsigned part, const char 
     while (i < 4 && !(part >> i & 1u)) i++;
     if (model->parts & part) return TSAR_OK;
     return tsar_fail(err, TSAR_INPUT, "the model has no %s: it cannot %s", names[i], what);
-}
-
-double tsar_sequence_bytes(const tsar_config *config, size_t prefix)
-{
-    const size_t columns = config->columns + (config->eol >= 0 ? 1 : 0), hd = config->dim / config->n_head;
-    const double positions = (double)prefix + (double)config->rows * (double)columns;
-    return 2 * (double)config->n_layer * (double)config->n_kv_head * (double)hd * positions * (double)sizeof(double);
-}
-
-tsar_status tsar_memory_check(double bytes, const char *what, tsar_error *err)
-{
-    uint64_t room;
-    if (!tsar_memory_room(&room) || bytes <= (double)room) return TSAR_OK;
-    return tsar_fail(err, TSAR_ROOM, "%s take %.2f GB, and this machine has %.2f GB to give (take a smaller --grid, or --cfg 1, or a machine with more)",
-                     what, bytes / 1e9, (double)room / 1e9);
 }
 
 /* A prompt alone is generated from: its codes then feed the tokenizer. */
@@ -867,20 +936,6 @@ tsar_status tsar_needs_of(tsar_needs *needs, const char *path, tsar_error *err)
         if (inputs[i].is_grid && tensor->rank == 2) memcpy(needs->grid, tensor->shape, sizeof needs->grid);
     }
     tsar_file_close(file);
-    return status;
-}
-
-tsar_status tsar_model_open_for(tsar_model **model, const char *path, const tsar_needs *needs, const size_t *grid, size_t threads, tsar_error *err)
-{
-    tsar_status status = tsar_model_open(model, path, needs->parts, threads, err);
-    if (status != TSAR_OK) return status;
-    if ((*model)->config.has_gpt && needs->grid[0] && needs->grid[1] && needs->grid[0] <= TSAR_MAX_DIM / needs->grid[1] &&
-        tsar_config_grid(&(*model)->config, needs->grid, NULL) == TSAR_OK)
-        return TSAR_OK;
-    if (grid) status = tsar_config_grid(&(*model)->config, grid, err);
-    if (status == TSAR_OK) return TSAR_OK;
-    tsar_model_close(*model);
-    *model = NULL;
     return status;
 }
 
