@@ -25,8 +25,9 @@ def function(module, name):
 
 
 STORAGES = {t: stand_in("torch", n) for t, n in (("F32", "FloatStorage"), ("F64", "DoubleStorage"), ("F16", "HalfStorage"), ("I64", "LongStorage"),
-                                                 ("I8", "CharStorage"), ("U8", "ByteStorage"), ("C64", "ComplexFloatStorage"), ("Q8", "QInt8Storage"))}
-SIZE = {"F32": 4, "F64": 8, "F16": 2, "I64": 8, "I8": 1, "U8": 1, "C64": 8, "Q8": 1}
+                                                 ("I8", "CharStorage"), ("U8", "ByteStorage"), ("C64", "ComplexFloatStorage"), ("Q8", "QInt8Storage"),
+                                                 ("BF16", "BFloat16Storage"))}
+SIZE = {"F32": 4, "F64": 8, "F16": 2, "BF16": 2, "I64": 8, "I8": 1, "U8": 1, "C64": 8, "Q8": 1}
 REBUILD = function("torch._utils", "_rebuild_tensor_v2")
 QUANTISED = function("torch._utils", "_rebuild_qtensor")
 
@@ -259,8 +260,8 @@ def halves(rows, hd):
     return [rows[h + j] for h in range(0, len(rows), hd) for j in list(range(0, hd, 2)) + list(range(1, hd, 2))]
 
 
-def tensor_of(rows, shape):
-    return ("F32", shape, b"".join(rows))
+def tensor_of(rows, shape, like=("F32",)):
+    return (like[0], shape, b"".join(rows))
 
 
 def hugging_face(meta, weights, names, per_head=False):
@@ -275,7 +276,7 @@ def hugging_face(meta, weights, names, per_head=False):
             rows, base = numbers_of(tensor), "model." + short.replace("attention.wqkv.weight", "self_attn.")
             for part, first, n, turn in (("q", 0, H, 1), ("k", H, K, 1), ("v", H + K, K, 0)):
                 mine = rows[first * hd : (first + n) * hd]
-                out[base + part + "_proj.weight"] = tensor_of(halves(mine, hd) if turn else mine, [n * hd, d])
+                out[base + part + "_proj.weight"] = tensor_of(halves(mine, hd) if turn else mine, [n * hd, d], tensor)
         elif "_norm." in short and ".attention." in short:
             items = [tensor[2][i : i + 4] for i in range(0, len(tensor[2]), 4)]
             rows = [halves(items[r * hd : (r + 1) * hd], hd) for r in range(g)]
@@ -358,6 +359,51 @@ def t5(weights, heads, width):
     return out
 
 
+def janus_models(janus, vq, synth, publish, llama_config, told, folder):
+    """Janus-1.3B is one safetensors file with a whole language_config; Pro-1B one pickle and Pro-7B two with an index, in bfloat16, whose language_config leaves
+    out what LlamaConfig has as its defaults: with 32 heads all of it but the layers and the vocabulary (QUIRKS-janus 1 and 9)."""
+    both = dict(vq, **janus)
+    both["vq_l2_norm"] = "1"
+    pro = dict(both, dim="64", n_head="32", n_kv_head="32", text_template="janus-pro")
+
+    def published(name, keys, dtype):
+        weights = synth(name, keys, dtype)
+        tensors = hugging_face(keys, weights, GEN + LLAMA)
+        tensors = collections.OrderedDict((n if n.startswith("gen_") else "language_model." + n, t) for n, t in tensors.items())
+        tensors.update((n.replace("vq.", "gen_vision_model.", 1), t) for n, t in weights.items() if n.startswith("vq."))
+        for n in ("language_model.lm_head.weight", "vision_model.vision_tower.norm.weight", "vision_model.vision_tower.blocks.0.attn.qkv.bias",
+                  "aligner.layers.0.weight"):
+            tensors[n] = ("F32", [4], bytes(16))
+        return tensors
+
+    def config(keys, language):
+        mlp = lambda width: {"cls": "MlpProjector", "params": {"depth": 2, "input_dim": width, "n_embed": int(keys["dim"]), "projector_type": "mlp_gelu"}}
+        head = {"image_token_embed": int(keys["image_head"]), "image_token_size": int(keys["codebook_size"]), "n_embed": int(keys["dim"])}
+        return {"aligner_config": dict(mlp(1024), model_type="aligner"), "gen_aligner_config": dict(mlp(8), model_type="gen_aligner"),
+                "gen_head_config": {"cls": "vision_head", "model_type": "gen_head", "params": head}, "architectures": ["MultiModalityCausalLM"],
+                "gen_vision_config": {"cls": "VQ-16", "model_type": "gen_vision", "params": {"image_token_size": 16384, "n_embed": 8}},
+                "language_config": language, "model_type": "multi_modality", "torch_dtype": "bfloat16", "transformers_version": "4.33.1",
+                "vision_config": {"cls": "CLIPVisionTower", "params": {"image_size": 384, "select_layer": -1}}}
+
+    ids = told(janus, "grid_h", "grid_w", "bos", "pad", "boi")
+    publish("janus", published("janus", both, "f32"), config(both, llama_config(janus, "llama")))
+    print("janus", ids, sep="\t")
+    sizes = {"hidden_size": 64, "intermediate_size": 24, "num_attention_heads": 32, "num_key_value_heads": 32}
+    language = {"max_position_embeddings": 16384, "model_type": "llama", "num_hidden_layers": 2, "torch_dtype": "bfloat16", "vocab_size": 40}
+    for name, parts, more in (("janus_pro_1b", 1, sizes), ("janus_pro_7b", 2, {})):
+        tensors = published(name, pro, "bf16")
+        names, place = list(tensors), os.path.join(folder, name)
+        files = ["pytorch_model.bin"] if parts == 1 else ["pytorch_model-%05d-of-%05d.bin" % (k + 1, parts) for k in range(parts)]
+        os.mkdir(place)
+        json.dump(config(pro, dict(language, **more)), open(os.path.join(place, "config.json"), "w"))
+        for k, file in enumerate(files):
+            save(os.path.join(place, file), collections.OrderedDict((n, Tensor(tensors[n][1], tensors[n][2], tensors[n][0])) for n in names[k::parts]))
+        index = {"metadata": {"total_size": 1}, "weight_map": {n: files[i % parts] for i, n in enumerate(names)}}
+        if parts > 1:
+            json.dump(index, open(os.path.join(place, "pytorch_model.bin.index.json"), "w"))
+        print(name, ids + " text_template=janus-pro", sep="\t")
+
+
 def families(folder, tsar):
     """For each family a synthetic model NAME.model and the same weights in NAME, as they are published."""
     idle = {"rope": "1d", "dim": "32", "n_layer": "2", "n_head": "4", "n_kv_head": "4", "ffn_hidden": "24", "norm_eps": "1e-05", "rope_base": "10000"}
@@ -376,9 +422,9 @@ def families(folder, tsar):
     text = {"t5_vocab": "1700", "t5_dim": "16", "t5_n_layer": "2", "t5_n_head": "3", "t5_head_dim": "6", "t5_ffn_hidden": "20", "t5_buckets": "8",
             "t5_max_distance": "20", "t5_norm_eps": "1e-06"}
 
-    def synth(name, keys):
+    def synth(name, keys, dtype="f32"):
         path = os.path.join(folder, name + ".model")
-        subprocess.run([tsar, "synth", "-o", path, "--quiet", "seed=5"] + ["%s=%s" % k for k in keys.items()], check=True)
+        subprocess.run([tsar, "synth", "-o", path, "--quiet", "--dtype", dtype, "seed=5"] + ["%s=%s" % k for k in keys.items()], check=True)
         return read_safetensors(path)[1]
 
     def told(keys, *names):
@@ -425,16 +471,7 @@ def families(folder, tsar):
     names = ("pad", "bos", "eos", "img", "boi", "eoi", "eol", "eof")
     publish("emu3", hugging_face(emu3, synth("emu3", emu3), LLAMA), llama_config(emu3, "Emu3", **{n + "_token_id": int(emu3[n]) for n in names}), 3)
     print("emu3", told(emu3, "codebook_size", "grid_h", "grid_w"), sep="\t")
-    both = dict(vq, **janus)
-    both["vq_l2_norm"] = "1"
-    weights = synth("janus", both)
-    tensors = hugging_face(janus, weights, GEN + LLAMA)
-    tensors = collections.OrderedDict((n if n.startswith("gen_") else "language_model." + n, t) for n, t in tensors.items())
-    tensors.update((n.replace("vq.", "gen_vision_model.", 1), t) for n, t in weights.items() if n.startswith("vq."))
-    for n in ("language_model.lm_head.weight", "vision_model.vision_tower.norm.weight", "aligner.layers.0.weight"):
-        tensors[n] = ("F32", [4], bytes(16))
-    publish("janus", tensors, {"model_type": "multi_modality", "language_config": llama_config(janus, "llama")})
-    print("janus", told(janus, "grid_h", "grid_w", "bos", "pad", "boi"), sep="\t")
+    janus_models(janus, vq, synth, publish, llama_config, told, folder)
     weights = taming(synth("vqgan", dict(vq, vq_attn="mid")), 3)
     os.mkdir(os.path.join(folder, "vqgan"))
     save(os.path.join(folder, "vqgan", "pytorch_model.bin"), {"epoch": 1, "state_dict": dict({n: Tensor(t[1], t[2]) for n, t in weights.items()},

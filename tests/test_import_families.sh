@@ -71,8 +71,10 @@ lumina='arch=lumina-mgpt rope=1d rope_base=5000 norm_eps=1e-06 image_base=4 bos=
 check "lumina_gqa_hf" official lumina_gqa_hf "$lumina" codebook_size=77 eoi=81 boi=82 sep=90 eol=101 size_base=102 grid_h=6 grid_w=2 seed=42
 check "lumina_gqa_hf in bfloat16" official lumina_gqa_hf "$lumina --dtype bf16" codebook_size=77 eoi=81 boi=82 sep=90 eol=101 size_base=102 grid_h=6 grid_w=2 \
     seed=42 --dtype bf16
-check "emu3" official emu3 'arch=emu3 norm_eps=1e-05 rope=1d rope_base=1000000 dim=64 n_layer=2 n_head=4 n_kv_head=2 ffn_hidden=192 codebook_size=96 grid_h=3
-    grid_w=4 seed=41 pad=40 eol=41 eof=42 bos=43 eos=44 img=45 boi=46 eoi=47 vocab_size=144 image_base=48' codebook_size=96 grid_h=3 grid_w=4 seed=41
+emu3='arch=emu3 norm_eps=1e-05 rope=1d rope_base=1000000 dim=64 n_layer=2 n_head=4 n_kv_head=2 ffn_hidden=192 codebook_size=96 grid_h=3
+    grid_w=4 seed=41 pad=40 eol=41 eof=42 bos=43 eos=44 img=45 boi=46 eoi=47 vocab_size=144 image_base=48'
+check "emu3" official emu3 "$emu3" codebook_size=96 grid_h=3 grid_w=4 seed=41
+check "emu3 in bfloat16" official emu3 "$emu3 --dtype bf16" codebook_size=96 grid_h=3 grid_w=4 seed=41 --dtype bf16
 check "flan" official flan 't5_vocab=160 t5_dim=32 t5_n_layer=3 t5_n_head=4 t5_head_dim=8 t5_ffn_hidden=80 t5_buckets=32 t5_max_distance=128 seed=11
     t5_norm_eps=1e-06' seed=11
 check_end
