@@ -1,31 +1,51 @@
 /* libFuzzer targets, one for each parser of files but the checkpoints' (fuzz_import.c): the bytes become a file, the parser opens it. Built by fuzz.sh with
- * -DTARGET=1 ... and run for a minute each. */
+ * -DTARGET=1 ... and run for a minute each, with the corpus as the last argument: there some put seeds that fit their model. */
 #include "../tsar.h"
+#include "fuzz.h"
 
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 enum { CONTAINER = 1, MODEL, TRACE, PICTURE, FEATURES, PROMPT, TOKENIZER, SPIECE, CAPTION, VERIFY };
 
 #define INPUT "fuzz.tmp"
 
-int LLVMFuzzerInitialize(int *argc, char ***argv);
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+static tsar_model *model; /* what TRACE, FEATURES, PROMPT and VERIFY need */
 
-static tsar_model *model; /* what TRACE, FEATURES and PROMPT need */
+#ifdef HEADERS
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t room, unsigned seed);
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t room, unsigned seed) { return fuzz_mutate_header(data, size, room, seed); }
+#endif
+
+/* A trace of the model and the record of a generation: what is behind their headers fits it. */
+static void write_traces(const char *corpus)
+{
+    int64_t ids[] = { 0, 100, 1 }, codes[16], step_of[16];
+    double logits[16 * 16];
+    char path[512];
+    tsar_error err;
+    tsar_inputs inputs = { .text = ids, .n_text = 3, .codes = codes, .h = 4, .w = 4 };
+    const tsar_prompt prompt = { .text = ids, .n_text = 3 };
+    tsar_settings settings = tsar_settings_default(model);
+    tsar_result result = { .codes = codes, .step_of = step_of, .logits = logits };
+    tsar_status status = tsar_generate(model, &prompt, &settings, 1, &result, NULL, NULL, &err);
+    (void)snprintf(path, sizeof path, "%s/trace", corpus);
+    if (status == TSAR_OK) status = tsar_trace_write(model, &inputs, NULL, TARGET == VERIFY, path, &err);
+    (void)snprintf(path, sizeof path, "%s/record", corpus);
+    if (status == TSAR_OK) status = tsar_record_write(path, model, &prompt, &settings, &result, 0, "tsar generate", &err);
+    if (status != TSAR_OK) abort();
+}
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     static const char *const t2i[] = { "arch=llamagen-t2i", "dim=16", "n_layer=1", "n_head=2", "n_kv_head=2", "ffn_hidden=8", "norm_eps=1e-5", "rope=2d",
                                        "codebook_size=16", "grid_h=4", "grid_w=4", "cond_tokens=3", "caption_dim=4", "seed=2" };
     static const char *const text[] = { "arch=token-shuffle", "dim=16", "n_layer=1", "n_head=2", "n_kv_head=2", "ffn_hidden=8", "norm_eps=1e-5", "rope=1d",
-                                        "codebook_size=16", "grid_h=4", "grid_w=4", "shuffle=1", "text_vocab=300", "seed=2" };
+                                        "codebook_size=16", "grid_h=4", "grid_w=4", "shuffle=1", "text_vocab=260", "seed=2" };
     const char *const *settings = TARGET == FEATURES ? t2i : text;
     const char *keys[14], *values[14];
     static char copy[14][32];
+    char path[512];
     tsar_error err;
-    (void)argc, (void)argv;
     for (size_t i = 0; i < 14; i++) {
         strcpy(copy[i], settings[i]);
         keys[i] = copy[i];
@@ -33,7 +53,10 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
         *equals = '\0';
         values[i] = equals + 1;
     }
-    if (tsar_synth(INPUT, keys, values, 14, TSAR_F32, &err) != TSAR_OK || tsar_model_open(&model, INPUT, TSAR_PART_ALL, 1, &err) != TSAR_OK) abort();
+    (void)snprintf(path, sizeof path, "%s/model", (*argv)[*argc - 1]);
+    const char *const file = TARGET == MODEL ? path : INPUT;
+    if (tsar_synth(file, keys, values, 14, TSAR_BF16, &err) != TSAR_OK || tsar_model_open(&model, file, TSAR_PART_ALL, 1, &err) != TSAR_OK) abort();
+    if (TARGET == TRACE || TARGET == VERIFY) write_traces((*argv)[*argc - 1]);
     return 0;
 }
 

@@ -13,7 +13,8 @@ mkdir -p "$dir"
 flags='-std=c99 -ffp-contract=off -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -DTSAR_NO_PNG -D_FILE_OFFSET_BITS=64'
 rm -rf "$dir/objects" "$dir/library.a"
 mkdir -p "$dir/objects"
-for file in tsar.c vq.c sampler.c weights/*.c weights/files/*.c tests/trace.c tests/rounded.c tests/judge.c tests/decisions.c tests/verify.c tests/report.c tests/selfcheck.c; do
+for file in tsar.c vq.c sampler.c weights/*.c weights/files/*.c tests/trace.c tests/rounded.c tests/judge.c tests/decisions.c tests/verify.c tests/report.c tests/selfcheck.c \
+    weights/train/run.c weights/train/tape.c weights/train/ops.c weights/train/vq.c weights/train/codes.c weights/train/scenes.c weights/train/shapes.c; do
     # shellcheck disable=SC2086
     clang $flags -fsanitize=fuzzer-no-link -c "$file" -o "$dir/objects/$(echo "$file" | tr '/' '_').o" || exit 1
 done
@@ -29,15 +30,16 @@ fuzz() { # name, source, number of the target in it, seeds
     mkdir -p "$work/corpus"
     [ "$name" != tokenizer ] || cp "$dir/emu3_vision_tokens.txt" "$work/"
     for seed in "$@"; do cp "$seed" "$work/corpus/"; done
+    case $name in container | model | trace | verify) headers=-DHEADERS ;; *) headers= ;; esac
     # shellcheck disable=SC2086 # flags are words
-    if ! clang $flags -fsanitize=fuzzer -DTARGET="$number" "tests/$source" "$dir/library.a" -o "$work/fuzz" -lm; then
+    if ! clang $flags -fsanitize=fuzzer $headers -DTARGET="$number" "tests/$source" "$dir/library.a" -o "$work/fuzz" -lm; then
         failed=$((failed + 1))
         return
     fi
     # files are written a thousand times a second: in memory, where there is room for that
     run=$(mktemp -d /dev/shm/tsar_fuzz.XXXXXX 2>/dev/null) || run=$work
     [ ! -f "$work/emu3_vision_tokens.txt" ] || [ "$run" = "$work" ] || cp "$work/emu3_vision_tokens.txt" "$run/"
-    if (cd "$run" && "$root/$work/fuzz" -max_total_time="$seconds" -max_len=20000 -rss_limit_mb=2048 -timeout=20 -verbosity=0 -print_final_stats=1 -artifact_prefix="$root/$work/" \
+    if (cd "$run" && "$root/$work/fuzz" -max_total_time="$seconds" -max_len=100000 -rss_limit_mb=2048 -timeout=20 -verbosity=0 -print_final_stats=1 -artifact_prefix="$root/$work/" \
         "$root/$work/corpus" >"$root/$work/log.txt" 2>&1); then
         echo "ok $name: $(sed -n 's/stat::number_of_executed_units: */executed /p' "$work/log.txt")"
         passed=$((passed + 1))
@@ -53,8 +55,8 @@ fuzz() { # name, source, number of the target in it, seeds
 printf 'P6\n# note\n2 1\n255\nabcdef' >"$dir/seed.ppm"
 for form in pt legacy.pt; do { printf '\000'; cat "tests/checkpoints/small.$form"; } >"$dir/seed.$form"; done
 fuzz container fuzz.c 1 tests/vectors/zipar_s1.safetensors
-fuzz model fuzz.c 2 tests/vectors/zipar_s1.safetensors
-fuzz trace fuzz.c 3 tests/vectors/zipar_s1.safetensors
+fuzz model fuzz.c 2
+fuzz trace fuzz.c 3
 fuzz picture fuzz.c 4 "$dir/seed.ppm"
 fuzz features fuzz.c 5 tests/checkpoints/small.npy
 fuzz prompt fuzz.c 6
@@ -71,6 +73,9 @@ fuzz tokenizer fuzz.c 7 "$dir/seed.tiktoken" "$dir/seed.json" $tokenizers
 fuzz spiece fuzz.c 8 tests/spiece/ok_*.model tests/spiece/bad_charsmap_*.model
 printf 'A red car, a 16x9 photo of b2b http://example.com/x.jpg (free shipping) #123' >"$dir/seed.caption"
 fuzz caption fuzz.c 9 "$dir/seed.caption"
-fuzz verify fuzz.c 10 tests/vectors/zipar_s1.safetensors
+fuzz verify fuzz.c 10
+fuzz trainer_checkpoint fuzz_train.c 1
+fuzz trainer_codes fuzz_train.c 2
+fuzz trainer_tokenizer fuzz_train.c 3
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
