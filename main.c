@@ -1,7 +1,7 @@
 /* The command line (SPEC 9): the only file that prints or exits. Commands and flags (weights/flags.c) stand in two tables, from
  * which the parser, the short and long help and the manual page (tsar --man) are made, so that no flag can be missing anywhere. What a command
  * does beyond reading, calling and printing is in the library. */
-#include "weights/flags.h"
+#include "weights/paths.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -129,52 +129,6 @@ static tsar_status open_model(const arguments *a, const tsar_needs *needs, tsar_
     return status;
 }
 
-/* What is read besides the operands: the model, the file that it takes its tokenizer from, and the files that flags name. */
-typedef struct {
-    char model[PATH_ROOM], lender[PATH_ROOM];
-    const char *paths[8];
-    size_t n;
-} input_list;
-
-static tsar_status list_inputs(input_list *list, const arguments *a, tsar_error *err)
-{
-    static const int flags[] = { O_CAPTION, O_INPUTS, O_IMAGE, O_LIKE, O_PROMPTS };
-    tsar_file *file = NULL;
-    memset(list, 0, sizeof *list);
-    tsar_status status = a->at[O_LIKE].text ? TSAR_OK : find_model(a, list->model, sizeof list->model, err);
-    if (status == TSAR_OK) status = tsar_file_open(&file, a->at[O_LIKE].text ? a->at[O_LIKE].text : list->model, err);
-    if (status != TSAR_OK) return status;
-    if (!a->at[O_LIKE].text) list->paths[list->n++] = list->model;
-    if (tsar_file_lender(file)) {
-        (void)snprintf(list->lender, sizeof list->lender, "%s", tsar_file_lender(file));
-        list->paths[list->n++] = list->lender;
-    }
-    for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++)
-        if (a->at[flags[i]].text) list->paths[list->n++] = a->at[flags[i]].text;
-    tsar_file_close(file);
-    return TSAR_OK;
-}
-
-/* Refuses, before the work, a file that cannot be written, or that is read. */
-static tsar_status check_output(const arguments *a, const char *const *inputs, size_t n, tsar_error *err)
-{
-    const char *const output = a->at[O_OUTPUT].text;
-    tsar_error reason = { "" };
-    tsar_status status = a->at[O_FORCE].text ? TSAR_OK : tsar_output_names(&output, 1, inputs, n, &reason);
-    if (status != TSAR_OK && (tsar_options[O_FORCE].commands & a->command)) return tsar_fail(err, status, "%s, or replace it with --force", reason.text);
-    if (status != TSAR_OK) return tsar_fail(err, status, "%s", reason.text);
-    return tsar_output_check(output, err);
-}
-
-/* The same where a model is read, and an operand that is a file. */
-static tsar_status check_output_of_model(const arguments *a, tsar_error *err)
-{
-    input_list list;
-    tsar_status status = list_inputs(&list, a, err);
-    if (status == TSAR_OK && a->n) list.paths[list.n++] = a->operands[0];
-    return status == TSAR_OK ? check_output(a, list.paths, list.n, err) : status;
-}
-
 /* A safetensors file of one tensor. */
 static tsar_status write_tensor(const char *path, const tsar_values *tensor, tsar_error *err)
 {
@@ -215,6 +169,7 @@ typedef struct {
     tsar_result result;
     uint8_t *rgb;       /* [H][W][3]; NULL without a tokenizer */
     int64_t *frame;     /* [gh][gw], codes of an unfinished picture */
+    size_t *frames, *decoded; /* of each image under way: frames that were written; codes that the last one showed */
     tsar_job job;       /* its files */
     size_t images, H, W;
     char *done;            /* [images]: it is there from an earlier run, which this one resumes */
@@ -234,6 +189,8 @@ static void close_generation(generation *g)
     tsar_free(g->result.passes);
     tsar_free(g->rgb);
     tsar_free(g->frame);
+    tsar_free(g->frames);
+    tsar_free(g->decoded);
     tsar_job_close(&g->job);
     tsar_free(g->done);
     if (g->a && !g->a->model) tsar_model_close(g->model);
@@ -324,6 +281,7 @@ static tsar_status describe_job(generation *g, tsar_error *err)
     job->files[TSAR_JOB_PICTURE] = g->model->config.has_vq ? picture : NULL;
     job->files[TSAR_JOB_CODES] = at[O_CODES].text;
     job->files[TSAR_JOB_ORDER_MAP] = at[O_ORDER_MAP].text;
+    job->frames = at[O_FRAMES].text, job->ending = PICTURE_ENDING;
     return tsar_job_open(job, err);
 }
 
@@ -342,23 +300,21 @@ static tsar_status open_result(generation *g, size_t I, int with_logits, tsar_er
     if (!c->has_vq) return TSAR_OK;
     g->H = c->grid_h * c->vq_factor, g->W = c->grid_w * c->vq_factor;
     if (!(g->rgb = tsar_alloc(g->H, 3 * g->W, "a picture", err))) return TSAR_ROOM;
+    if (!(g->frames = tsar_alloc(I, sizeof *g->frames, "frames", err)) || !(g->decoded = tsar_alloc(I, sizeof *g->decoded, "frames", err))) return TSAR_ROOM;
     return (g->frame = tsar_alloc(N, sizeof *g->frame, "a frame", err)) ? TSAR_OK : TSAR_ROOM;
 }
 
-static tsar_status name_frame(char path[PATH_ROOM], const generation *g, size_t image, size_t pass, tsar_error *err)
+/* The frame of image i of those under way, if this pass decoded something of it. */
+static tsar_status write_frame(generation *g, const tsar_progress *p, size_t i, tsar_error *err)
 {
-    char number[32] = "";
-    if (g->images > 1) (void)snprintf(number, sizeof number, "%zu-", image);
-    const int length = snprintf(path, PATH_ROOM, "%s/frame-%s%04zu" PICTURE_ENDING, g->a->at[O_FRAMES].text, number, pass);
-    return length > 0 && (size_t)length < PATH_ROOM ? TSAR_OK : tsar_fail(err, TSAR_USAGE, "--frames: the name is too long");
-}
-
-static tsar_status write_frame(generation *g, const int64_t *codes, int are_labels, size_t image, size_t pass, tsar_error *err)
-{
-    char path[PATH_ROOM];
-    tsar_status status = tsar_job_frame(g->model, codes, are_labels, g->frame, g->rgb, err);
-    if (status == TSAR_OK) status = name_frame(path, g, image, pass, err);
-    return status == TSAR_OK ? tsar_image_write(path, g->rgb, g->H, g->W, NULL, NULL, 0, err) : status;
+    const tsar_config *c = &g->model->config;
+    const size_t N = c->grid_h * c->grid_w;
+    const tsar_job_frame frame = { p->first_image + i, g->frames[i], p->codes + i * N, c->n_coarse && !p->fine };
+    size_t decoded = 0;
+    for (size_t k = 0; k < N; k++) decoded += frame.codes[k] >= 0;
+    if (decoded == g->decoded[i] && !p->fine) return TSAR_OK;
+    g->decoded[i] = decoded, g->frames[i]++;
+    return tsar_job_save_frame(&g->job, &frame, g->frame, g->rgb, err);
 }
 
 /* Tokens of all images; the time that the first prompt took has no say in what is left. */
@@ -381,11 +337,9 @@ static void show_tokens(generation *g, const tsar_progress *p)
 static tsar_status on_pass(void *context, const tsar_progress *p, tsar_error *err)
 {
     generation *g = context;
-    const tsar_config *c = &g->model->config;
     tsar_status status = TSAR_OK;
     if (has_bar(g->a)) show_tokens(g, p);
-    for (size_t i = 0; g->a->at[O_FRAMES].text && status == TSAR_OK && i < p->images; i++)
-        status = write_frame(g, p->codes + i * c->grid_h * c->grid_w, c->n_coarse && !p->fine, p->first_image + i, p->pass, err);
+    for (size_t i = 0; g->job.frames && status == TSAR_OK && i < p->images; i++) status = write_frame(g, p, i, err);
     return status;
 }
 
@@ -404,6 +358,7 @@ static tsar_status run_generation(generation *g, size_t first, size_t count, tsa
     const double start = tsar_seconds();
     if (g->made == 0) g->start = start;
     g->settings.first_image = first;
+    for (size_t i = 0; g->frames && i < count; i++) g->frames[i] = g->decoded[i] = 0;
     const tsar_status status = tsar_generate(g->model, &g->prompt, &g->settings, count, &g->result, on_pass, g, err);
     erase_bar();
     g->made += count;
@@ -433,15 +388,16 @@ static tsar_status save_image(generation *g, size_t i, tsar_error *err)
 /* Refuses files that could only fail when the work is done, and looks for those that are there already. */
 static tsar_status check_files(generation *g, tsar_error *err)
 {
-    input_list inputs;
-    char frame[PATH_ROOM];
-    tsar_status status = list_inputs(&inputs, g->a, err);
+    char model[PATH_ROOM];
+    tsar_names *names = NULL;
+    tsar_status status = find_model(g->a, model, sizeof model, err);
+    if (status == TSAR_OK) status = tsar_names_open(&names, err);
+    if (status == TSAR_OK) status = tsar_paths_read(names, g->a, model, err);
     if (status == TSAR_OK && !(g->done = tsar_alloc(g->images, 1, "the list of images", err))) status = TSAR_ROOM;
-    if (status == TSAR_OK) status = tsar_job_check(&g->job, inputs.paths, inputs.n, g->a->at[O_RESUME].text ? g->done : NULL, err);
+    if (status == TSAR_OK) status = tsar_job_check(&g->job, names, g->a->at[O_RESUME].text ? g->done : NULL, err);
     for (size_t i = 0; status == TSAR_OK && i < g->images; i++) g->pending -= g->done[i] != 0;
-    if (status != TSAR_OK || !g->a->at[O_FRAMES].text) return status;
-    status = name_frame(frame, g, g->images - 1, 0, err);
-    return status == TSAR_OK ? tsar_output_check(frame, err) : status;
+    tsar_names_close(names);
+    return status;
 }
 
 /* Refuses what the model cannot give. */
@@ -613,8 +569,7 @@ static tsar_status run_encode(const arguments *a, tsar_error *err)
     uint8_t *rgb = NULL;
     int64_t *codes = NULL;
     size_t H = 0, W = 0;
-    tsar_status status = check_output_of_model(a, err);
-    if (status == TSAR_OK) status = open_model(a, &tokenizer_alone, &model, err);
+    tsar_status status = open_model(a, &tokenizer_alone, &model, err);
     if (status == TSAR_OK) status = read_picture(model, a->operands[0], &rgb, &H, &W, err);
     if (status == TSAR_OK && !(codes = tsar_alloc(H / model->config.vq_factor, W / model->config.vq_factor * sizeof *codes, "codes", err))) status = TSAR_ROOM;
     if (status == TSAR_OK) status = tsar_vq_encode(model, rgb, H, W, codes, NULL, err);
@@ -662,9 +617,7 @@ static tsar_status run_decode(const arguments *a, tsar_error *err)
     uint8_t *rgb = NULL;
     size_t h = 0, w = 0, factor = 1;
     const char *const keys[] = { "Software" }, *const values[] = { "tsar " TSAR_VERSION };
-    tsar_status status = tsar_image_name_check(a->at[O_OUTPUT].text, err);
-    if (status == TSAR_OK) status = check_output_of_model(a, err);
-    if (status == TSAR_OK) status = open_model(a, &tokenizer_alone, &model, err);
+    tsar_status status = open_model(a, &tokenizer_alone, &model, err);
     if (status == TSAR_OK && !model->config.has_vq) status = tsar_fail(err, TSAR_INPUT, "the model has no image tokenizer (vq.*): it cannot decode");
     if (status == TSAR_OK) status = read_codes(model, a->operands[0], &codes, &h, &w, err);
     if (status == TSAR_OK) {
@@ -765,7 +718,6 @@ static tsar_status run_trace(const arguments *a, tsar_error *err)
     tsar_status status = a->at[O_INPUTS].text ? tsar_needs_of(&needs, a->at[O_INPUTS].text, err) : TSAR_OK;
     if (!a->at[O_INPUTS].text && (is_conditioned(a) || !a->at[O_IMAGE].text)) needs.parts = TSAR_PART_ALL;
     status = status == TSAR_OK ? open_generation(&g, a, &needs, 1, err) : status;
-    if (status == TSAR_OK) status = check_output_of_model(a, err);
     if (status == TSAR_OK) status = read_trace_inputs(&g, &inputs, err);
     if (status == TSAR_OK) status = complete_tokens(&g, &inputs, err);
     if (status == TSAR_OK) status = tsar_trace_write(g.model, &inputs, a->at[O_ONLY].text, a->at[O_INSIDE].text != NULL, a->at[O_OUTPUT].text, err);
@@ -804,7 +756,6 @@ static tsar_status run_score(const arguments *a, tsar_error *err)
     needs.parts = TSAR_PART_GPT | TSAR_PART_FINE | TSAR_PART_TEXT | TSAR_PART_T5;
     needs.generates = 1, needs.cfg = a->at[O_CFG].text ? a->at[O_CFG].real : 1;
     status = status == TSAR_OK ? open_generation(&g, a, &needs, 1, err) : status;
-    if (status == TSAR_OK && a->at[O_OUTPUT].text) status = check_output_of_model(a, err);
     if (status == TSAR_OK) status = read_score_inputs(&g, &inputs, err);
     if (status == TSAR_OK) status = read_codes(g.model, a->operands[0], &codes, &h, &w, err);
     if (status == TSAR_OK && (h != g.model->config.grid_h || w != g.model->config.grid_w))
@@ -978,13 +929,6 @@ static tsar_status run_verify(const arguments *a, tsar_error *err)
 
 /* -------------------------------------------------------------------------- 6. model files: synth, import, cluster */
 
-/* Whether an operand is KEY=VALUE: what stands in front of '=' looks like a key of SPEC 2. */
-static int is_setting(const char *text)
-{
-    const size_t length = strspn(text, "abcdefghijklmnopqrstuvwxyz_0123456789");
-    return length > 0 && text[length] == '=';
-}
-
 /* Keys and values: those of `file`, if any, and the operands key=value, the last one of each key. */
 typedef struct {
     const char **keys, **values;
@@ -1011,7 +955,7 @@ static tsar_status open_keys(key_list *list, const arguments *a, const tsar_file
     for (size_t i = 0; file && i < tsar_file_meta_count(file); i++, list->n++) /* no key of a file stands there twice */
         tsar_file_meta_at(file, i, &list->keys[i], &list->values[i]);
     for (size_t i = 0; i < a->n; i++) {
-        char *equals = is_setting(a->operands[i]) ? strchr(a->operands[i], '=') : NULL;
+        char *equals = tsar_is_setting(a->operands[i]) ? strchr(a->operands[i], '=') : NULL;
         if (!equals) continue;
         *equals = 0;
         put_key(list, a->operands[i], equals + 1);
@@ -1035,9 +979,8 @@ static tsar_status run_synth(const arguments *a, tsar_error *err)
     if (type == 3) return tsar_fail(err, TSAR_USAGE, "--dtype %s: give f32, bf16 or f16", wanted);
     if (a->n == 0 && !like) return tsar_fail(err, TSAR_USAGE, "tsar synth needs key=value arguments or --like FILE");
     for (size_t i = 0; i < a->n; i++)
-        if (!is_setting(a->operands[i])) return tsar_fail(err, TSAR_USAGE, "%s: give the configuration as key=value, for example dim=64", a->operands[i]);
-    tsar_status status = check_output(a, &like, 1, err);
-    if (status == TSAR_OK && like) status = tsar_file_open(&file, like, err);
+        if (!tsar_is_setting(a->operands[i])) return tsar_fail(err, TSAR_USAGE, "%s: give the configuration as key=value, for example dim=64", a->operands[i]);
+    tsar_status status = like ? tsar_file_open(&file, like, err) : TSAR_OK;
     if (status == TSAR_OK && like && a->n == 0) { /* nothing but the file can be wrong */
         tsar_config config;
         status = tsar_config_read(&config, look_up_key, file, like, err);
@@ -1056,12 +999,11 @@ static tsar_status run_import(const arguments *a, tsar_error *err)
     const char **paths = tsar_alloc(a->n, sizeof *paths, "the list of files", err);
     if (!paths) return TSAR_ROOM;
     for (size_t i = 0; i < a->n; i++)
-        if (!is_setting(a->operands[i])) paths[n++] = a->operands[i];
+        if (!tsar_is_setting(a->operands[i])) paths[n++] = a->operands[i];
     const char *dtype = a->at[O_DTYPE].text;
     tsar_status status = n ? TSAR_OK : tsar_fail(err, TSAR_USAGE, "tsar import needs at least one checkpoint file");
     if (status == TSAR_OK && dtype && strcmp(dtype, "bf16") != 0)
         status = tsar_fail(err, TSAR_USAGE, "--dtype %s: import keeps the bits as they are, or rounds them to bf16", dtype);
-    if (status == TSAR_OK) status = check_output(a, paths, n, err);
     if (status == TSAR_OK) status = open_keys(&list, a, NULL, err);
     if (status == TSAR_OK)
         status = tsar_import(paths, n, a->at[O_OUTPUT].text, list.keys, list.values, list.n, dtype ? TSAR_BF16 : TSAR_DTYPES, print_note, (void *)a, err);
@@ -1072,8 +1014,6 @@ static tsar_status run_import(const arguments *a, tsar_error *err)
 
 static tsar_status run_cluster(const arguments *a, tsar_error *err)
 {
-    const tsar_status status = check_output_of_model(a, err);
-    if (status != TSAR_OK) return status;
     return tsar_cluster_write(a->at[O_MODEL].text, a->at[O_OUTPUT].text, (size_t)a->at[O_LABELS].count, a->at[O_SEED].count, thread_count(a), print_note,
                               (void *)a, err);
 }
@@ -1301,6 +1241,16 @@ static int print_general(const char *text)
     return 1;
 }
 
+/* Before the work: no output is read, and each can be written. */
+static tsar_status check_paths(const arguments *a, tsar_error *err)
+{
+    char model[PATH_ROOM];
+    const int has_model = (tsar_options[O_MODEL].commands & a->command) != 0 && a->at[O_OUTPUT].text;
+    tsar_status status = has_model ? find_model(a, model, sizeof model, err) : TSAR_OK;
+    if (status == TSAR_OK && a->command == DECODE) status = tsar_image_name_check(a->at[O_OUTPUT].text, err);
+    return status == TSAR_OK ? tsar_paths_check(a, has_model ? model : NULL, err) : status;
+}
+
 static tsar_status run(int argc, char **argv, tsar_error *err)
 {
     arguments a = { 0 };
@@ -1320,6 +1270,7 @@ static tsar_status run(int argc, char **argv, tsar_error *err)
         return TSAR_OK;
     }
     status = tsar_self_check(err);
+    if (status == TSAR_OK) status = check_paths(&a, err);
     return status == TSAR_OK ? commands[i].run(&a, err) : status;
 }
 

@@ -244,11 +244,20 @@ tsar_status tsar_output_write(tsar_output *output, const void *bytes, size_t cou
 tsar_status tsar_output_commit(tsar_output *output, tsar_error *err); /* releases it also when it fails */
 void tsar_output_abandon(tsar_output *output);                        /* releases it; accepts NULL */
 
-/* Before work whose result would be lost: whether a file of this name can be written now; and TSAR_USAGE if two of n outputs are one file,
- * or one of them is one of the inputs (NULL: left out). */
+/* Before work whose result would be lost: whether a file of this name can be written now. */
 tsar_status tsar_output_check(const char *path, tsar_error *err);
-tsar_status tsar_output_names(const char *const *outputs, size_t n, const char *const *inputs, size_t n_inputs, tsar_error *err);
-int tsar_path_same(const char *a, const char *b); /* whether two names stand for one file, which need not exist yet */
+
+/* Which files a command reads and writes (weights/files/names.c), whatever they are called: by relative names, symbolic or hard links. Devices and
+ * standard output are left out. */
+typedef struct tsar_names tsar_names;
+tsar_status tsar_names_open(tsar_names **names, tsar_error *err);
+void tsar_names_close(tsar_names *names); /* accepts NULL */
+/* A file that is read, or a folder, with every file that is in it now: a tsar_path_fn whose context is the names. */
+typedef tsar_status (*tsar_path_fn)(void *context, const char *path, tsar_error *err);
+tsar_status tsar_names_read(void *names, const char *path, tsar_error *err);
+/* A file that is written: TSAR_USAGE if it is read, or written already. may_write asks without adding it. */
+tsar_status tsar_names_write(tsar_names *names, const char *path, tsar_error *err);
+tsar_status tsar_names_may_write(const tsar_names *names, const char *path, tsar_error *err);
 
 /* For the caller's signal handlers (the library installs none): removes the temporary files of all outputs that are open, up to 16. Safe in a
  * handler, at any moment; what is left to do then is to end the process. */
@@ -260,6 +269,7 @@ void tsar_output_clean(void);
  * exist (a closed one reads and writes with an error), and arguments in UTF-8 on Windows, where main's are not. */
 size_t tsar_path_folder(const char *path);
 int tsar_path_is_readable(const char *path);
+int tsar_path_is_file(const char *path); /* a regular one, not a folder, device or FIFO */
 double tsar_seconds(void);
 double tsar_processor_seconds(void);
 size_t tsar_threads_possible(size_t threads);
@@ -949,6 +959,8 @@ typedef struct {
     size_t n_flags;
     size_t images;
     const char *files[TSAR_JOB_KINDS];  /* names to write, or of which FILE-I is made for image I of several; NULL: not wanted */
+    const char *frames;                 /* folder of the pictures after every pass: frame-0000.png, frame-I-0000.png; NULL: not wanted */
+    const char *ending;                 /* of their names: ".png" */
     char *command;                      /* owned: what makes the same bytes again, in the text of pictures and codes */
 } tsar_job;
 typedef struct {
@@ -959,14 +971,15 @@ tsar_status tsar_job_open(tsar_job *job, tsar_error *err); /* makes its command 
 void tsar_job_close(tsar_job *job);
 /* The names of the files of one image. */
 tsar_status tsar_job_names(tsar_job_files *files, const tsar_job *job, size_t image, tsar_error *err);
-/* Before the work: all names can be written, none twice, and none is one of n inputs. done [images] tells which images are there from
- * a run of the same command, which need not be made again; NULL: not asked. */
-tsar_status tsar_job_check(const tsar_job *job, const char *const *inputs, size_t n, char *done, tsar_error *err);
+/* Before the work: all names can be written, none twice, and none of them is read (names: what is). done [images] tells which images are there,
+ * frames and all, from a run of the same command, which need not be made again; NULL: not asked. */
+tsar_status tsar_job_check(const tsar_job *job, tsar_names *names, char *done, tsar_error *err);
 /* Writes the files of image i of a result, with its picture rgb (NULL if none is wanted). */
 tsar_status tsar_job_save(const tsar_job *job, const tsar_prompt *prompt, const tsar_result *result, size_t i, const uint8_t *rgb, tsar_error *err);
-/* An unfinished picture rgb of codes [gh][gw] (are_labels: coarse labels, shown by the lowest code of their cluster), -1 where nothing is decoded:
- * these cells become grey. room [gh][gw] is scratch. */
-tsar_status tsar_job_frame(const tsar_model *model, const int64_t *codes, int are_labels, int64_t *room, uint8_t *rgb, tsar_error *err);
+/* Writes frame `frame` of an image, counted from 0: its unfinished picture, of codes [gh][gw] (are_labels: coarse labels, shown by the lowest code of their
+ * cluster), -1 where nothing is decoded: these cells become grey. room [gh][gw], rgb [H][W][3]: scratch. */
+typedef struct { size_t image, frame; const int64_t *codes; int are_labels; } tsar_job_frame;
+tsar_status tsar_job_save_frame(const tsar_job *job, const tsar_job_frame *frame, int64_t *room, uint8_t *rgb, tsar_error *err);
 
 /* A list of prompts (weights/prompts.c): one on each line, or one JSON object on each line with "prompt" and, where wanted, "seed" and "n" (other members
  * are left alone); blank lines hold none. Each prompt is a command of its own, so that a list gives the bytes of as many single commands on as many machines. */
@@ -1107,6 +1120,9 @@ typedef void (*tsar_note_fn)(void *context, const char *line);
  * dtype TSAR_BF16 in place of TSAR_DTYPES, rounded to nearest even. */
 tsar_status tsar_import(const char *const *paths, size_t n_paths, const char *path, const char *const *keys, const char *const *values, size_t n,
                         tsar_dtype dtype, tsar_note_fn note, void *context, tsar_error *err);
+
+/* Tells every file that tsar_import may read of these operands: they themselves (a folder as it is), shards, and what lies beside. */
+tsar_status tsar_import_inputs(const char *const *paths, size_t n, tsar_path_fn tell, void *context, tsar_error *err);
 
 /* A caption file for a t2i model: safetensors with `caption` and `mask`, or .npy features [1][n][caption_dim] or [n][caption_dim], n <= cond_tokens,
  * padded on the left. caption [cond_tokens][caption_dim] and mask [cond_tokens] are the caller's to tsar_free. */

@@ -103,7 +103,7 @@ static void encode_text(const uint8_t *data, size_t size)
 /* A published byte-pair tokenizer: tokenizer.json, or tiktoken's ranks beside Emu3's special tokens. What it makes of a text, it can say again. */
 static void open_tokenizer(void)
 {
-    static const char text[] = "A cat on 12 red chairs, isn't it?\n  \xC3\xA9\xE7\x8C\xAB <s>";
+    static const char text[] = "A cat on 12 red chairs, isn't it?\n  \xC3\xA9\xE7\x8C\xAB e\xCC\x81 <s><sentinel:1><0x0A>IMGIMGABCZ 345\xCD\xBE!?";
     tsar_error err;
     tsar_bpe bpe;
     int64_t *ids;
@@ -152,7 +152,13 @@ static void verify_trace(void)
 {
     tsar_error err;
     tsar_verify_counts counts;
-    const tsar_verify_options options = { .rtol = -1 };
+    tsar_settings settings = tsar_settings_default(model);
+    const tsar_verify_options options = { .rtol = -1, .precision = TSAR_DTYPES, .settings = &settings };
+    tsar_file *file;
+    if (tsar_file_open(&file, INPUT, &err) != TSAR_OK) return;
+    const tsar_status status = tsar_record_settings(&settings, &settings.first_image, file, &err);
+    tsar_file_close(file);
+    if (status != TSAR_OK) return;
     (void)tsar_verify(model, INPUT, &options, look_away, NULL, &counts, &err);
 }
 

@@ -48,7 +48,8 @@ static tsar_status write_codes(const char *path, tsar_error *err)
 
 static tsar_status write_tokenizer(const char *path, tsar_error *err)
 {
-    static const char *const keys[] = { "vq_ch", "vq_ch_mult", "vq_res_blocks", "vq_z_channels", "vq_embed_dim", "vq_l2_norm", "vq_groups", "codebook_size", "seed" };
+    static const char *const keys[] = { "vq_ch",      "vq_ch_mult", "vq_res_blocks", "vq_z_channels", "vq_embed_dim",
+                                        "vq_l2_norm", "vq_groups",  "codebook_size", "seed" };
     static const char *const values[] = { "2", "1,1,1", "1", "2", "2", "1", "1", "4", "2" };
     return tsar_synth(path, keys, values, sizeof keys / sizeof *keys, TSAR_F32, err);
 }

@@ -7,7 +7,7 @@ NM=${NM:-nm}
 table='
 files/base
 files/decimal files/system files/json
-files/source files/output
+files/source files/output files/names
 files/zip files/pickle files/safetensors files/picture
 files/torch
 files/checkpoint
@@ -24,6 +24,7 @@ job
 import_settings import_names
 import_config import_text import_infer
 import
+paths
 tests/selfcheck tests/trace tests/bench
 tests/judge
 tests/report tests/rounded

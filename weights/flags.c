@@ -12,15 +12,15 @@
 
 const option tsar_options[OPTIONS] = {
     /* in the order of the enum above */
-    { "model", 'm', "MODEL", IS_TEXT, 0, 0, GENERATE | ENCODE | DECODE | TRACE | VERIFY | CLUSTER | SCORE | TEXT, VERIFY | CLUSTER,
+    { "model", 'm', "MODEL", IS_READ, 0, 0, GENERATE | ENCODE | DECODE | TRACE | VERIFY | CLUSTER | SCORE | TEXT, VERIFY | CLUSTER,
       "model file; all but verify and cluster take the shipped " SHIPPED_MODEL " without it, from weights/ beside the program or from the data directory" },
-    { "output", 'o', "FILE", IS_TEXT, 0, 0, GENERATE | ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER | SCORE, ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER,
+    { "output", 'o', "FILE", IS_WRITTEN, 0, 0, GENERATE | ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER | SCORE, ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER,
       "file to write; pictures are PNG or PPM by its ending (generate: out" PICTURE_ENDING
       ", or with --codes no picture; with -n above 1 image I is out-I" PICTURE_ENDING ")" },
     { "prompt", 'p', "PROMPT", IS_TEXT, 0, 0, CONDITIONED, 0, "text prompt; llamagen-t2i needs the T5 encoder, in the model or by --text-model" },
     { "prompt-ids", 0, "IDS", IS_TEXT, 0, 0, CONDITIONED, 0, "the whole prefix as ids, <bos> (0) and <soi> (1) included: 0,7,1" },
     { "class", 0, "N", IS_COUNT, 0, INT32_MAX, CONDITIONED, 0, "class, for llamagen-c2i models" },
-    { "caption", 0, "FEATURES", IS_TEXT, 0, 0, CONDITIONED, 0,
+    { "caption", 0, "FEATURES", IS_READ, 0, 0, CONDITIONED, 0,
       "caption features, for llamagen-t2i models: safetensors with caption and mask, or LlamaGen's own .npy" },
     { "images", 'n', "IMAGES", IS_COUNT, 1, 1000000, GENERATE, 0, "number of images (1)" },
     { "seed", 0, "N", IS_COUNT, 0, UINT64_MAX, SAMPLES | VERIFY | CLUSTER, 0, "seed of the random numbers (0)" },
@@ -33,16 +33,16 @@ const option tsar_options[OPTIONS] = {
     { "greedy", 0, NULL, IS_SWITCH, 0, 0, SAMPLES | VERIFY, 0, "take the most probable code instead of drawing" },
     { "decode", 0, "ORDER", IS_TEXT, 0, 0, SAMPLED, 0,
       "raster: one fused token in each pass; zipar:W[,first-row|,authors]: several rows at once with window W; zipar-adaptive:W (raster)" },
-    { "codes", 0, "FILE", IS_TEXT, 0, 0, GENERATE, 0,
+    { "codes", 0, "FILE", IS_WRITTEN, 0, 0, GENERATE, 0,
       "write codes, logits (after guidance), step_of and, with coarse-to-fine, coarse, the inputs and every setting to a safetensors file; with -n above 1, FILE-I" },
     { "frames", 0, "DIR", IS_TEXT, 0, 0, GENERATE, 0,
       "write the picture after every pass, what is not decoded yet in grey, to DIR, which must exist: frame-0000" PICTURE_ENDING
       ", or frame-I-0000" PICTURE_ENDING " with -n above 1" },
-    { "order-map", 0, "FILE", IS_TEXT, 0, 0, GENERATE, 0,
+    { "order-map", 0, "FILE", IS_WRITTEN, 0, 0, GENERATE, 0,
       "write a heat map of the pass that decoded each fused token, with its scale; with -n above 1, FILE-I" },
     { "show", 0, NULL, IS_SWITCH, 0, 0, GENERATE | DECODE, 0, "show the picture on standard output, in a terminal with 24-bit colour" },
-    { "inputs", 0, "FILE", IS_TEXT, 0, 0, TRACE, 0, "take input.* from a safetensors file; codes that it lacks are generated" },
-    { "image", 0, "FILE", IS_TEXT, 0, 0, TRACE, 0, "trace the image tokenizer on this picture (binary PPM, - is standard input)" },
+    { "inputs", 0, "FILE", IS_READ, 0, 0, TRACE, 0, "take input.* from a safetensors file; codes that it lacks are generated" },
+    { "image", 0, "FILE", IS_READ, 0, 0, TRACE, 0, "trace the image tokenizer on this picture (binary PPM, - is standard input)" },
     { "inside", 0, NULL, IS_SWITCH, 0, 0, TRACE, 0, "also the tensors inside of blocks: .q, .k, .v, .attn, .h, .ffn" },
     { "only", 0, "PATTERN", IS_TEXT, 0, 0, TRACE, 0, "inputs, and of the other tensors those whose name fits: gpt.block.*; ? is one letter (all)" },
     { "rtol", 0, "R", IS_REAL, 0, 0, VERIFY, 0,
@@ -51,23 +51,23 @@ const option tsar_options[OPTIONS] = {
     { "strict", 0, NULL, IS_SWITCH, 0, 0, VERIFY, 0, "near-ties are differences" },
     { "other-random", 0, NULL, IS_SWITCH, 0, 0, VERIFY, 0, "decoding: the file's random numbers are others; only whether each code was allowed is judged" },
     { "json", 0, NULL, IS_SWITCH, 0, 0, VERIFY, 0, "print one JSON object" },
-    { "like", 0, "FILE", IS_TEXT, 0, 0, SYNTH, 0, "take the configuration of a safetensors file; key=value arguments override it" },
+    { "like", 0, "FILE", IS_READ, 0, 0, SYNTH, 0, "take the configuration of a safetensors file; key=value arguments override it" },
     { "dtype", 0, "TYPE", IS_TEXT, 0, 0, SYNTH | IMPORT, 0, "f32, bf16 or f16 (f32); import: bf16 rounds the weights to it (unchanged)" },
     { "labels", 'k', "K", IS_COUNT, 1, INT32_MAX, CLUSTER, CLUSTER, "number of coarse labels" },
     { "threads", 0, "N", IS_COUNT, 1, MAX_THREADS, COMPUTES, 0, "threads, which never change a result (all of the machine's, if built with OMP=1)" },
     { "negative-ids", 0, "IDS", IS_TEXT, 0, 0, CONDITIONED, 0,
       "the whole prefix of the sequence that guidance subtracts, of any length, for models of ids (by the model's own rule)" },
-    { "prompts", 0, "FILE", IS_TEXT, 0, 0, GENERATE, 0,
+    { "prompts", 0, "FILE", IS_READ, 0, 0, GENERATE, 0,
       "a list of prompts, one on each line, or a JSON object on each line with prompt, seed and n (- is standard input); line I, from 0, has the seed --seed + I unless "
       "it has its own, and the picture -o FOLDER/0000I" PICTURE_ENDING " or, with a picture's name, -o NAME-0000I" PICTURE_ENDING },
     { "shard", 0, "I/N", IS_TEXT, 0, 0, GENERATE, 0, "of the list only every N-th prompt from I on, 0/N to N-1/N or 1/N to N/N, to spread it over N machines" },
     { "resume", 0, NULL, IS_SWITCH, 0, 0, GENERATE, 0,
-      "go on with images that were interrupted: those whose file is there, with the same command in its text, are left as they are (PNG or --codes)" },
+      "go on with images that were interrupted: those whose files are there, frames too, with the same command in their text, are left as they are (PNG or --codes)" },
     { "force", 0, NULL, IS_SWITCH, 0, 0, IMPORT | CLUSTER, 0, "let the output replace a file that is read" },
     { "grid", 0, "HxW", IS_TEXT, 0, 0, GENERATE | TRACE | VERIFY | SCORE | INFO, 0,
       "rows and columns of codes instead of the model's, for models with rope=1d (the codes of a file that is read decide before it)" },
     { "negative", 0, "TEXT", IS_TEXT, 0, 0, CONDITIONED, 0, "negative prompt, for emu3 models (the published one)" },
-    { "text-model", 0, "T5", IS_TEXT, 0, 0, CONDITIONED, 0, "model file with the text encoder, for llamagen-t2i models that hold none" },
+    { "text-model", 0, "T5", IS_READ, 0, 0, CONDITIONED, 0, "model file with the text encoder, for llamagen-t2i models that hold none" },
     { "show-ids", 0, NULL, IS_SWITCH, 0, 0, GENERATE, 0, "print the ids that the prompt became, on a line of standard output" },
     { "raw-prompt", 0, NULL, IS_SWITCH, 0, 0, CONDITIONED | TEXT, 0, "take the prompt as it is: no cleaning of captions (LlamaGen), no suffix (Emu3)" },
     { "template", 0, NULL, IS_SWITCH, 0, 0, TEXT, 0, "the ids of the whole prefix, by the template of the model's family" },
@@ -75,6 +75,12 @@ const option tsar_options[OPTIONS] = {
     { "quiet", 'q', NULL, IS_SWITCH, 0, 0, EVERY, 0, "print no progress and no notes" },
     { "help", 'h', NULL, IS_SWITCH, 0, 0, EVERY, 0, "print help: tsar -h in short, tsar --help with all flags, tsar COMMAND --help for one command" },
 };
+
+int tsar_is_setting(const char *operand)
+{
+    const size_t length = strspn(operand, "abcdefghijklmnopqrstuvwxyz_0123456789");
+    return length > 0 && operand[length] == '=';
+}
 
 /* Decimal digits only, at most `most`. */
 int tsar_parse_count(const char *text, uint64_t most, uint64_t *out)
@@ -115,6 +121,8 @@ static tsar_status set_option(arguments *a, int index, const char *text, tsar_er
         if (parse_real(v->text, &v->real)) return TSAR_OK;
         return tsar_fail(err, TSAR_USAGE, "--%s %s: give a finite decimal number", o->name, v->text);
     case IS_TEXT:
+    case IS_READ:
+    case IS_WRITTEN:
         if (*v->text || index == O_PROMPT) return TSAR_OK;
         return tsar_fail(err, TSAR_USAGE, "--%s: its value is empty; give %s", o->name, o->value);
     default: return TSAR_OK;

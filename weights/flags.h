@@ -22,7 +22,7 @@ enum { O_MODEL, O_OUTPUT, O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_IMAGES, 
        O_RAW_PROMPT, O_TEMPLATE, O_TO_TEXT, O_QUIET, O_HELP, OPTIONS };
 /* clang-format on */
 
-typedef enum { IS_SWITCH, IS_TEXT, IS_COUNT, IS_INTEGER, IS_REAL } option_kind;
+typedef enum { IS_SWITCH, IS_TEXT, IS_COUNT, IS_INTEGER, IS_REAL, IS_READ, IS_WRITTEN } option_kind; /* READ, WRITTEN: the name of a file that is */
 
 typedef struct {
     const char *name;
@@ -33,9 +33,6 @@ typedef struct {
     unsigned commands, required; /* masks: which take it, which need it */
     const char *help;
 } option;
-
-
-
 
 typedef struct {
     const char *text;
@@ -68,6 +65,8 @@ extern const option tsar_options[OPTIONS];
 int tsar_parse_count(const char *text, uint64_t most, uint64_t *out);
 /* The arguments behind a command: flags into a->at, the rest into a->operands. TSAR_USAGE for what does not fit. */
 tsar_status tsar_parse_arguments(arguments *a, const command *c, int argc, char **argv, tsar_error *err);
+/* Whether an operand is KEY=VALUE: what stands in front of '=' looks like a key of SPEC 2. */
+int tsar_is_setting(const char *operand);
 /* A comma-separated list of ids: *ids [*n] is the caller's to tsar_free. */
 tsar_status tsar_parse_ids(const char *flag, const char *text, int64_t **ids, size_t *n, tsar_error *err);
 

@@ -713,6 +713,38 @@ static tsar_status write_model(tsar_importer *im, const tsar_config *config, con
 
 /* ------------------------------------------------------------------------------------------------------------------ import */
 
+/* What may lie beside a file of this path. */
+static tsar_status tell_beside(const char *path, tsar_path_fn tell, void *context, tsar_error *err)
+{
+    const size_t folder = tsar_path_folder(path);
+    tsar_status status = TSAR_OK;
+    for (size_t i = 0; status == TSAR_OK && tsar_import_beside[i]; i++) {
+        char *beside = tsar_alloc(folder + strlen(tsar_import_beside[i]) + 1, 1, "a path", err);
+        if (!beside) return TSAR_ROOM;
+        memcpy(beside, path, folder);
+        strcpy(beside + folder, tsar_import_beside[i]);
+        if (tsar_path_is_file(beside)) status = tell(context, beside, err);
+        tsar_free(beside);
+    }
+    return status;
+}
+
+tsar_status tsar_import_inputs(const char *const *paths, size_t n, tsar_path_fn tell, void *context, tsar_error *err)
+{
+    tsar_status status = TSAR_OK;
+    for (size_t i = 0; status == TSAR_OK && i < n; i++) {
+        tsar_file_list list;
+        status = tell(context, paths[i], err);
+        if (status == TSAR_OK) status = tsar_file_list_open(&list, paths[i], err);
+        if (status != TSAR_OK) return status;
+        for (size_t k = 0; status == TSAR_OK && k < list.n; k++) status = tell(context, list.paths[k], err);
+        for (size_t k = 0; status == TSAR_OK && k < list.n; k++) status = tell_beside(list.paths[k], tell, context, err);
+        if (status == TSAR_OK) status = tell_beside(paths[i], tell, context, err);
+        tsar_file_list_close(&list);
+    }
+    return status;
+}
+
 static const char *look_up(const void *source, const char *key) { return tsar_import_get(source, key); }
 
 /* A configuration that is wrong because of a value that the command line gave is the command line's fault, which the error then names. */

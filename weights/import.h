@@ -125,6 +125,8 @@ tsar_status tsar_import_infer_all(tsar_importer *im);
 
 /* --------------------------------------------------------------------------------- tokenizers of text (import_text.c) */
 
+extern const char *const tsar_import_beside[]; /* files that are read where they lie beside a checkpoint; NULL behind the last */
+
 /* Finds and reads what the model's family has beside its checkpoints, once arch is known. */
 tsar_status tsar_import_text(tsar_importer *im);
 tsar_status tsar_import_check_text(const tsar_importer *im, const tsar_config *config); /* its ids are those of the model */

@@ -6,6 +6,10 @@
 
 enum { MAX_SPIECE = 1 << 27 };
 
+const char *const tsar_import_beside[] = {
+    "config.json", "text_tokenizer.json", "tokenizer.json", "emu3.tiktoken", "emu3_vision_tokens.txt", "spiece.model", NULL
+};
+
 /* What the published models call theirs, by arch; the best first. */
 static const struct {
     const char *arch, *file;

@@ -101,28 +101,79 @@ static const char *place_of(char place[PLACE], const tsar_job *job, size_t image
     return place;
 }
 
+/* DIR/frame-0007.png, with several images DIR/frame-3-0007.png */
+static tsar_status frame_name(char path[TSAR_JOB_PATH], const tsar_job *job, size_t image, size_t frame, tsar_error *err)
+{
+    char number[32] = "";
+    if (job->images > 1) (void)snprintf(number, sizeof number, "%lu-", (unsigned long)image);
+    const int length = snprintf(path, TSAR_JOB_PATH, "%s/frame-%s%04lu%s", job->frames, number, (unsigned long)frame, job->ending);
+    return length > 0 && length < TSAR_JOB_PATH ? TSAR_OK : tsar_fail(err, TSAR_USAGE, "--frames %s: the name is too long", job->frames);
+}
+
+/* "7", "35, the last" */
+static const char *frame_text(char text[PLACE], size_t frame, int is_last)
+{
+    (void)snprintf(text, PLACE, "%lu%s", (unsigned long)frame, is_last ? ", the last" : "");
+    return text;
+}
+
+/* Every pass decodes a token at least, and stage two of CTF is one more. */
+static size_t most_frames(const tsar_job *job) { return job->frames ? job->model->config.tokens + 1 : 0; }
+
+/* Whether a picture is of this image and command. */
+static int is_of(const tsar_job *job, const char *picture, size_t image)
+{
+    char place[PLACE];
+    return tsar_image_has_text(picture, "Command", job->command) && tsar_image_has_text(picture, "Image", place_of(place, job, image));
+}
+
+/* Whether all frames of an image are there, from the first to the one that says that it is the last. */
+static int has_frames(const tsar_job *job, size_t image)
+{
+    char path[TSAR_JOB_PATH], text[PLACE];
+    for (size_t k = 0; k < most_frames(job); k++) {
+        if (frame_name(path, job, image, k, NULL) != TSAR_OK || !is_of(job, path, image)) return 0;
+        if (tsar_image_has_text(path, "Frame", frame_text(text, k, 1))) return 1;
+        if (!tsar_image_has_text(path, "Frame", frame_text(text, k, 0))) return 0;
+    }
+    return 0;
+}
+
 /* Whether all files of an image are there from a run of the same command; a picture without text counts if its codes tell. */
 static int is_done(const tsar_job *job, const tsar_job_files *files, size_t image)
 {
-    char place[PLACE];
     const char *picture = files->paths[TSAR_JOB_PICTURE], *codes = files->paths[TSAR_JOB_CODES], *map = files->paths[TSAR_JOB_ORDER_MAP];
-    const int told = picture && tsar_image_has_text(picture, "Command", job->command) && tsar_image_has_text(picture, "Image", place_of(place, job, image));
+    const int told = picture && is_of(job, picture, image);
     if (picture && !told && (tsar_image_keeps_text(picture) || !codes || !tsar_path_is_readable(picture))) return 0;
     if (codes && !has_command(codes, job->command)) return 0;
-    return (told || codes) && (!map || tsar_path_is_readable(map));
+    return (told || codes) && (!map || tsar_path_is_readable(map)) && (!job->frames || has_frames(job, image));
 }
 
-tsar_status tsar_job_check(const tsar_job *job, const char *const *inputs, size_t n, char *done, tsar_error *err)
+static tsar_status check_frames(const tsar_job *job, const tsar_names *names, size_t image, tsar_error *err)
+{
+    char path[TSAR_JOB_PATH];
+    tsar_status status = TSAR_OK;
+    for (size_t k = 0; k < most_frames(job) && status == TSAR_OK; k++) {
+        status = frame_name(path, job, image, k, err);
+        if (status == TSAR_OK) status = tsar_names_may_write(names, path, err);
+        if (status == TSAR_OK && k + 1 == most_frames(job) && (image == 0 || image + 1 == job->images)) status = tsar_output_check(path, err);
+    }
+    return status;
+}
+
+tsar_status tsar_job_check(const tsar_job *job, tsar_names *names, char *done, tsar_error *err)
 {
     tsar_job_files files;
     tsar_status status = TSAR_OK;
     for (size_t i = 0; status == TSAR_OK && i < job->images; i++) {
         status = tsar_job_names(&files, job, i, err);
-        if (status == TSAR_OK) status = tsar_output_names(files.paths, TSAR_JOB_KINDS, inputs, n, err);
+        for (int k = 0; k < TSAR_JOB_KINDS && status == TSAR_OK; k++)
+            if (files.paths[k]) status = tsar_names_write(names, files.paths[k], err);
         for (int k = 0; k < TSAR_JOB_KINDS && status == TSAR_OK && (i == 0 || i + 1 == job->images); k++) /* the last names are the longest */
             if (files.paths[k]) status = tsar_output_check(files.paths[k], err);
         if (status == TSAR_OK && done != NULL) done[i] = (char)is_done(job, &files, i);
     }
+    for (size_t i = 0; status == TSAR_OK && i < job->images; i++) status = check_frames(job, names, i, err);
     return status;
 }
 
@@ -185,13 +236,16 @@ tsar_status tsar_job_save(const tsar_job *job, const tsar_prompt *prompt, const 
     return status;
 }
 
-tsar_status tsar_job_frame(const tsar_model *model, const int64_t *codes, int are_labels, int64_t *room, uint8_t *rgb, tsar_error *err)
+/* An unfinished picture, its cells grey where nothing is decoded. */
+static tsar_status draw_frame(const tsar_job *job, const tsar_job_frame *frame, int64_t *room, uint8_t *rgb, tsar_error *err)
 {
+    const tsar_model *model = job->model;
     const tsar_config *c = &model->config;
     const size_t gw = c->grid_w, factor = c->vq_factor, H = c->grid_h * factor, W = gw * factor;
+    const int64_t *codes = frame->codes;
     for (size_t i = 0; i < c->grid_h * gw; i++) {
         size_t code = codes[i] < 0 ? 0 : (size_t)codes[i];
-        if (are_labels && codes[i] >= 0) /* its lowest member; no cluster is empty */
+        if (frame->are_labels && codes[i] >= 0) /* its lowest member; no cluster is empty */
             for (code = 0; code + 1 < c->codebook_size && model->cluster_of[code] != codes[i];) code++;
         room[i] = (int64_t)code;
     }
@@ -200,4 +254,17 @@ tsar_status tsar_job_frame(const tsar_model *model, const int64_t *codes, int ar
         for (size_t x = 0; x < gw; x++)
             if (codes[y / factor * gw + x] < 0) memset(rgb + (y * W + x * factor) * 3, GREY, 3 * factor);
     return status;
+}
+
+tsar_status tsar_job_save_frame(const tsar_job *job, const tsar_job_frame *frame, int64_t *room, uint8_t *rgb, tsar_error *err)
+{
+    static const char *const keys[] = { "Software", "Frame", "Image", "Command" };
+    const tsar_config *c = &job->model->config;
+    char path[TSAR_JOB_PATH], place[PLACE], text[PLACE];
+    int is_last = !frame->are_labels;
+    for (size_t i = 0; i < c->grid_h * c->grid_w; i++) is_last = is_last && frame->codes[i] >= 0;
+    const char *const values[] = { "tsar " TSAR_VERSION, frame_text(text, frame->frame, is_last), place_of(place, job, frame->image), job->command };
+    tsar_status status = frame_name(path, job, frame->image, frame->frame, err);
+    if (status == TSAR_OK) status = draw_frame(job, frame, room, rgb, err);
+    return status == TSAR_OK ? tsar_image_write(path, rgb, c->grid_h * c->vq_factor, c->grid_w * c->vq_factor, keys, values, 4, err) : status;
 }

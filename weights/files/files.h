@@ -5,8 +5,9 @@
  *     system.c        all that is not C99                             pickle.c      the pickle of a PyTorch file
  *     source.c        files read at any place, kinds of files         torch.c       PyTorch files and the state dicts in them
  *     output.c        files that are written whole or not at all      checkpoint.c  a checkpoint of any form, its shards and folders
- *     json.c          the one JSON reader                             npy.c         NumPy arrays
- *     safetensors.c   the container for everything                    picture.c     PPM, PNG, the typeface, order maps */
+ *     names.c         which files a command reads and writes          npy.c         NumPy arrays
+ *     json.c          the one JSON reader                             picture.c     PPM, PNG, the typeface, order maps
+ *     safetensors.c   the container for everything */
 #ifndef TSAR_FILES_H
 #define TSAR_FILES_H
 
@@ -35,6 +36,12 @@ typedef enum {
 } tsar_path_type;
 
 tsar_path_type tsar_path_kind(const char *path);  /* symbolic links are followed, here and below */
+/* Which file a name leads to, or which place in a folder, where there is none yet. 0: neither can be told. */
+typedef struct {
+    uint64_t device, file, name;
+} tsar_path_id;
+int tsar_path_identify(tsar_path_id *id, const char *path);
+int tsar_path_is_below(const char *path, const char *folder); /* in the folder, or deeper */
 int tsar_path_target(char target[TSAR_PATH_ROOM], const char *path); /* where the name's own links lead; 0: too long or too many, errno */
 int tsar_path_is_stream(const char *path);        /* written to, never replaced: a device, FIFO, socket or standard output */
 int tsar_path_room(const char *path, uint64_t *bytes); /* what the disk of a file has room for; 0: unknown */

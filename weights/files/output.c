@@ -135,17 +135,3 @@ tsar_status tsar_output_check(const char *path, tsar_error *err)
     tsar_output_abandon(output);
     return status;
 }
-
-tsar_status tsar_output_names(const char *const *outputs, size_t n, const char *const *inputs, size_t n_inputs, tsar_error *err)
-{
-    for (size_t i = 0; i < n; i++) {
-        if (outputs[i] == NULL || tsar_path_is_stream(outputs[i])) continue;
-        for (size_t k = 0; k < n_inputs; k++)
-            if (inputs[k] != NULL && tsar_path_same(outputs[i], inputs[k]))
-                return tsar_fail(err, TSAR_USAGE, "%s would be overwritten, but is read as %s: give the output another name", outputs[i], inputs[k]);
-        for (size_t k = 0; k < i; k++)
-            if (outputs[k] != NULL && tsar_path_same(outputs[i], outputs[k]))
-                return tsar_fail(err, TSAR_USAGE, "%s would be written twice, also as %s: give the outputs different names", outputs[i], outputs[k]);
-    }
-    return TSAR_OK;
-}

@@ -2,7 +2,8 @@
  *
  *     function                 for                                     POSIX                       Windows                   plain C
  *     tsar_path_kind           what a name stands for                  stat                        GetFileAttributes         fopen
- *     tsar_path_same           whether two names are one file          device and inode            GetFullPathName           the same name
+ *     tsar_path_identify       which file a name leads to              device and inode            GetFullPathName           the name itself
+ *     tsar_path_is_below       whether a file is in a folder           its folders' inodes         GetFullPathName           how the name begins
  *     tsar_path_target         where symbolic links lead               readlink                    the name itself           the name itself
  *     tsar_path_room           bytes that a disk has room for          statvfs, getrlimit          GetDiskFreeSpaceEx        unknown
  *     tsar_memory_room         bytes of memory to be had               Linux: /proc/meminfo        unknown                   unknown
@@ -145,21 +146,86 @@ static int folder_stat(const char *path, struct stat *info)
 }
 #endif
 
-int tsar_path_same(const char *a, const char *b)
+#if !defined(HAVE_POSIX) || defined(__APPLE__)
+static unsigned lower(unsigned letter) { return letter >= 'A' && letter <= 'Z' ? letter + 'a' - 'A' : letter; }
+#endif
+
+/* FNV-1a of a name; of what systems that do not tell the case of letters take for one name, the same. Never 0. */
+static uint64_t hash_name(const char *name)
+{
+    uint64_t hash = UINT64_C(0xCBF29CE484222325);
+    for (; *name; name++) {
+        unsigned byte = (unsigned char)*name;
+#if defined(__APPLE__) || defined(_WIN32)
+        byte = lower(byte);
+#endif
+        hash = (hash ^ byte) * UINT64_C(0x100000001B3);
+    }
+    return hash | 1;
+}
+
+#ifdef _WIN32
+/* The whole path of a name in UTF-8; "" if it has none. */
+static const char *whole_path(char whole[TSAR_PATH_ROOM], const char *path)
+{
+    wchar_t wide[WIDE_ROOM], full[WIDE_ROOM];
+    if (GetFullPathNameW(widen(wide, path), WIDE_ROOM, full, NULL) == 0 || WideCharToMultiByte(CP_UTF8, 0, full, -1, whole, TSAR_PATH_ROOM, NULL, NULL) == 0)
+        whole[0] = 0;
+    return whole;
+}
+#endif
+
+int tsar_path_identify(tsar_path_id *id, const char *path)
+{
+    memset(id, 0, sizeof *id);
+#ifdef HAVE_POSIX
+    char target[TSAR_PATH_ROOM];
+    struct stat info;
+    if (stat(path, &info) != 0) { /* its place: a name in a folder */
+        if (!tsar_path_target(target, path) || !folder_stat(target, &info)) return 0;
+        id->name = hash_name(target + tsar_path_folder(target));
+    }
+    id->device = (uint64_t)info.st_dev, id->file = (uint64_t)info.st_ino;
+    return 1;
+#elif defined(_WIN32)
+    char whole[TSAR_PATH_ROOM];
+    id->name = hash_name(whole_path(whole, path));
+    return whole[0] != 0;
+#else
+    id->name = hash_name(path);
+    return *path != 0;
+#endif
+}
+
+int tsar_path_is_below(const char *path, const char *folder)
 {
 #ifdef HAVE_POSIX
-    char x[TSAR_PATH_ROOM], y[TSAR_PATH_ROOM];
-    struct stat p, q;
-    const int first = stat(a, &p) == 0, second = stat(b, &q) == 0;
-    if (first && second) return p.st_dev == q.st_dev && p.st_ino == q.st_ino;
-    if (first || second || !tsar_path_target(x, a) || !tsar_path_target(y, b)) return 0;
-    return folder_stat(x, &p) && folder_stat(y, &q) && p.st_dev == q.st_dev && p.st_ino == q.st_ino &&
-           strcmp(x + tsar_path_folder(x), y + tsar_path_folder(y)) == 0; /* neither exists: the same name in the same folder */
-#elif defined(_WIN32)
-    wchar_t wide[WIDE_ROOM], x[WIDE_ROOM], y[WIDE_ROOM];
-    return GetFullPathNameW(widen(wide, a), WIDE_ROOM, x, NULL) != 0 && GetFullPathNameW(widen(wide, b), WIDE_ROOM, y, NULL) != 0 && _wcsicmp(x, y) == 0;
+    enum { DEEP = 100 };
+    char at[TSAR_PATH_ROOM];
+    struct stat wanted, here, last = { 0 };
+    if (stat(folder, &wanted) != 0 || !tsar_path_target(at, path)) return 0;
+    size_t length = tsar_path_folder(at);
+    if (length == 0) length = (size_t)(strcpy(at, "./") - at) + 2;
+    for (int i = 0; i < DEEP; i++, length += 3) { /* upwards to the root, which is its own folder */
+        at[length] = 0;
+        if (stat(at, &here) != 0 || (i > 0 && here.st_dev == last.st_dev && here.st_ino == last.st_ino)) return 0;
+        if (here.st_dev == wanted.st_dev && here.st_ino == wanted.st_ino) return 1;
+        last = here;
+        if (length + 4 > sizeof at) return 0;
+        memcpy(at + length, "../", 4);
+    }
+    return 0;
 #else
-    return strcmp(a, b) == 0;
+    char x[TSAR_PATH_ROOM], y[TSAR_PATH_ROOM];
+#ifdef _WIN32
+    whole_path(x, path), whole_path(y, folder);
+#else
+    if (strlen(path) >= sizeof x || strlen(folder) >= sizeof y) return 0;
+    strcpy(x, path), strcpy(y, folder);
+#endif
+    size_t i = 0;
+    while (y[i] && lower((unsigned char)x[i]) == lower((unsigned char)y[i])) i++;
+    return i > 0 && !y[i] && (x[i] == '/' || x[i] == '\\' || y[i - 1] == '/' || y[i - 1] == '\\');
 #endif
 }
 
@@ -251,6 +317,8 @@ FILE *tsar_system_fopen(const char *path, const char *mode)
     return fopen(path, mode);
 #endif
 }
+
+int tsar_path_is_file(const char *path) { return tsar_path_kind(path) == TSAR_PATH_FILE; }
 
 int tsar_path_is_readable(const char *path)
 {
