@@ -30,6 +30,16 @@ fi
 check 'a reference writes its files' "$python" tests/conformance/reference.py "$dir/suite" "$dir/theirs"
 check 'and passes' "$python" "$dir/suite/check.py" "$dir/suite" "$dir/theirs" --all --json "$dir/verdicts.json"
 check 'the verdicts are JSON' "$python" -c "import json; assert json.load(open('$dir/verdicts.json'))['differ'] == 0"
+# Another implementation in another framework, in two precisions.
+if "$python" -c 'import torch' 2>/dev/null; then
+    mkdir "$dir/torch"
+    for precision in float32 bfloat16; do
+        check "torch in $precision writes its file" "$python" tests/hooks/shuffle.py trace "$dir/suite/models/shuffle-s2.safetensors" \
+            "$dir/suite/cases/shuffle-s2.safetensors" "$dir/torch/shuffle-s2.safetensors" $precision
+        check "torch in $precision passes" "$python" "$dir/suite/check.py" "$dir/suite" "$dir/torch" --only shuffle-s2 --all
+    done
+    check 'products of bf16 do not pass as F32' sh -c "! '$python' '$dir/suite/check.py' '$dir/suite' '$dir/torch' --only shuffle-s2 --precision f32"
+fi
 "$python" tests/conformance/mutations.py "$dir/suite" >"$dir/mutations"
 cat "$dir/mutations"
 passed=$((passed + $(tail -n 1 "$dir/mutations" | sed 's/ passed.*//')))

@@ -162,8 +162,9 @@ def main():
                 counts[t["verdict"]] = counts.get(t["verdict"], 0) + 1
                 if args.v or t["verdict"] not in ("identical", "same", "missing") or (args.all and t["verdict"] == "missing"):
                     print(f"    {t['name']:32} {t['verdict']}{': ' if t['words'] else ''}{t['words']}{'  <== first' if t.get('first') else ''}", file=out)
-                    if result["first"] and t.get("first"):
-                        print(f"        this case catches: {'; '.join(entry['catches'])}", file=out)
+                if t.get("first"):
+                    known = [c["mistake"] for c in entry["catches"] if c["told at"] == t["name"]]
+                    print(f"        mistakes that this tensor tells: {'; '.join(known)}" if known else "", end="\n" if known else "", file=out)
         if not found:
             report.append({"case": entry["name"], "verdict": "missing", "first": None, "tensors": []})
     missing = [r["case"] for r in report if r["verdict"] == "missing"]

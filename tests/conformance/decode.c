@@ -137,6 +137,7 @@ static tsar_status put_logits_noise(const decoder *t, const double *y, double *n
                            .y = y,
                            .noisy = noisy,
                            .noisy_type = TSAR_F64,
+                           .channels = 1,
                            .p = suite_precisions[precision].p,
                            .K = rows < t->job->K ? t->job->K : rows,
                            .rtol = -1 };

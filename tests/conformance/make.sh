@@ -14,14 +14,14 @@ model() { # NAME KEY=VALUE...
     file=models/$1.safetensors
     shift
     "$tsar" synth -q "$@" -o "$out.tmp/$file"
-    printf '%s {"file": "%s", "sha256": "%s"}' "$comma" "$file" "$(digest "$out.tmp/$file")" >>"$out.tmp/models.json"
-    comma=,
+    files="$files $file"
 }
 entry() { # NAME KIND MODEL COVERS: the manifest's lines for a case that is written
     # shellcheck disable=SC2016 # awk's own dollars
-    catches=$(awk -F '\t' -v name="$1" '$1 == name { printf "%s\"%s\"", n++ ? ", " : "", $3 }' $here/mistakes.tsv)
-    printf '%s\n  {"name": "%s", "kind": "%s", "free": %s, "file": "cases/%s.safetensors", "model": "%s", "sha256": "%s",\n   "covers": "%s",\n   "catches": [%s]}' \
-        "$comma" "$1" "$2" "$free" "$1" "$3" "$(digest "$out.tmp/cases/$1.safetensors")" "$4" "$catches" >>"$out.tmp/cases.json"
+    catches=$(awk -F '\t' -v name="$1" '$1 == name { printf "%s\n    {\"mistake\": \"%s\", \"told at\": \"%s\"}", n++ ? "," : "", $3, $2 }' $here/mistakes.tsv)
+    printf '%s\n  {"name": "%s", "kind": "%s", "free": %s, "file": "cases/%s.safetensors", "model": "%s", "sha256": "%s",\n' \
+        "$comma" "$1" "$2" "$free" "$1" "$3" "$(digest "$out.tmp/cases/$1.safetensors")" >>"$out.tmp/cases.json"
+    printf '   "covers": "%s",\n   "catches": [%s]}' "$4" "$catches" >>"$out.tmp/cases.json"
     comma=,
 }
 case_of() { # NAME KIND MODEL COVERS ARGUMENT...
@@ -34,17 +34,17 @@ case_of() { # NAME KIND MODEL COVERS ARGUMENT...
 
 # ------------------------------------------------------------------------------------------------------------------------ models
 small='dim=32 n_layer=2 n_head=4 ffn_hidden=48'
-shuffled="arch=token-shuffle $small n_kv_head=2 norm_eps=1e-5 text_vocab=20 codebook_size=40 grid_h=4 grid_w=8 shuffle_blocks=2 shuffle_hidden=40"
+shuffled="arch=token-shuffle n_layer=2 n_head=4 ffn_hidden=48 n_kv_head=2 norm_eps=1e-5 text_vocab=20 codebook_size=40 grid_h=4 grid_w=8 shuffle_blocks=2 shuffle_hidden=40"
 ids="$small rope=1d vocab_size=80 image_base=10 codebook_size=40 grid_h=4 grid_w=5"
 pictures='vq_ch=8 vq_ch_mult=1,2 vq_res_blocks=1 vq_groups=4 grid_h=5 grid_w=3'
-comma=
+files=
 # shellcheck disable=SC2086 # keys are words
 {
-    model shuffle-s1 $shuffled rope=1d shuffle=1 seed=3
-    model shuffle-s2 $shuffled rope=1d shuffle=2 seed=4
-    model shuffle-s4 $shuffled rope=1d shuffle=4 seed=5
-    model shuffle-2d $shuffled rope=2d shuffle=2 eol=2 seed=6
-    model ctf $shuffled rope=1d shuffle=1 n_coarse=9 fine_dim=24 fine_n_layer=2 fine_n_head=2 fine_ffn_hidden=40 seed=7
+    model shuffle-s1 $shuffled dim=32 rope=1d shuffle=1 seed=3
+    model shuffle-s2 $shuffled dim=32 rope=1d shuffle=2 seed=4
+    model shuffle-s4 $shuffled dim=64 rope=1d shuffle=4 seed=5
+    model shuffle-2d $shuffled dim=32 rope=2d shuffle=2 eol=2 seed=6
+    model ctf $shuffled dim=32 rope=1d shuffle=1 n_coarse=9 fine_dim=24 fine_n_layer=2 fine_n_head=2 fine_ffn_hidden=40 seed=7
     model c2i arch=llamagen-c2i $small n_kv_head=4 norm_eps=1e-5 rope=2d codebook_size=40 grid_h=6 grid_w=6 num_classes=5 cond_tokens=1 seed=8
     model t2i arch=llamagen-t2i $small n_kv_head=4 norm_eps=1e-5 rope=2d codebook_size=40 grid_h=4 grid_w=5 caption_dim=12 cond_tokens=6 seed=9
     model lumina arch=lumina-mgpt $ids n_kv_head=2 norm_eps=1e-6 rope_base=5000 qk_norm=2 eol=60 seed=10
@@ -85,7 +85,8 @@ case_of sampled-s4 decode shuffle-s4 'windows of 4 x 4, drawn, cosine guidance' 
 case_of zipar-s1 decode shuffle-s1 'ZipAR, window 3: stand-ins, whose keys and values are not kept' $words greedy=1 cfg=3 decode=zipar:3
 case_of zipar-s2 decode shuffle-s2 'ZipAR with windows of codes, drawn' $words cfg=3 top_p=0.9 decode=zipar:2 seed=3
 case_of first-row decode c2i 'ZipAR that waits for the first row' class=2 greedy=1 cfg=4 decode=zipar:2,first-row
-case_of authors decode c2i 'ZipAR as its authors have it for LlamaGen: stand-in of two rows above, unfed places count; guidance of an interval' class=2 greedy=1 cfg=4 cfg_interval=2 decode=zipar:3,authors
+case_of authors decode c2i 'ZipAR as its authors have it for LlamaGen: stand-in of two rows above, unfed places count; guidance of an interval' \
+    class=2 greedy=1 cfg=4 cfg_interval=2 decode=zipar:3,authors
 case_of adaptive-s1 decode shuffle-s1 'the adaptive order: candidates are drawn, tested and replaced' $words cfg=2 decode=zipar-adaptive:1 seed=4
 case_of adaptive-2d decode shuffle-2d 'the adaptive order with a token after each row' $words cfg=2 decode=zipar-adaptive:1 seed=5
 case_of sampled-c2i decode c2i 'classes, constant guidance of an interval, drawn' class=4 cfg=2.5 cfg_interval=9 top_k=20 top_p=0.95 seed=6
@@ -101,9 +102,35 @@ case_of sampled-ctf decode ctf 'labels and codes, drawn' text=0,7,11,1 cfg=3 top
 free=false
 entry rules rules '' 'functions without a network: guidance, sampling, random numbers, decode orders, bytes'
 
+# texts: each line of texts.txt (printf's escapes) by the test tokenizers, in their published formats
+mkdir "$out.tmp/tokenizers"
+while IFS= read -r line; do
+    printf '%b' "$line" | od -An -v -tx1 | tr -d ' \n'
+    echo
+done <$here/texts.txt >"$out.tmp/texts"
+text() { # NAME FILE COVERS
+    "$write" text "$out.tmp/tokenizers/$2" "$out.tmp/cases/$1.safetensors" "$out.tmp/texts"
+    entry "$1" text "tokenizers/$2" "$3"
+}
+for name in chameleon.json deepseek.json edge.json emu3; do cp -R "tests/vectors/bpe/tok/$name" "$out.tmp/tokenizers/"; done
+cp tests/vectors/t5/ident.model tests/vectors/t5/t5like.model "$out.tmp/tokenizers/"
+text text-chameleon chameleon.json 'byte pairs of Chameleon: six splits one after the other, ids that do not follow from ranks'
+text text-deepseek deepseek.json 'byte pairs of DeepSeek-LLM (Janus): its letters, added tokens inside of words'
+text text-emu3 emu3/emu3.tiktoken 'byte pairs of Emu3: NFC, specials, whole pieces first, pairs by the rank of their product'
+text text-edge edge.json 'byte pairs at their edges: overlapping added tokens, repeated products'
+text text-ident ident.model 'SentencePiece unigram without a map of characters'
+text text-t5 t5like.model 'SentencePiece unigram with the map of nmt_nfkc'
+rm "$out.tmp/texts"
+
 cp $here/check.py $here/reference.py $here/README.md "$out.tmp/"
+comma=
+for file in $files $(cd "$out.tmp" && echo tokenizers/*.* tokenizers/emu3/*); do
+    printf '%s\n  {"file": "%s", "sha256": "%s"}' "$comma" "$file" "$(digest "$out.tmp/$file")"
+    comma=,
+done >"$out.tmp/models.json"
 {
-    printf '{"version": "%s", "rule": "SPEC 10",\n "models": [%s],\n "cases": [' "$("$tsar" --version | sed 's/^[^0-9]*//; s/ .*//')" "$(cat "$out.tmp/models.json")"
+    version=$("$tsar" --version | sed 's/^[^0-9]*//; s/ .*//')
+    printf '{"version": "%s", "rule": "SPEC 10",\n "files": [%s],\n "cases": [' "$version" "$(cat "$out.tmp/models.json")"
     cat "$out.tmp/cases.json"
     printf '\n]}\n'
 } >"$out.tmp/manifest.json"

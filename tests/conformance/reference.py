@@ -7,11 +7,15 @@ example of what an adopting project writes.
 Letters: T positions, d width, hd head_dim, n fused tokens, s side of a window; P positions of the prefix; R x C the grid of fused tokens. A Run computes one case:
 `put` keeps a tensor and, stage by stage, goes on with the suite's own given/X instead of it."""
 import argparse
+import base64
 import fnmatch
+import functools
 import json
 import os
+import re
 import struct
 import sys
+import unicodedata
 
 import numpy as np
 
@@ -690,6 +694,271 @@ class Generation:
         self.run.out["codes"] = out.reshape(labels.shape)
 
 
+# -------------------------------------------------------------------------------------------------------- texts: byte pairs
+
+SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # \s of these tokenizers: not 1C ... 1F
+ASCII_SIGNS = "!-/:-@\\[-`{-~"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+@functools.lru_cache(None)
+def category(first):
+    """The characters of a general category as ranges of a regular expression."""
+    points = [i for i in range(0x110000) if unicodedata.category(chr(i))[0] == first]
+    starts = [p for i, p in enumerate(points) if i == 0 or points[i - 1] != p - 1]
+    ends = [p for i, p in enumerate(points) if i + 1 == len(points) or points[i + 1] != p + 1]
+    return "".join(f"\\U{a:08x}-\\U{b:08x}" for a, b in zip(starts, ends))
+
+
+@functools.lru_cache(None)
+def pattern(text):
+    """An Oniguruma pattern in Python's dialect."""
+    out, inside, i = "", False, 0
+    while i < len(text):
+        step = 5 if text[i : i + 3] == "\\p{" else 2 if text[i] == "\\" else 1
+        token = text[i : i + step]
+        ranges = category(token[3]) if step == 5 else SPACES if token in ("\\s", "\\S") else None
+        out += token if ranges is None else ranges if inside else ("[^" if token == "\\S" else "[") + ranges + "]"
+        inside = (inside or token == "[") and token != "]"
+        i += step
+    return re.compile(out)
+
+
+def isolate(pieces, compiled):
+    """Every match is a piece, every gap is one."""
+    out = []
+    for piece in pieces:
+        at = 0
+        for m in compiled.finditer(piece):
+            out += [piece[at : m.start()], m.group()]
+            at = m.end()
+        out.append(piece[at:])
+    return [p for p in out if p]
+
+
+def cut_specials(parts, specials):
+    """Added tokens out of the texts among `parts`: leftmost, then longest."""
+    if not specials:
+        return parts
+    compiled, out = re.compile("|".join(re.escape(s) for s in sorted(specials, key=len, reverse=True))), []
+    for part in parts:
+        if isinstance(part, int):
+            out.append(part)
+        else:
+            for piece in isolate([part], compiled):
+                out.append(specials.get(piece, piece))
+    return out
+
+
+def merge(symbols, rank_of):
+    """The pair of the lowest rank, the leftmost among equals, one at a time."""
+    symbols = list(symbols)
+    while len(symbols) > 1:
+        ranks = [rank_of(a, b) for a, b in zip(symbols, symbols[1:])]
+        best = min((r for r in ranks if r is not None), default=None)
+        if best is None:
+            break
+        i = ranks.index(best)
+        symbols[i : i + 2] = [symbols[i] + symbols[i + 1]]
+    return symbols
+
+
+BYTES = {b: chr(b) for b in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))}
+BYTES.update({b: chr(0x100 + i) for i, b in enumerate(b for b in range(256) if b not in BYTES)})
+
+
+class TokenizerJson:
+    def __init__(self, path):
+        with open(path, encoding="utf-8") as f:
+            j = json.load(f)
+        self.vocab, self.steps = j["model"]["vocab"], j["pre_tokenizer"]["pretokenizers"]
+        merges = [m.split(" ") if isinstance(m, str) else m for m in j["model"]["merges"] if not (isinstance(m, str) and m.startswith("#version"))]
+        self.ranks = {(a, b): i for i, (a, b) in enumerate(merges)}  # of a pair that comes twice the later one
+        self.raw, self.normal = ({t["content"]: t["id"] for t in j["added_tokens"] if t["normalized"] == n} for n in (False, True))
+
+    def split(self, piece):
+        pieces = [piece]
+        for step in self.steps:
+            if step["type"] == "Split":
+                pieces = isolate(pieces, pattern(step["pattern"]["Regex"]))
+            elif step["type"] == "Digits":
+                pieces = isolate(pieces, pattern(r"\p{N}"))
+            elif step["type"] == "Punctuation":
+                pieces = isolate(pieces, pattern("[" + ASCII_SIGNS + r"\p{P}]"))
+            elif step["use_regex"]:
+                pieces = isolate(pieces, pattern(GPT2))
+        return pieces
+
+    def encode(self, text):
+        ids = []
+        for part in cut_specials(cut_specials([text.decode()], self.raw), self.normal):
+            if isinstance(part, int):
+                ids.append(part)
+                continue
+            for piece in self.split(part):
+                symbols = merge((BYTES[b] for b in piece.encode()), lambda a, b: self.ranks.get((a, b)))
+                ids += [self.vocab[s] for s in symbols]
+        return ids
+
+
+class Tiktoken:
+    def __init__(self, path):
+        with open(path, "rb") as f:
+            self.ranks = {base64.b64decode(line.split()[0]): int(line.split()[1]) for line in f if line.strip()}
+        with open(os.path.join(os.path.dirname(path), "emu3_vision_tokens.txt"), encoding="utf-8") as f:
+            vision = [line.strip() for line in f if line.strip()]
+        names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)), *vision]
+        self.specials = {name: len(self.ranks) + i for i, name in enumerate(names)}
+
+    def encode(self, text):
+        ids = []
+        for part in cut_specials([unicodedata.normalize("NFC", text.decode())], self.specials):
+            if isinstance(part, int):
+                ids.append(part)
+                continue
+            for piece in isolate([part], pattern(QWEN)):
+                piece = piece.encode()
+                if piece in self.ranks:  # a whole piece first
+                    ids.append(self.ranks[piece])
+                else:
+                    ids += [self.ranks[s] for s in merge((piece[i : i + 1] for i in range(len(piece))), lambda a, b: self.ranks.get(a + b))]
+        return ids
+
+
+# ------------------------------------------------------------------------------------------------------ texts: SentencePiece unigram
+
+
+def protobuf(data):
+    """(field, wire type, value) of a message."""
+    at = 0
+
+    def varint():
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while at < len(data):
+        key = varint()
+        field, wire = key >> 3, key & 7
+        if wire == 0:
+            yield field, wire, varint()
+        else:
+            size = varint() if wire == 2 else {1: 8, 5: 4}[wire]
+            yield field, wire, data[at : at + size]
+            at += size
+
+
+class Unigram:
+    NORMAL, UNKNOWN, USER, UNUSED = 1, 2, 4, 5
+
+    def __init__(self, path):
+        with open(path, "rb") as f:
+            model = list(protobuf(f.read()))
+        self.pieces, self.dummy, self.squeeze, self.escape, charsmap = {}, True, True, True, b""
+        scores, kinds, texts = [], [], []
+        for field, _, value in model:
+            if field == 1:
+                piece = {f: v for f, _, v in protobuf(value)}
+                texts.append(piece.get(1, b""))
+                scores.append(struct.unpack("<f", piece.get(2, b"\0\0\0\0"))[0])
+                kinds.append(piece.get(3, self.NORMAL))
+            elif field == 3:
+                spec = {f: v for f, _, v in protobuf(value)}
+                charsmap = spec.get(2, b"")
+                self.dummy, self.squeeze, self.escape = (bool(spec.get(f, 1)) for f in (3, 4, 5))
+        self.pieces = {t: (i, np.float32(scores[i])) for i, t in enumerate(texts) if kinds[i] in (self.NORMAL, self.USER)}
+        self.unknown = kinds.index(self.UNKNOWN)
+        self.least = np.float32(min(s for s, k in zip(scores, kinds) if k == self.NORMAL))
+        self.longest = max(map(len, self.pieces))
+        n = struct.unpack("<I", charsmap[:4])[0] if charsmap else 0
+        self.units, self.strings = struct.unpack(f"<{n // 4}I", charsmap[4 : 4 + n]), charsmap[4 + n :]
+
+    def replaced(self, text, at):
+        """What stands at `at` becomes: the longest match of the trie, or one character; and its bytes."""
+        best = None
+        if self.units:
+            offset = lambda u: (u >> 10) << ((u & 512) >> 6)
+            pos = offset(self.units[0])
+            for i in range(at, len(text)):
+                pos ^= text[i]
+                u = self.units[pos]
+                if u & 0x800000FF != text[i]:
+                    break
+                pos ^= offset(u)
+                if u >> 8 & 1:
+                    start = self.units[pos] & 0x7FFFFFFF
+                    best = self.strings[start : self.strings.index(b"\0", start)], i + 1 - at
+        if best:
+            return best
+        size = next(k for k in (1, 2, 3, 4) if at + k == len(text) or text[at + k] & 0xC0 != 0x80)
+        return text[at : at + size], size
+
+    def normalize(self, text):
+        units, at = [], 0
+        while at < len(text):
+            unit, size = self.replaced(text, at)
+            units.append(unit)
+            at += size
+        if self.squeeze:
+            while units and units[0] == b" ":
+                units.pop(0)
+        if not units:
+            return b""
+        meta = "\u2581".encode()
+        out, blank = (meta if self.dummy else b""), self.squeeze
+        for unit in units:
+            if self.squeeze and blank:
+                unit = unit.lstrip(b" ")
+            if unit:
+                out += unit.replace(b" ", meta)
+                blank = unit.endswith(b" ")
+        while self.squeeze and out.endswith(meta):
+            out = out[: -len(meta)]
+        return out
+
+    def encode(self, text):
+        """Viterbi in float32: a path is replaced by a strictly better one only; neighbouring unknowns are one."""
+        text = self.normalize(text)
+        n = len(text)
+        best, score = [None] * (n + 1), np.zeros(n + 1, np.float32)
+        starts = [i for i in range(n) if text[i] & 0xC0 != 0x80]
+        for i in starts:
+            size = next((j for j in starts if j > i), n) - i
+            single = False
+            for length in range(1, min(self.longest, n - i) + 1):
+                found = self.pieces.get(text[i : i + length])
+                if found:
+                    candidate = float(found[1]) + float(score[i])  # a double sum against the stored float
+                    if best[i + length] is None or candidate > float(score[i + length]):
+                        best[i + length], score[i + length] = (i, found[0]), np.float32(candidate)
+                    single |= length == size
+            if not single:
+                candidate = np.float32(self.least - np.float32(10)) + score[i]
+                if best[i + size] is None or candidate > score[i + size]:
+                    best[i + size], score[i + size] = (i, self.unknown), candidate
+        ids, at = [], n
+        while at > 0:
+            at, piece = best[at]
+            if not (ids and ids[-1] == piece == self.unknown):
+                ids.append(piece)
+        return ids[::-1]
+
+
+def text_case(run):
+    tokenizer = (TokenizerJson if run.model.endswith(".json") else Tiktoken if run.model.endswith(".tiktoken") else Unigram)(run.model)
+    data, at = run.case["input.bytes"].astype(np.uint8).tobytes(), run.case["input.at"]
+    rows = [tokenizer.encode(data[at[i] : at[i + 1]]) for i in range(len(at) - 1)]
+    longest = max(map(len, rows))
+    run.out["ids"] = np.array([r + [-1] * (longest - len(r)) for r in rows], np.int64)
+
+
 # ---------------------------------------------------------------------------------------------------------------------------- cases
 
 
@@ -740,13 +1009,15 @@ def rules_case(run):
     out["bytes.in"] = np.arange(256).astype(run.dtype) / 127.5 - 1
 
 
-KINDS = {"trace": trace_case, "decode": lambda run: Generation(run).picture(), "rules": rules_case}
+KINDS = {"trace": trace_case, "decode": lambda run: Generation(run).picture(), "rules": rules_case, "text": text_case}
 
 
-def run_case(case, settings, weights, config, kind, dtype, mode):
-    """The tensors of one case, from what `read` gives of its file and its model's."""
+def run_case(case, settings, weights, config, kind, dtype, mode, model=""):
+    """The tensors of one case, from what `read` gives of its file and its model's; `model` is the path of the latter, or of a tokenizer."""
+    if kind == "rules":  # never in half precision
+        dtype = np.promote_types(dtype, np.float32)
     run = Run(case, weights, config, dtype, mode == "staged")
-    run.settings = settings
+    run.settings, run.model = settings, model
     with np.errstate(all="ignore"):
         KINDS[kind](run)
     return run.out
@@ -778,10 +1049,10 @@ def main():
         manifest = json.load(f)
     for entry in manifest["cases"]:
         if fnmatch.fnmatch(entry["name"], args.only):
-            files = [*read(os.path.join(args.suite, entry["file"])), *(read(os.path.join(args.suite, entry["model"])) if entry["model"] else ({}, {}))]
+            files = [*read(os.path.join(args.suite, entry["file"])), *(read(os.path.join(args.suite, entry["model"])) if entry["model"].endswith(".safetensors") else ({}, {}))]
             for mode, ending in (("whole", ".safetensors"), ("staged", ".staged.safetensors")):
                 if mode == "whole" or entry["kind"] == "trace":
-                    write(os.path.join(args.out, entry["name"] + ending), run_case(*files, entry["kind"], np.dtype(args.dtype), mode))
+                    write(os.path.join(args.out, entry["name"] + ending), run_case(*files, entry["kind"], np.dtype(args.dtype), mode, os.path.join(args.suite, entry["model"])))
 
 
 if __name__ == "__main__":
