@@ -25,6 +25,13 @@ def read(path):
     """The tensors of a safetensors file, floats widened to double, and its metadata."""
     with open(path, "rb") as f:
         data = f.read()
+    try:
+        return parse(data)
+    except (ValueError, KeyError, TypeError, struct.error) as e:
+        raise ValueError(f"{path} is no safetensors file that this program reads: {type(e).__name__}: {e}") from e
+
+
+def parse(data):
     n = struct.unpack("<Q", data[:8])[0]
     header, tensors = json.loads(data[8 : 8 + n]), {}
     for name, t in header.items():
@@ -57,10 +64,14 @@ def rms(x, axis=None):
     return np.sqrt(np.mean(np.square(x), axis=axis))
 
 
+def misshapen(x, y):
+    return "misshapen", f"shape {list(x.shape)}, the case has {list(y.shape)}" + (": drop the batch axis" if x.shape == (1, *y.shape) else "")
+
+
 def judge_floats(x, y, figures, p):
     """verdict, RMS and largest error in units of RMS(y), the limit of the first, where it is worst; figures: k, N, N_r of each row."""
     if x.shape != y.shape:
-        return "misshapen", f"shape {list(x.shape)}, the case has {list(y.shape)}"
+        return misshapen(x, y)
     unit = rms(y) or 1.0
     if not np.isfinite(x).all():
         return "differs", f"not finite at {np.unravel_index(np.argmin(np.isfinite(x)), x.shape)}"
@@ -81,7 +92,7 @@ def judge_floats(x, y, figures, p):
 def judge_integers(name, x, y, case, mode, p):
     """Codes that are not the case's are near-ties where ties/* says that p cannot decide them; bytes may be what conv_out at its limits gives."""
     if x.shape != y.shape:
-        return "misshapen", f"shape {list(x.shape)}, the case has {list(y.shape)}"
+        return misshapen(x, y)
     wrong = np.argwhere(x != y)
     if len(wrong) == 0:
         return "identical", ""
