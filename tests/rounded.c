@@ -131,7 +131,8 @@ static tsar_status find_wider(void *context, const tsar_weight *weight, tsar_err
 
 static int shares(const tsar_model *rounded, const tsar_model *model)
 {
-    return rounded->gpt.layers == model->gpt.layers && rounded->fine.layers == model->fine.layers && rounded->vq.encoder.levels == model->vq.encoder.levels;
+    return rounded->gpt.layers == model->gpt.layers && rounded->fine.layers == model->fine.layers && rounded->t5.layers == model->t5.layers &&
+           rounded->vq.encoder.levels == model->vq.encoder.levels;
 }
 
 void tsar_rounded_close(tsar_model *rounded, const tsar_model *model)
