@@ -269,8 +269,8 @@ static tsar_status feed(bench *b, tsar_state *state, size_t sequences, size_t ro
 /* A state whose sequences have got the shortest prompt that the model takes. */
 static tsar_status open_state(tsar_state **state, const tsar_model *model, size_t sequences, tsar_error *err)
 {
-    static const int64_t text[2] = { TSAR_BOS, TSAR_SOI };
     const tsar_config *c = &model->config;
+    const int64_t text[2] = { TSAR_BOS, c->boi >= 0 ? c->boi : TSAR_SOI };
     double *caption = tsar_alloc(c->cond_tokens, c->caption_dim * sizeof *caption, "a caption", err);
     double *mask = tsar_alloc(c->cond_tokens, sizeof *mask, "a caption", err);
     tsar_status status = caption != NULL && mask != NULL ? tsar_state_open(state, model, sequences, err) : TSAR_ROOM;

@@ -16,4 +16,6 @@ for name in lumina_mha lumina_gqa lumina_mha.float32 emu3 emu3.float32 janus t5 
     check "$name: trace" "$TSAR" trace -m "$dir/m.safetensors" --inputs "$vector" --inside -o "$dir/t.safetensors"
     check "$name: its own trace is identical" identical "$dir/t.safetensors"
 done
+check "a model whose prefix needs the id that begins an image" "$TSAR" synth --like tests/vectors/lumina_mha.safetensors -o "$dir/m.safetensors"
+check "bench" "$TSAR" bench "$dir/m.safetensors" --threads 1
 check_end
