@@ -160,14 +160,16 @@ static void score(const tsar_state *state, const query_group *g, double *q, doub
 /* 2. allowed(i, j) = (j <= i and j is fed and not padding) or i = j; all, where nothing is causal. */
 static void mask(const tsar_state *state, const query_group *g, double *score)
 {
-    for (size_t c = 0; c < g->count; c++) {
-        double *score_c = score + c * g->cache->positions;
+    const size_t positions = g->cache->positions;
+    const unsigned char *fed = g->cache->fed;
+    for (size_t c = 0; c < g->count && state->causal; c++) {
+        double *score_c = score + c * positions;
         const size_t i = g->row[c]->position;
-        for (size_t j = 0; j < g->length && state->causal; j++)
-            if (j != i && (j > i || !g->cache->fed[j])) score_c[j] = -INFINITY;
-        tsar_softmax(score_c, g->length);
-        tsar_round_to(state->model, score_c, g->length);
+        for (size_t j = 0; j < i; j++) score_c[j] = fed[j] ? score_c[j] : -INFINITY;
+        for (size_t j = i + 1; j < g->length; j++) score_c[j] = -INFINITY;
     }
+    tsar_softmax_rows(score, positions, g->length, g->count);
+    for (size_t c = 0; c < g->count; c++) tsar_round_to(state->model, score + c * positions, g->length);
 }
 
 /* 3. mixed [count][hd] from p [count][positions] */

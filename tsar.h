@@ -116,6 +116,8 @@ void tsar_gelu_erf_n(double *x, size_t n); /* x = x (1 + erf(x * sqrt(1/2))) / 2
 /* Softmax of n scores in place, masked ones given as -INFINITY: m = max; e = exp(x - m) (exactly 0 where masked);
  * total = sum of e ascending; x = e / total. At least one score must be finite. */
 void tsar_softmax(double *x, size_t n);
+/* The same for each of `rows` rows of n scores, ld apart; many rows take less time than each alone. */
+void tsar_softmax_rows(double *x, size_t ld, size_t n, size_t rows);
 
 /* y = x / sqrt(mean(x^2) + eps) * g, mean(x^2) = (sum of x*x) / d; g NULL: no gain.        x, y, g [d]; y may be x. (LlamaGen) */
 void tsar_rmsnorm(double *y, const double *x, const double *g, size_t d, double eps);

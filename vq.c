@@ -440,7 +440,7 @@ static void attend(const tsar_model *model, double *x, const tsar_matrix *key, c
     tsar_round_to(model, score, T * P);
     for (size_t i = 0; i < T * P; ++i) score[i] *= scale;
     tsar_round_to(model, score, T * P);
-    for (size_t t = 0; t < T; ++t) tsar_softmax(score + t * P, P);
+    tsar_softmax_rows(score, P, P, T);
     tsar_round_to(model, score, T * P);
     products(rows, C, score, value, T, scratch);
     tsar_round_to(model, rows, T * C);

@@ -23,6 +23,7 @@ typedef struct {
     uint64_t *buffer;     /* [BUFFER_BYTES / 8], for the limit of reading; NULL when it is not needed */
     volatile double sink; /* keeps results alive */
     double read, macs;    /* best so far: bytes and multiply-adds per second */
+    double many, softmax; /* multiply-adds of 64 F32 vectors, numbers of a softmax per second */
     tsar_measurement_fn report;
     void *context;
     tsar_error *err;
@@ -223,8 +224,9 @@ static tsar_status measure_matrix(bench *b, tsar_dtype dtype)
     }
     if (status == TSAR_OK) status = say(b, bytes / best[1] * 1e-9, "GB/s", b->read * 1e-9, "%s matrix of 1 GB times one vector", name);
     for (size_t T = 2; T <= 4 && status == TSAR_OK; T++) status = say(b, best[T] / best[1], "x", 0, "%s, %u vectors: time of one", name, (unsigned)T);
-    if (status == TSAR_OK)
-        status = say(b, (double)MANY_ROWS * (double)COLS * (double)MANY / many * 1e-9, "GMAC/s", b->macs * 1e-9, "%s matrix times %d vectors", name, MANY);
+    const double rate = (double)MANY_ROWS * (double)COLS * (double)MANY / many;
+    if (dtype == TSAR_F32) b->many = rate;
+    if (status == TSAR_OK) status = say(b, rate * 1e-9, "GMAC/s", b->macs * 1e-9, "%s matrix times %d vectors", name, MANY);
     tsar_matrix_close(&w);
     tsar_free(x);
     tsar_free(y);
@@ -324,6 +326,52 @@ static tsar_status measure_decoding(bench *b, const tsar_model *model, const cha
     return status;
 }
 
+/* The softmax of as many rows as attention takes at a time. */
+static tsar_status measure_softmax(bench *b)
+{
+    enum { ROWS = 20, COLS = 2048 };
+    const size_t threads = b->threads;
+    double best = 0, *x = tsar_alloc(threads * ROWS, COLS * sizeof *x, "scores to measure", b->err);
+    if (x == NULL) return TSAR_ROOM;
+    fill(x, TSAR_F64, threads * ROWS * COLS, 8);
+    for (size_t round = 0; round < 8 * ROUNDS; round++) {
+        const double start = seconds(threads);
+        TSAR_PARALLEL_FOR(threads)
+        for (size_t i = 0; i < threads; i++) tsar_softmax_rows(x + i * ROWS * COLS, COLS, COLS, ROWS);
+        keep_best(b, &best, start);
+    }
+    b->softmax = (double)(threads * ROWS * COLS) / best;
+    tsar_free(x);
+    return say(b, b->softmax * 1e-9, "G/s", 0, "softmax of %d rows of %d numbers", ROWS, COLS);
+}
+
+/* A prompt of `length` ids; its limit is the time of its multiply-adds at the speed of 64 F32 vectors, and of its softmax at that of
+ * measure_softmax. */
+static tsar_status measure_prefill(bench *b, const tsar_model *model, size_t length)
+{
+    const tsar_config *c = &model->config;
+    const tsar_stack *stack = &model->gpt;
+    const double hd = (double)stack->head_dim, heads = (double)stack->n_head, pairs = 0.5 * (double)length * (double)(length + 1);
+    const double weights = ((2 * heads + 2 * (double)stack->n_kv_head) * hd + 3 * (double)stack->ffn_hidden) * (double)stack->dim;
+    const double macs = (double)stack->n_layer * ((double)length * weights + pairs * 2 * heads * hd);
+    const double limit = macs / b->many + (double)stack->n_layer * pairs * heads / b->softmax;
+    int64_t *text = tsar_alloc(length, sizeof *text, "a prompt", b->err);
+    tsar_status status = text != NULL ? TSAR_OK : TSAR_ROOM;
+    double best = 0;
+    for (size_t i = 0; i < length && status == TSAR_OK; i++) text[i] = (int64_t)(TSAR_SPECIALS + i % (c->text_vocab - TSAR_SPECIALS));
+    for (size_t round = 0; round < 3 && status == TSAR_OK; round++) {
+        tsar_state *state = NULL;
+        const tsar_prompt prompt = { .text = text, .n_text = length };
+        status = tsar_state_open(&state, model, 1, b->err);
+        const double start = seconds(b->threads);
+        if (status == TSAR_OK) status = tsar_prefill(state, 0, &prompt, NULL, b->err);
+        if (status == TSAR_OK) keep_best(b, &best, start);
+        tsar_state_close(state);
+    }
+    tsar_free(text);
+    return status == TSAR_OK ? say(b, best, "s", limit, "shape of tsar-s2: prompt of %u ids", (unsigned)length) : status;
+}
+
 /* ---------------------------------------------------------------------------------------------------------- tokenizer */
 
 static double conv_macs(const tsar_conv *conv, double pixels)
@@ -391,6 +439,9 @@ static tsar_status measure_decoder(bench *b, const tsar_model *model, const char
     "arch", "llamagen-c2i", "dim", "1024", "n_layer", layers, "n_head", "16", "n_kv_head", "16", "ffn_hidden", "2816", "norm_eps", "1e-5", "rope",   \
         "2d", "codebook_size", "16384", "grid_h", "24", "grid_w", "24", "num_classes", "1000", "cond_tokens", "1", "shuffle", "1", NULL
 static const char *const gpt_f32[] = { GPT_KEYS("18") }, *const gpt_bf16[] = { GPT_KEYS("37") };
+static const char *const small_gpt[] = { "arch", "token-shuffle", "dim", "160", "n_layer", "6", "n_head", "5", "n_kv_head", "5", "ffn_hidden", "384", "norm_eps",
+                                         "1e-5", "rope", "1d", "text_vocab", "426", "codebook_size", "512", "grid_h", "16", "grid_w", "16", "shuffle", "2",
+                                         "shuffle_blocks", "2", "shuffle_hidden", "160", NULL };
 static const char *const vq_16[] = {
     "codebook_size", "16384",        "vq_ch", "128",        "vq_ch_mult", "1,1,2,2,4", "vq_res_blocks", "2", "vq_z_channels",
     "256",           "vq_embed_dim", "8",     "vq_l2_norm", "1",          NULL
@@ -415,6 +466,18 @@ static tsar_status measure_synthetic(bench *b, const char *const *pairs, tsar_dt
     return status;
 }
 
+/* What a long prompt takes, with b->threads threads; measure_matrix has found b->many. */
+static tsar_status measure_prompt(bench *b)
+{
+    tsar_model *model = NULL;
+    const tsar_dtype dtype = TSAR_BF16;
+    tsar_status status = measure_softmax(b);
+    if (status == TSAR_OK) status = open_synthetic(&model, small_gpt, dtype, b->threads, b->err);
+    if (status == TSAR_OK) status = measure_prefill(b, model, 2000);
+    tsar_model_close(model);
+    return status;
+}
+
 static tsar_status measure_all(bench *b, size_t threads)
 {
     static const tsar_dtype dtypes[3] = { TSAR_F32, TSAR_BF16, TSAR_F16 };
@@ -429,6 +492,7 @@ static tsar_status measure_all(bench *b, size_t threads)
         status = say(b, b->read * 1e-9, "GB/s", 0, "limit: reading memory");
         if (status == TSAR_OK) status = say(b, b->macs * 1e-9, "GMAC/s", 0, "limit: multiplying and adding");
         for (size_t i = 0; i < 3 && status == TSAR_OK; i++) status = measure_matrix(b, dtypes[i]);
+        if (status == TSAR_OK) status = measure_prompt(b);
         if (n == threads) break;
     }
     if (status == TSAR_OK) status = measure_synthetic(b, gpt_f32, TSAR_F32, "GPT F32, 1 GB", threads);

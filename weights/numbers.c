@@ -39,17 +39,6 @@ void tsar_rmsnorm(double *y, const double *x, const double *g, size_t d, double 
     for (size_t i = 0; i < d && g != NULL; i++) y[i] = x[i] / root * g[i];
 }
 
-/* softmax(x)_i = e^(x_i - m) / sum_j e^(x_j - m), m = max x. e^(-infinity) is 0. */
-void tsar_softmax(double *x, size_t n)
-{
-    double m = x[0], total = 0;
-    for (size_t i = 1; i < n; i++) m = x[i] > m ? x[i] : m;
-    for (size_t i = 0; i < n; i++) x[i] -= m;
-    tsar_exp_n(x, n);
-    for (size_t i = 0; i < n; i++) total += x[i];
-    for (size_t i = 0; i < n; i++) x[i] /= total;
-}
-
 /* ----------------------------------------------------------------------------------------------------- the matrix */
 
 /* y = W x + b for T vectors x, to the bit what this computes:
@@ -486,6 +475,43 @@ void tsar_exp_n(double *x, size_t n)
 {
     for (size_t i = 0; i < n; i++) x[i] = exp_of_sum(x[i], 0.0);
 }
+
+/* max x[0 ... n-1] in LANES lanes: which of several equal numbers it is, and of 0 and -0, changes no difference's exponential. */
+static double largest(const double *x, size_t n)
+{
+    enum { LANES = 16 };
+    double m[LANES];
+    for (size_t l = 0; l < LANES; l++) m[l] = x[0];
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (size_t l = 0; l < LANES; l++) m[l] = x[i + l] > m[l] ? x[i + l] : m[l];
+    for (; i < n; i++) m[0] = x[i] > m[0] ? x[i] : m[0];
+    for (size_t l = 1; l < LANES; l++) m[0] = m[l] > m[0] ? m[l] : m[0];
+    return m[0];
+}
+
+/* softmax(x)_i = e^(x_i - m) / sum_j e^(x_j - m), m = max x. e^(-infinity) is 0. A sum waits for each of its additions: those of
+ * CHAINS rows run side by side. */
+void tsar_softmax_rows(double *x, size_t ld, size_t n, size_t rows)
+{
+    enum { CHAINS = 8 };
+    for (size_t first = 0, count; first < rows; first += count) {
+        double total[CHAINS] = { 0 }, *row[CHAINS];
+        count = rows - first < CHAINS ? rows - first : CHAINS;
+        for (size_t r = 0; r < CHAINS; r++) row[r] = x + (first + (r < count ? r : 0)) * ld; /* row 0 stands in for missing ones */
+        for (size_t r = 0; r < count; r++) {
+            const double m = largest(row[r], n);
+            for (size_t i = 0; i < n; i++) row[r][i] = exp_of_sum(row[r][i] - m, 0.0);
+        }
+        for (size_t i = 0; i < n && count > 1; i++)
+            for (size_t r = 0; r < CHAINS; r++) total[r] += row[r][i];
+        for (size_t i = 0; i < n && count == 1; i++) total[0] += row[0][i];
+        for (size_t r = 0; r < count; r++)
+            for (size_t i = 0; i < n; i++) row[r][i] /= total[r];
+    }
+}
+
+void tsar_softmax(double *x, size_t n) { tsar_softmax_rows(x, n, n, 1); }
 
 /* silu(x) = x / (1 + exp(-x)). exp(-x) = +inf far below 0 gives -0; -inf gives NaN. */
 void tsar_silu_n(double *x, size_t n)
