@@ -11,7 +11,6 @@
 #define TEXT_SHARE 0.1   /* of the text's entropy in the loss */
 #define DROP_CAPTION 0.1 /* of captions, for guidance */
 #define Z_LOSS 1e-4
-#define CLIP 1.0
 
 /* ----------------------------------------------------------------------------------------------------------- blocks */
 
@@ -511,15 +510,6 @@ static void describe_gpt(train_run *run, const gpt_shape *s, size_t K)
     }
 }
 
-static tsar_status update(const train_run *run, train_tape *tape, double *norm, tsar_error *err)
-{
-    *norm = train_gradient_norm(tape);
-    if (!(*norm < 1e6))
-        return tsar_fail(err, TSAR_INPUT, "the gradient has norm %g at step %" PRIu64 ": training diverged (lower --rate)", *norm, run->step + 1);
-    train_adam(tape, run->step + 1, run_rate(run), 0.95, 0.05, *norm > CLIP ? CLIP / *norm : 1.0);
-    return TSAR_OK;
-}
-
 static train_run new_run(const char *stage, const gpt_plan *plan)
 {
     train_run run;
@@ -557,31 +547,61 @@ static void note_result(train_run *run, const gpt_plan *plan, const char *words)
     run_note(run, "default_top_p", plan->top_p);
 }
 
-/* The steps that are left. */
-static tsar_status gpt_steps(train_run *run, gpt_net *net, corpus *c, const gpt_plan *plan, tsar_error *err)
+/* What the steps of both stages work on. */
+typedef struct {
+    const corpus *corpus;
+    gpt_net *gpt;
+    fine_net *fine;
+} stage_context;
+
+static tsar_status gpt_pass(void *context, const train_run *run, double *figure, tsar_error *err)
 {
+    const stage_context *c = context;
     tsar_status status = TSAR_OK;
-    int stop = run->step >= run->steps;
-    double smooth_image = 0.0, smooth_text = 0.0, smooth_right = 0.0, norm = 0.0;
-    for (uint64_t k = 0; status == TSAR_OK && !stop; k++) {
-        gpt_begin(net, net->n - 1);
-        for (size_t b = 0; b < plan->batch && status == TSAR_OK; b++) status = add_sequence(net, c, run, b, err);
-        if (status != TSAR_OK) break;
-        gpt_end(net);
-        train_forward(&net->tape);
-        gpt_loss(net, Z_LOSS);
-        gpt_backward(net);
-        status = update(run, &net->tape, &norm, err);
-        double keep = k < 50 ? (double)k / (double)(k + 1) : 0.98;
-        smooth_image = keep * smooth_image + (1.0 - keep) * net->loss_image;
-        smooth_text = keep * smooth_text + (1.0 - keep) * net->loss_text / TEXT_SHARE;
-        smooth_right = keep * smooth_right + (1.0 - keep) * net->right_image;
-        if (status == TSAR_OK && run_due(run))
-            run_report(run, "image %.4f  text %.3f  likeliest %.3f  gradient %.2f", smooth_image, smooth_text, smooth_right, norm);
-        if (status == TSAR_OK) status = run_after_step(run, &net->tape, &stop, err);
-    }
-    return status;
+    gpt_begin(c->gpt, c->gpt->n - 1);
+    for (size_t b = 0; b < run->batch && status == TSAR_OK; b++) status = add_sequence(c->gpt, c->corpus, run, b, err);
+    if (status != TSAR_OK) return status;
+    gpt_end(c->gpt);
+    train_forward(&c->gpt->tape);
+    gpt_loss(c->gpt, Z_LOSS);
+    gpt_backward(c->gpt);
+    figure[0] = c->gpt->loss_image;
+    figure[1] = c->gpt->loss_text / TEXT_SHARE;
+    figure[2] = c->gpt->right_image;
+    return TSAR_OK;
 }
+
+static void gpt_report(const void *context, train_run *run, const double *mean, double norm)
+{
+    (void)context;
+    run_report(run, "image %.4f  text %.3f  likeliest %.3f  gradient %.2f", mean[0], mean[1], mean[2], norm);
+}
+
+static tsar_status fine_pass(void *context, const train_run *run, double *figure, tsar_error *err)
+{
+    const stage_context *c = context;
+    int64_t codes[MAX_CODES];
+    (void)err;
+    for (size_t b = 0; b < run->batch; b++) {
+        corpus_codes(c->corpus, (run->step * run->batch + b) % c->corpus->codes.count, 0, codes);
+        fine_sequence(c->fine, b, codes);
+    }
+    train_forward(&c->fine->tape);
+    fine_loss(c->fine, Z_LOSS);
+    fine_backward(c->fine);
+    figure[0] = c->fine->loss;
+    figure[1] = c->fine->right;
+    return TSAR_OK;
+}
+
+static void fine_report(const void *context, train_run *run, const double *mean, double norm)
+{
+    (void)context;
+    run_report(run, "fine %.4f  likeliest %.3f  gradient %.2f", mean[0], mean[1], norm);
+}
+
+#define BETA2 0.95
+#define DECAY 0.05
 
 tsar_status train_gpt(const gpt_plan *plan, tsar_error *err)
 {
@@ -602,7 +622,9 @@ tsar_status train_gpt(const gpt_plan *plan, tsar_error *err)
     describe_gpt(&run, &shape, codebook_size(&c));
     if (plan->n_coarse > 0) run_key(&run, "n_coarse", "%zu", plan->n_coarse);
     status = run_resume(&run, &net.tape, err);
-    if (status == TSAR_OK) status = gpt_steps(&run, &net, &c, plan, err);
+    stage_context context = { &c, &net, NULL };
+    const run_stage stage = { &net.tape, &context, BETA2, DECAY, gpt_pass, gpt_report, NULL };
+    if (status == TSAR_OK) status = run_steps(&run, &stage, err);
     if (status == TSAR_OK && run.step >= run.steps) {
         run_integers integers[2] = { { "tokenizer.merges", 2, { c.text.bpe.n_merges, 2 }, c.text.bpe.merges },
                                      { "ctf.cluster_of", 1, { codebook_size(&c), 0 }, c.cluster_of } };
@@ -647,31 +669,6 @@ static tsar_status open_stage_one(tsar_file **file, const gpt_plan *plan, const 
     return status;
 }
 
-/* The steps that are left. */
-static tsar_status fine_steps(train_run *run, fine_net *net, corpus *c, const gpt_plan *plan, tsar_error *err)
-{
-    int64_t codes[MAX_CODES];
-    tsar_status status = TSAR_OK;
-    int stop = run->step >= run->steps;
-    double smooth = 0.0, smooth_right = 0.0, norm = 0.0;
-    for (uint64_t k = 0; status == TSAR_OK && !stop; k++) {
-        for (size_t b = 0; b < plan->batch; b++) {
-            corpus_codes(c, (run->step * run->batch + b) % c->codes.count, 0, codes);
-            fine_sequence(net, b, codes);
-        }
-        train_forward(&net->tape);
-        fine_loss(net, Z_LOSS);
-        fine_backward(net);
-        status = update(run, &net->tape, &norm, err);
-        double keep = k < 50 ? (double)k / (double)(k + 1) : 0.98;
-        smooth = keep * smooth + (1.0 - keep) * net->loss;
-        smooth_right = keep * smooth_right + (1.0 - keep) * net->right;
-        if (status == TSAR_OK && run_due(run)) run_report(run, "fine %.4f  likeliest %.3f  gradient %.2f", smooth, smooth_right, norm);
-        if (status == TSAR_OK) status = run_after_step(run, &net->tape, &stop, err);
-    }
-    return status;
-}
-
 tsar_status train_fine(const gpt_plan *plan, tsar_error *err)
 {
     corpus c;
@@ -693,7 +690,9 @@ tsar_status train_fine(const gpt_plan *plan, tsar_error *err)
     train_run run = new_run("fine", plan);
     describe_fine(&run, &shape);
     status = run_resume(&run, &net.tape, err);
-    if (status == TSAR_OK) status = fine_steps(&run, &net, &c, plan, err);
+    stage_context context = { &c, NULL, &net };
+    const run_stage stage = { &net.tape, &context, BETA2, DECAY, fine_pass, fine_report, NULL };
+    if (status == TSAR_OK) status = run_steps(&run, &stage, err);
     if (status == TSAR_OK && run.step >= run.steps) {
         run_part part = plan->vq_file ? RUN_TAKE_ALL_BUT_TOKENIZER : RUN_TAKE_ALL;
         run_note(&run, "vq_file", plan->vq_file);

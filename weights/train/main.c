@@ -27,7 +27,7 @@ static const char help[] =
     "  score   --model MODEL [-n 100] [--held-out] [--cfg A] [--cfg-schedule S] [--temperature T] [--top-k K] [--top-p P] [--greedy]\n"
     "          [--decode ORDER] [--markdown ROW] [-o CODES] [--agreement CODES] [--each]\n"
     "                                                         mini-GenEval, n pictures of each category; agreement with an earlier run's codes;\n"
-    "                                                         each: a line for each picture, with the edges of its topmost object\n"
+    "                                                         each: a line for each picture, with the edges of its objects\n"
     "  score-vq --model MODEL [-n 600] [--markdown ROW]       the tokenizer on unseen scenes\n"
     "  score --header, score-vq --header                      the head of the table that --markdown prints a row of\n"
     "  scenes  [-n 16] [--category 0-5] [--held-out] -o SHEET a sheet of scenes, their captions on stdout\n"

@@ -382,7 +382,8 @@ void run_catch_signals(int saves)
 
 int run_interrupted(void) { return interrupted != 0; }
 
-tsar_status run_after_step(train_run *run, const train_tape *tape, int *stop, tsar_error *err)
+/* Whether to go on. */
+static tsar_status after_step(train_run *run, const train_tape *tape, int *stop, tsar_error *err)
 {
     int64_t now = (int64_t)time(NULL);
     run->step++;
@@ -397,7 +398,8 @@ tsar_status run_after_step(train_run *run, const train_tape *tape, int *stop, ts
     return status;
 }
 
-int run_due(train_run *run) { return (int64_t)time(NULL) - run->reported >= 5 || run->step + 1 >= run->steps; }
+/* Whether a report is due: about every five seconds. */
+static int is_due(const train_run *run) { return (int64_t)time(NULL) - run->reported >= 5 || run->step + 1 >= run->steps; }
 
 void run_report(train_run *run, const char *format, ...)
 {
@@ -412,4 +414,34 @@ void run_report(train_run *run, const char *format, ...)
     fprintf(stderr, "%s %6" PRIu64 "/%" PRIu64 "  %s  rate %.2e  %.2f pictures/s  %d:%02d left\n", run->stage, run->step + 1, run->steps, text, run_rate(run),
             seconds > 0.0 ? done * (double)run->batch / seconds : 0.0, (int)(left / 3600.0), (int)(left / 60.0) % 60);
     run->reported = now;
+}
+
+/* ------------------------------------------------------------------------------------------------------------ steps */
+
+#define CLIP 1.0
+
+static tsar_status update(const train_run *run, const run_stage *stage, double *norm, tsar_error *err)
+{
+    *norm = train_gradient_norm(stage->tape);
+    if (!(*norm < 1e6))
+        return tsar_fail(err, TSAR_INPUT, "the gradient has norm %g at step %" PRIu64 ": training diverged (lower --rate)", *norm, run->step + 1);
+    train_adam(stage->tape, run->step + 1, run_rate(run), stage->beta2, stage->decay, *norm > CLIP ? CLIP / *norm : 1.0);
+    return TSAR_OK;
+}
+
+tsar_status run_steps(train_run *run, const run_stage *stage, tsar_error *err)
+{
+    tsar_status status = TSAR_OK;
+    int stop = run->step >= run->steps;
+    double figure[RUN_FIGURES] = { 0.0 }, mean[RUN_FIGURES] = { 0.0 }, norm = 0.0;
+    for (uint64_t k = 0; status == TSAR_OK && !stop; k++) {
+        status = stage->pass(stage->context, run, figure, err);
+        if (status == TSAR_OK) status = update(run, stage, &norm, err);
+        const double keep = k < 50 ? (double)k / (double)(k + 1) : 0.98;
+        for (size_t i = 0; i < RUN_FIGURES; i++) mean[i] = keep * mean[i] + (1.0 - keep) * figure[i];
+        if (status == TSAR_OK && is_due(run)) stage->report(stage->context, run, mean, norm);
+        if (status == TSAR_OK && stage->after) stage->after(stage->context, run);
+        if (status == TSAR_OK) status = after_step(run, stage->tape, &stop, err);
+    }
+    return status;
 }

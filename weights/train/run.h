@@ -42,8 +42,19 @@ double run_rate(const train_run *run);
 tsar_status run_resume(train_run *run, train_tape *tape, tsar_error *err);
 /* Saves the checkpoint: parameters, moments, step and counters; a failure leaves the one before. */
 tsar_status run_save(const train_run *run, const train_tape *tape, tsar_error *err);
-/* Whether to go on: saves every `minutes`, at an interrupt (*stop = 1), and after the last step. */
-tsar_status run_after_step(train_run *run, const train_tape *tape, int *stop, tsar_error *err);
+/* What a stage does in a step, with its own context. */
+#define RUN_FIGURES 3
+typedef struct {
+    train_tape *tape;
+    void *context;
+    double beta2, decay;                                                                       /* of AdamW */
+    tsar_status (*pass)(void *context, const train_run *run, double *figure, tsar_error *err); /* forward and backward; figure [RUN_FIGURES] to report */
+    void (*report)(const void *context, train_run *run, const double *mean, double norm);      /* calls run_report; mean: of the figures of late */
+    void (*after)(void *context, const train_run *run);                                        /* after the update, of step run->step + 1; NULL: nothing */
+} run_stage;
+/* The steps that are left: pass, AdamW with the gradients clipped to norm 1, report. Saves the checkpoint every `minutes`, at an interrupt and after
+ * the last step. TSAR_INPUT when the training diverges. */
+tsar_status run_steps(train_run *run, const run_stage *stage, tsar_error *err);
 /* What a result takes from another model file. */
 typedef enum { RUN_TAKE_TOKENIZER, RUN_TAKE_ALL, RUN_TAKE_ALL_BUT_TOKENIZER } run_part;
 /* Writes run->output: the parameters rounded to dtype (TSAR_BF16, TSAR_F32), integers, notes, and that part of the model file
@@ -51,8 +62,7 @@ typedef enum { RUN_TAKE_TOKENIZER, RUN_TAKE_ALL, RUN_TAKE_ALL_BUT_TOKENIZER } ru
 tsar_status run_export(const train_run *run, const train_tape *tape, tsar_dtype dtype, const run_integers *integers, size_t n_integers,
                        tsar_file *with, run_part part, tsar_error *err);
 
-/* Whether a line about progress is due (about every five seconds); prints step, rate, pictures per second, time left. */
-int run_due(train_run *run);
+/* A line about progress: step, what the stage says, rate, pictures per second, time left. */
 void run_report(train_run *run, const char *format, ...) TSAR_FORMAT(2, 3);
 
 /* A whole number of a file's metadata; TSAR_INPUT if there is none, or anything else. */

@@ -130,18 +130,16 @@ static void judge(const score_run *r, picture *p)
     p->right = scene_judge(&p->truth, p->found, p->n_found);
 }
 
-/* A line for a picture: category, whether it is right, how many objects the referee finds, of the topmost the left, the top and the right edge in
- * pixels, and the caption, with tabs between. */
+/* A line for a picture, with tabs between: category, whether it is right, the caption, and of each object that the referee finds its left, top,
+ * right and bottom edge in pixels. */
 static void print_each(const picture *p)
 {
-    const scene_object *top = NULL;
-    for (size_t i = 0; i < p->n_found; i++)
-        if (!top || p->found[i].y - p->found[i].r < top->y - top->r) top = &p->found[i];
-    printf("%s\t%d\t%zu\t", scene_category_names[p->truth.category], p->right, p->n_found);
-    if (top)
-        printf("%.1f\t%.1f\t%.1f\t%s\n", top->x - top->r, top->y - top->r, top->x + top->r, p->truth.caption);
-    else
-        printf("-\t-\t-\t%s\n", p->truth.caption);
+    printf("%s\t%d\t%s", scene_category_names[p->truth.category], p->right, p->truth.caption);
+    for (size_t i = 0; i < p->n_found; i++) {
+        const scene_object *o = &p->found[i];
+        printf("\t%.1f,%.1f,%.1f,%.1f", o->x - o->r, o->y - o->r, o->x + o->r, o->y + o->r);
+    }
+    putchar('\n');
 }
 
 /* A phase over all pictures of a category. Adds the processor seconds that it took to *seconds: those of all threads together, which is what

@@ -355,7 +355,6 @@ static void describe(train_run *run, const vq_shape *s)
 }
 
 #define REVIVE_EVERY 25
-#define MAX_NORM 1.0
 
 void vq_draw(vq_net *net, uint64_t seed, uint64_t first, int wide)
 {
@@ -403,43 +402,58 @@ static train_run new_vq_run(const vq_plan *plan, int64_t *used)
     return run;
 }
 
+typedef struct {
+    vq_net net;
+    const vq_plan *plan;
+    size_t in_use; /* codes that the last 25 steps used */
+} vq_context;
+
+static tsar_status vq_pass(void *context, const train_run *run, double *figure, tsar_error *err)
+{
+    vq_context *c = context;
+    (void)err;
+    vq_draw(&c->net, run->seed, run->step * c->net.B, 1);
+    c->net.open = run->step < c->plan->open_until; /* the codebook is put in when the latents have spread */
+    vq_forward(&c->net);
+    figure[0] = vq_loss(&c->net);
+    figure[1] = c->net.loss_square;
+    figure[2] = c->net.loss_codebook;
+    vq_backward(&c->net);
+    return TSAR_OK;
+}
+
+static void vq_report(const void *context, train_run *run, const double *mean, double norm)
+{
+    const vq_context *c = context;
+    run_report(run, "loss %.5f  PSNR %.2f dB  codebook %.4f  codes %zu  gradient %.3f", mean[0], 20.0 * 0.30102999566 - 10.0 * tsar_log(mean[1]) / 2.302585093,
+               mean[2], c->in_use ? c->in_use : codes_in_use(&c->net), norm);
+}
+
+static void vq_after(void *context, const train_run *run)
+{
+    vq_context *c = context;
+    if ((run->step + 1) % REVIVE_EVERY == 0) {
+        c->in_use = codes_in_use(&c->net);
+        if (!c->net.open && (double)run->step < 0.7 * (double)run->steps)
+            vq_revive(&c->net, run->seed, run->step, 0);
+        else
+            memset(c->net.used, 0, c->net.shape.K * sizeof *c->net.used);
+    }
+    if (run->step + 1 == c->plan->open_until) vq_revive(&c->net, run->seed, run->step, 1);
+}
+
 tsar_status train_vq(const vq_plan *plan, tsar_error *err)
 {
-    vq_net net;
-    tsar_status status = vq_open(&net, &plan->shape, plan->batch, plan->seed, plan->threads, err);
+    vq_context c = { .plan = plan };
+    tsar_status status = vq_open(&c.net, &plan->shape, plan->batch, plan->seed, plan->threads, err);
     if (status != TSAR_OK) return status;
-    train_run run = new_vq_run(plan, net.used);
+    train_run run = new_vq_run(plan, c.net.used);
+    const run_stage stage = { &c.net.tape, &c, 0.99, 0.0, vq_pass, vq_report, vq_after };
     describe(&run, &plan->shape);
-    status = run_resume(&run, &net.tape, err);
-    size_t in_use = 0;
-    int stop = run.step >= run.steps;
-    while (status == TSAR_OK && !stop) {
-        vq_draw(&net, run.seed, run.step * net.B, 1);
-        net.open = run.step < plan->open_until; /* the codebook is put in when the latents have spread */
-        vq_forward(&net);
-        double loss = vq_loss(&net);
-        vq_backward(&net);
-        double norm = train_gradient_norm(&net.tape);
-        if (!(norm < 1e6)) {
-            status = tsar_fail(err, TSAR_INPUT, "the gradient has norm %g at step %" PRIu64 ": training diverged (lower --rate)", norm, run.step + 1);
-            break;
-        }
-        train_adam(&net.tape, run.step + 1, run_rate(&run), 0.99, 0.0, norm > MAX_NORM ? MAX_NORM / norm : 1.0);
-        if (run_due(&run))
-            run_report(&run, "loss %.5f  PSNR %.2f dB  codebook %.4f  codes %zu  gradient %.3f", loss,
-                       20.0 * 0.30102999566 - 10.0 * tsar_log(net.loss_square) / 2.302585093, net.loss_codebook, in_use ? in_use : codes_in_use(&net), norm);
-        if ((run.step + 1) % REVIVE_EVERY == 0) {
-            in_use = codes_in_use(&net);
-            if (!net.open && (double)run.step < 0.7 * (double)run.steps)
-                vq_revive(&net, run.seed, run.step, 0);
-            else
-                memset(net.used, 0, net.shape.K * sizeof *net.used);
-        }
-        if (run.step + 1 == plan->open_until) vq_revive(&net, run.seed, run.step, 1);
-        status = run_after_step(&run, &net.tape, &stop, err);
-    }
-    if (status == TSAR_OK && run.step >= run.steps) status = run_export(&run, &net.tape, plan->dtype, NULL, 0, NULL, RUN_TAKE_TOKENIZER, err);
-    vq_close(&net);
+    status = run_resume(&run, &c.net.tape, err);
+    if (status == TSAR_OK) status = run_steps(&run, &stage, err);
+    if (status == TSAR_OK && run.step >= run.steps) status = run_export(&run, &c.net.tape, plan->dtype, NULL, 0, NULL, RUN_TAKE_TOKENIZER, err);
+    vq_close(&c.net);
     return status;
 }
 
