@@ -802,24 +802,53 @@ tsar_status train_trace(const char *path, int fine, const char *prompt, const ch
 
 /* ------------------------------------------------------------------------------------------------------------- loss */
 
-/* Entropy of a code of the pictures first ... first+n-1, in nats: the mean over pictures, and half the width of its 95 % interval. */
-static tsar_status mean_loss(gpt_net *net, const corpus *c, uint64_t first, size_t n, double *mean, double *half, tsar_error *err)
+/* A mean over pictures, and half the width of its 95 % interval. */
+typedef struct {
+    double sum, squares;
+    size_t n;
+} average;
+
+static void average_add(average *a, double x)
 {
-    double sum = 0.0, squares = 0.0;
+    a->sum += x;
+    a->squares += x * x;
+    a->n++;
+}
+
+static double average_half(const average *a)
+{
+    const double n = (double)a->n, variance = n > 1.0 ? (a->squares - a->sum * a->sum / n) / (n - 1.0) : 0.0;
+    return variance > 0.0 ? 1.959964 * sqrt(variance / n) : 0.0;
+}
+
+/* Cross entropy of a picture's codes, a mean over them in nats. */
+static tsar_status picture_loss(gpt_net *net, const corpus *c, uint64_t picture, int dropped, double *loss, tsar_error *err)
+{
+    gpt_begin(net, net->n - 1);
+    tsar_status status = add_picture(net, c, picture, 0, dropped, err);
+    if (status != TSAR_OK) return status;
+    gpt_end(net);
+    train_forward(&net->tape);
+    gpt_loss(net, 0.0);
+    *loss = net->loss_image;
+    return TSAR_OK;
+}
+
+/* The last n pictures of the corpus. */
+static tsar_status print_losses(gpt_net *net, const corpus *c, size_t n, tsar_error *err)
+{
+    const double N = (double)(c->codes.side * c->codes.side);
+    average with = { 0.0, 0.0, 0 }, gain = { 0.0, 0.0, 0 };
+    double loss[2] = { 0.0, 0.0 };
     tsar_status status = TSAR_OK;
     for (size_t i = 0; i < n && status == TSAR_OK; i++) {
-        gpt_begin(net, net->n - 1);
-        status = add_picture(net, c, first + i, 0, 0, err);
-        if (status != TSAR_OK) break;
-        gpt_end(net);
-        train_forward(&net->tape);
-        gpt_loss(net, 0.0);
-        sum += net->loss_image;
-        squares += net->loss_image * net->loss_image;
+        for (int dropped = 0; dropped < 2 && status == TSAR_OK; dropped++) status = picture_loss(net, c, c->codes.count - n + i, dropped, &loss[dropped], err);
+        average_add(&with, loss[0]);
+        average_add(&gain, N * (loss[1] - loss[0]));
     }
-    *mean = sum / (double)n;
-    const double variance = (squares - sum * *mean) / (double)(n - 1);
-    *half = variance > 0.0 ? 1.959964 * sqrt(variance / (double)n) : 0.0;
+    if (status == TSAR_OK)
+        printf("%.4f +- %.4f nats a code; its caption tells %.2f +- %.2f nats of a picture (%zu pictures)\n", with.sum / (double)n, average_half(&with),
+               gain.sum / (double)n, average_half(&gain), n);
     return status;
 }
 
@@ -829,7 +858,6 @@ tsar_status train_loss(const gpt_plan *plan, const char *path, size_t n, tsar_er
     gpt_net net;
     tsar_file *file;
     tsar_config config;
-    double mean, half;
     tsar_status status = tsar_file_open(&file, path, err);
     if (status != TSAR_OK) return status;
     status = tsar_config_read(&config, meta_of_file, file, path, err);
@@ -848,8 +876,7 @@ tsar_status train_loss(const gpt_plan *plan, const char *path, size_t n, tsar_er
     if (status == TSAR_OK) status = gpt_open(&net, &shape, 1, MAX_TEXT, 0, plan->threads, err);
     if (status == TSAR_OK) {
         status = run_load(&net.tape, file, "gpt.", err);
-        if (status == TSAR_OK) status = mean_loss(&net, &c, c.codes.count - n, n, &mean, &half, err);
-        if (status == TSAR_OK) printf("%.4f +- %.4f nats a code, of the last %zu pictures of %s\n", mean, half, n, plan->codes);
+        if (status == TSAR_OK) status = print_losses(&net, &c, n, err);
         gpt_close(&net);
     }
     corpus_close(&c);

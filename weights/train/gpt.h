@@ -122,7 +122,8 @@ tsar_status train_gpt(const gpt_plan *plan, tsar_error *err);
 tsar_status train_fine(const gpt_plan *plan, tsar_error *err);
 /* The forward pass of the transformer (or of stage two) in a model file, as a trace to be verified by the oracle. */
 tsar_status train_trace(const char *path, int fine, const char *prompt, const char *output, size_t threads, tsar_error *err);
-/* Prints the cross entropy of a code of the last n pictures of plan->codes, in nats, for the transformer in a model file. */
+/* Prints the cross entropy of a code of the last n pictures of plan->codes, in nats, for the transformer in a model file, and how much larger a
+ * picture's is without its caption; 95 % intervals over pictures. */
 tsar_status train_loss(const gpt_plan *plan, const char *path, size_t n, tsar_error *err);
 
 #endif
