@@ -587,7 +587,7 @@ static tsar_status run_encode(const arguments *a, tsar_error *err)
 static tsar_status read_codes(const tsar_model *model, const char *path, int64_t **codes, size_t *h, size_t *w, tsar_error *err)
 {
     tsar_file *file = NULL;
-    tsar_status status = tsar_file_open(&file, path, err);
+    tsar_status status = tsar_file_open_alone(&file, path, err);
     if (status != TSAR_OK) return status;
     const tsar_tensor *t = tsar_file_find(file, "codes");
     if (!t && tsar_file_find(file, "coarse"))
@@ -659,7 +659,7 @@ static tsar_status read_trace_inputs(generation *g, tsar_inputs *inputs, tsar_er
         tsar_file *file = NULL;
         if (conditioned || at[O_IMAGE].text)
             return tsar_fail(err, TSAR_USAGE, "--inputs %s: it holds all inputs; leave out --image and the prompt", at[O_INPUTS].text);
-        status = tsar_file_open(&file, at[O_INPUTS].text, err);
+        status = tsar_file_open_alone(&file, at[O_INPUTS].text, err);
         if (status == TSAR_OK) status = tsar_inputs_read(inputs, g->model, file, err);
         tsar_file_close(file);
         use_inputs(g, inputs);
@@ -734,7 +734,7 @@ static tsar_status read_score_inputs(generation *g, tsar_inputs *inputs, tsar_er
     tsar_file *file = NULL;
     tsar_status status = TSAR_OK;
     if (!at[O_CFG].text) g->settings.cfg = 1;
-    if (!conditioned) status = tsar_file_open(&file, g->a->operands[0], err);
+    if (!conditioned) status = tsar_file_open_alone(&file, g->a->operands[0], err);
     if (status == TSAR_OK && !conditioned) status = tsar_inputs_read(inputs, g->model, file, err);
     tsar_file_close(file);
     if (status != TSAR_OK) return status;
@@ -889,7 +889,7 @@ static tsar_status read_verify_options(const arguments *a, const tsar_model *mod
     if (precision && how->precision == TSAR_DTYPES) return tsar_fail(err, TSAR_USAGE, "--precision %s: give f64, f32, f16 or bf16", precision);
     if (!model) return TSAR_OK;
     *settings = tsar_settings_default(model);
-    tsar_status status = tsar_file_open(&file, a->operands[0], err);
+    tsar_status status = tsar_file_open_alone(&file, a->operands[0], err);
     if (status == TSAR_OK) status = tsar_record_settings(settings, &settings->first_image, file, err);
     tsar_file_close(file);
     return status == TSAR_OK ? flag_settings(a->at, settings, err) : status;

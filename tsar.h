@@ -215,6 +215,7 @@ typedef struct {
 typedef struct tsar_file tsar_file;
 
 tsar_status tsar_file_open(tsar_file **file, const char *path, tsar_error *err);
+tsar_status tsar_file_open_alone(tsar_file **file, const char *path, tsar_error *err); /* what is no model (a trace, codes): vq_file is followed nowhere */
 void tsar_file_close(tsar_file *file);
 const char *tsar_file_path(const tsar_file *file);
 const char *tsar_file_lender(const tsar_file *file);                            /* path of the file that vq_file names; NULL: none */

@@ -292,10 +292,12 @@ static tsar_status judge_logits(decoder *v, tsar_comparison *r, tsar_error *err)
         r->verdict = TSAR_MISSHAPEN;
         return TSAR_OK;
     }
-    double *x = tsar_alloc(rows, V * sizeof *x, "logits", err);
-    tsar_status status = x ? tsar_file_read_f64(v->file, v->logits, 0, v->logits->count, x, err) : TSAR_ROOM;
+    double *x = tsar_alloc(rows, V * sizeof *x, "logits", err), *share = tsar_alloc(V, sizeof *share, "logits", err);
+    tsar_status status = x && share ? tsar_file_read_f64(v->file, v->logits, 0, v->logits->count, x, err) : TSAR_ROOM;
+    if (status == TSAR_OK && v->noisy) tsar_column_shares(&s, share), s.share = share;
     s.x = x;
     if (status == TSAR_OK) tsar_judge(&s, r);
+    tsar_free(share);
     tsar_free(x);
     return status;
 }

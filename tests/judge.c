@@ -77,18 +77,46 @@ double tsar_rms(const double *x, size_t n)
 /* An error in units of its limit; infinite where there is one and nothing may be. */
 static double over(double error, double limit) { return error == 0 ? 0 : error < INFINITY && limit > 0 && limit < INFINITY ? error / limit : INFINITY; }
 
+/* Noise N of terms first ... first+n-1 with the rounding of the largest of them beside it (ours):   sqrt(N^2 + (u max|y|)^2 / n)
+ *
+ * N is one sample of what rounding does. Over many terms of like size it is certain, and the second part small (0.2 u RMS(y) in a row of 384); where one
+ * term makes up the whole, as at a token that draws all attention, the sample is one number, and may be 0 by luck. */
+static double beside_largest(const tsar_stage *s, double N, size_t first, size_t n)
+{
+    double largest = 0;
+    for (size_t i = first; i < first + n; i++) largest = fmax(largest, fabs(s->y[i]));
+    const double own = n ? tsar_unit_roundoff(s->p) * largest / sqrt((double)n) : 0;
+    return N < INFINITY && own < INFINITY ? sqrt(N * N + own * own) : INFINITY;
+}
+
 /* The least noise, 0.3 u RMS(y), and N_r of a row: at least that; of a picture's channel the quadratic mean with the noise n_all of the whole tensor. */
 static double least_noise(const tsar_stage *s) { return RULE.least * tsar_unit_roundoff(s->p) * rms_of(s, OF_Y, 0, s->rows * s->columns); }
 static double row_noise(const tsar_stage *s, size_t row, double n_all, double least)
 {
     const double N_r = fmax(rms_of(s, OF_N, row * s->columns, s->columns), least);
-    return s->channels ? sqrt((N_r * N_r + n_all * n_all) / 2) : N_r;
+    return beside_largest(s, s->channels ? sqrt((N_r * N_r + n_all * n_all) / 2) : N_r, row * s->columns, s->columns);
+}
+
+/* N of the whole tensor, whose noise is n_all. */
+static double whole_noise(const tsar_stage *s, double n_all, double least) { return beside_largest(s, fmax(n_all, least), 0, s->rows * s->columns); }
+
+/* share_c = max(1, RMS of the noise of column c / RMS of all noise): where a head attends sharply, or a channel's weights are large, a column's noise is larger
+ * in every row, and a row's own sample of it, N_r, does not say in which (ours). */
+void tsar_column_shares(const tsar_stage *s, double *share)
+{
+    const double all = rms_of(s, OF_N, 0, s->rows * s->columns);
+    for (size_t c = 0; c < s->columns; c++) share[c] = 0;
+    for (size_t i = 0; all > 0 && all < INFINITY && i < s->rows * s->columns; i++) {
+        const double n = term(s, OF_N, i) / all;
+        share[i % s->columns] += n * n;
+    }
+    for (size_t c = 0; c < s->columns; c++) share[c] = fmax(1, sqrt(share[c] / (double)s->rows));
 }
 
 void tsar_noise_figures(const tsar_stage *s, double *figures)
 {
     const double n_all = rms_of(s, OF_N, 0, s->rows * s->columns), least = least_noise(s);
-    figures[0] = sum_factor(s->p, s->K), figures[1] = fmax(n_all, least);
+    figures[0] = sum_factor(s->p, s->K), figures[1] = whole_noise(s, n_all, least);
     for (size_t row = 0; row < s->rows; row++) figures[2 + row] = row_noise(s, row, n_all, least);
 }
 
@@ -99,13 +127,13 @@ static void exceed(tsar_comparison *r, double excess, tsar_measure by, size_t ro
     if (by == TSAR_BY_ELEMENT) r->place = place;
 }
 
-/* Elements of a row, each with a limit of its own: `fixed` + `relative` |y_i|. Counts those beyond it and keeps the largest error of the tensor. */
-static void judge_elements(const tsar_stage *s, tsar_comparison *r, size_t row, double fixed, double relative, double *largest)
+/* Elements of a row, each with a limit of its own: `fixed` share + `relative` |y_i|. Counts those beyond it and keeps the largest error of the tensor. */
+static void judge_elements(const tsar_stage *s, tsar_comparison *r, size_t row, double fixed, double relative, const double *share, double *largest)
 {
     const size_t columns = s->columns;
     for (size_t i = row * columns; i < (row + 1) * columns; i++) {
         const double d = s->x[i] - s->y[i], size = s->x[i] == s->y[i] ? 0 : fabs(d) < INFINITY ? fabs(d) : INFINITY;
-        const double excess = over(size, fixed + relative * fabs(s->y[i]));
+        const double excess = over(size, fixed * (share ? share[i - row * columns] : 1) + relative * fabs(s->y[i]));
         if (excess > 1 && r->bad++ == 0) r->first_bad = i;
         exceed(r, excess, TSAR_BY_ELEMENT, row, i);
         if (size > *largest) *largest = size, r->largest_at = i;
@@ -121,16 +149,16 @@ void tsar_judge(const tsar_stage *s, tsar_comparison *r)
     r->excess = 0, r->bad = 0, r->by = TSAR_BY_ELEMENT;
     if (s->p == TSAR_F64 || s->rtol >= 0) {
         r->limit = s->rtol >= 0 ? s->rtol : RULE.f64;
-        for (size_t row = 0; row < s->rows; row++) judge_elements(s, r, row, r->limit * unit, 0, &largest);
+        for (size_t row = 0; row < s->rows; row++) judge_elements(s, r, row, r->limit * unit, 0, NULL, &largest);
     } else {
-        const double n_all = rms_of(s, OF_N, 0, n), N = fmax(n_all, least);
+        const double n_all = rms_of(s, OF_N, 0, n), N = whole_noise(s, n_all, least);
         r->limit = RULE.tensor * k * N / unit;
         exceed(r, over(d, RULE.tensor * k * N), TSAR_BY_TENSOR, 0, 0);
         for (size_t row = 0; row < s->rows; row++) {
             const double N_r = row_noise(s, row, n_all, least), excess = over(rms_of(s, OF_D, row * s->columns, s->columns), RULE.row * k * N_r);
             exceed(r, excess, TSAR_BY_ROW, row, 0);
             r->bad_rows += excess > 1;
-            judge_elements(s, r, row, RULE.element * k * N_r, RULE.element * k * u, &largest);
+            judge_elements(s, r, row, RULE.element * k * N_r, RULE.element * k * u, s->share, &largest);
         }
     }
     r->rms = d / unit, r->max = largest / unit;
@@ -151,7 +179,7 @@ double tsar_slack_of(const tsar_stage *s)
     const size_t n = s->rows * s->columns;
     const double y = rms_of(s, OF_Y, 0, n), least = RULE.least * tsar_unit_roundoff(s->p) * y;
     if (s->rtol >= 0 || s->p == TSAR_F64) return (s->rtol >= 0 ? s->rtol : RULE.f64) * y;
-    return RULE.tensor * sum_factor(s->p, s->K) * fmax(rms_of(s, OF_N, 0, n), least);
+    return RULE.tensor * sum_factor(s->p, s->K) * whole_noise(s, rms_of(s, OF_N, 0, n), least);
 }
 
 double tsar_code_slack(tsar_dtype p, double zz, double ee) { return RULE.code * tsar_unit_roundoff(p) * (zz + ee); }
@@ -218,7 +246,7 @@ static int pattern_of(const tsar_stage *s, const tsar_comparison *r)
     if (border_alone(s, r)) return BORDER;
     if (s->channels || s->p == TSAR_F64 || s->rtol >= 0) return NO_PATTERN;
     const double k = sum_factor(s->p, s->K), least = RULE.least * tsar_unit_roundoff(s->p) * rms_of(s, OF_Y, 0, s->rows * s->columns);
-    const double first = rms_of(s, OF_D, 0, s->columns) / (RULE.row * k * fmax(rms_of(s, OF_N, 0, s->columns), least));
+    const double first = rms_of(s, OF_D, 0, s->columns) / (RULE.row * k * row_noise(s, 0, 0, least));
     const size_t quarter = s->rows / 4;
     if (block && first <= 1 && s->rows >= 8)
         return part_error(s, s->rows - quarter, quarter) > 3 * part_error(s, 1, quarter) ? FIRST_ROW_RIGHT_GROWING : FIRST_ROW_RIGHT;

@@ -61,4 +61,22 @@ check 'no 1/sqrt(hd)' wrong 's/ \* hd\*\*-0.5//' gpt.block.0.attn
 check 'the mask one too far' wrong 's/triu(1)/triu(2)/' gpt.block.0.attn
 check 'w1 and w3 exchanged' wrong 's/self.w1, self.w2, self.w3 =/self.w3, self.w2, self.w1 =/' gpt.block.0.ffn
 check 'a window column by column' wrong 's/transpose(1, 2).reshape/permute(0, 2, 3, 1, *range(4, x.dim() + 2)).reshape/' gpt.shuffle.merge
+
+# The shipped models, whose weights are trained: every part of them, by second.py.
+shipped() { # MODEL PRECISION
+    "$TSAR" trace -q -m "weights/tsar-$1.safetensors" -p 'a red circle' --only 'input.*' -o "$dir/inputs" || return 1
+    "$python" tests/hooks/second.py trace "weights/tsar-$1.safetensors" "$dir/inputs" "$dir/theirs" gpt="$2" fine="$2" vq="$2" vq_file=weights/tsar-s2.safetensors &&
+        "$TSAR" verify -m "weights/tsar-$1.safetensors" "$dir/theirs" >"$dir/report"
+    status=$?
+    cat "$dir/report"
+    return $status
+}
+whole() { ! grep '^not in the file' "$dir/report" && grep -q '^vq.decoder.conv_out .* same' "$dir/report"; }
+for precision in float32 bfloat16; do
+    for model in s1 s2 s4 ctf; do
+        check "tsar-$model, $precision" shipped $model $precision
+        check "tsar-$model to the picture, $precision" whole
+    done
+    check "tsar-ctf, $precision: stage two, too" grep -q '^fine.logits .* same' "$dir/report"
+done
 check_end

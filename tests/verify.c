@@ -329,11 +329,16 @@ static int is_input(const char *name) { return tsar_has_prefix(name, "input.") |
 static tsar_status judge_floats(verifier *v, const tsar_tensor *theirs, tsar_comparison *r, double *data, tsar_error *err)
 {
     const size_t count = count_of(r->our_rank, r->our_shape);
-    double *x = NULL;
+    double *x = NULL, *share = NULL;
     tsar_stage stage = stage_of(v, r->name, r->our_rank, r->our_shape, data);
     tsar_status status = read_theirs(v, theirs, count, &x, err);
     if (is_input(r->name)) stage.p = TSAR_F64;
-    stage.x = x;
+    if (status == TSAR_OK && x && !stage.channels && stage.noisy && stage.p != TSAR_F64) {
+        share = tsar_alloc(stage.columns, sizeof *share, r->name, err);
+        if (share) tsar_column_shares(&stage, share);
+        status = share ? TSAR_OK : TSAR_ROOM;
+    }
+    stage.x = x, stage.share = share;
     const int usable = x && fits(theirs, 1, r->our_rank, r->our_shape);
     if (status == TSAR_OK && x && fits(theirs, 0, r->our_rank, r->our_shape)) {
         tsar_judge(&stage, r);
@@ -350,6 +355,7 @@ static tsar_status judge_floats(verifier *v, const tsar_tensor *theirs, tsar_com
         status = keep_latent(v, &stage, usable, data, err);
     }
     tsar_free(x);
+    tsar_free(share);
     return status;
 }
 
@@ -667,7 +673,7 @@ tsar_status tsar_verify(const tsar_model *model, const char *path, const tsar_ve
     tsar_inputs inputs = { 0 };
     verifier v = { .model = model, .options = options };
     memset(counts, 0, sizeof *counts);
-    tsar_status status = tsar_file_open(&v.file, path, err);
+    tsar_status status = tsar_file_open_alone(&v.file, path, err);
     if (status == TSAR_OK) status = verify_file(&v, &inputs, counts, err);
     if (status == TSAR_OK) status = report_all(&v, counts, report, context, err);
     drop_noise(&v);

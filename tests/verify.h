@@ -38,6 +38,7 @@ typedef struct {
     const void *noisy;    /* [rows][columns] of type noisy_type: y with every operation rounded to p; not looked at where p is F64 or rtol >= 0 */
     tsar_dtype noisy_type, p;
     size_t K;    /* the longest sum of the stage */
+    const double *share; /* [columns]: how much more noise than the whole each column has, at least 1; NULL: none has */
     double rtol; /* >= 0: max |d| <= rtol RMS(y) instead of the rule */
 } tsar_stage;
 
@@ -45,6 +46,7 @@ double tsar_unit_roundoff(tsar_dtype p); /* u of SPEC 10 */
 int tsar_holds(tsar_dtype p, double x);  /* whether x is a number of p, or not finite */
 double tsar_noisy_at(const void *noisy, tsar_dtype type, size_t i);
 double tsar_rms(const double *x, size_t n); /* sqrt(mean(x^2)); infinite if an element is not finite */
+void tsar_column_shares(const tsar_stage *stage, double *share); /* [columns]; the stage's noise must be there */
 /* SPEC 10's rule: verdict, errors, limit and places of *r. */
 void tsar_judge(const tsar_stage *stage, tsar_comparison *r);
 /* What the rule judges a stage by, whatever theirs is (stage->x is not looked at): k, N, N_r of each row.   figures [2 + rows] */

@@ -927,7 +927,7 @@ tsar_status tsar_needs_of(tsar_needs *needs, const char *path, tsar_error *err)
                    { "input.class", STACKS, 0 },
                    { "input.caption", STACKS, 0 } };
     tsar_file *file = NULL;
-    const tsar_status status = tsar_file_open(&file, path, err);
+    const tsar_status status = tsar_file_open_alone(&file, path, err);
     memset(needs, 0, sizeof *needs);
     for (size_t i = 0; status == TSAR_OK && i < sizeof inputs / sizeof *inputs; i++) {
         const tsar_tensor *tensor = tsar_file_find(file, inputs[i].name);

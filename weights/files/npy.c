@@ -136,7 +136,7 @@ static tsar_status read_npy(tsar_source *source, double *caption, double *mask, 
 static tsar_status read_safetensors(const char *path, double *caption, double *mask, size_t T, size_t C, tsar_error *err)
 {
     tsar_file *file;
-    tsar_status status = tsar_file_open(&file, path, err);
+    tsar_status status = tsar_file_open_alone(&file, path, err);
     if (status != TSAR_OK) return status;
     const tsar_tensor *features = tsar_file_find(file, "caption"), *real = tsar_file_find(file, "mask");
     if (!features || !real)

@@ -339,7 +339,7 @@ static tsar_status read_header(tsar_file *file, tsar_error *err)
 }
 
 /* The file at `path` and no other. */
-static tsar_status open_alone(tsar_file **file, const char *path, tsar_error *err)
+tsar_status tsar_file_open_alone(tsar_file **file, const char *path, tsar_error *err)
 {
     *file = NULL;
     tsar_file *opened = tsar_alloc(1, sizeof *opened, "a file", err);
@@ -396,7 +396,7 @@ static tsar_status borrow_tokenizer(tsar_file *file, tsar_error *err)
     char *path = neighbour(file->path, name, err);
     if (!path) return TSAR_ROOM;
     tsar_error reason = { "" };
-    tsar_status status = open_alone(&file->lender, path, &reason);
+    tsar_status status = tsar_file_open_alone(&file->lender, path, &reason);
     if (status != TSAR_OK)
         status = tsar_fail(err, status, "%s takes its tokenizer from another file: %s", file->path, reason.text);
     else if (tsar_file_meta(file->lender, "vq_file") || !tsar_file_meta(file->lender, "vq_ch"))
@@ -414,7 +414,7 @@ static tsar_status borrow_tokenizer(tsar_file *file, tsar_error *err)
 
 tsar_status tsar_file_open(tsar_file **file, const char *path, tsar_error *err)
 {
-    tsar_status status = open_alone(file, path, err);
+    tsar_status status = tsar_file_open_alone(file, path, err);
     if (status == TSAR_OK) status = borrow_tokenizer(*file, err);
     if (status == TSAR_OK) return TSAR_OK;
     tsar_file_close(*file);
