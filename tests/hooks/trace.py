@@ -5,7 +5,7 @@
     trace(gpt, lambda: gpt(codes, cond_idx=label), "theirs.safetensors", LLAMAGEN_GPT, inputs={"input.class": label[0:1], "input.codes": codes.view(16, 16)})
 
 A table is a list of (module, what, name): module as in named_modules, with {i} for a number; what is "out", "in", or a function of (input, output) that gives
-the tensor; name is the trace's, with the same {i}. A module that is called several times, token by token with a cache, gives the rows of one tensor. A module name
+the tensor; name is the trace's, with the same {i}; a fourth member, if there is one, is a function of the whole tensor, all calls together. A module that is called several times, token by token with a cache, gives the rows of one tensor. A module name
 that ends in * stands for everything under it: the last call counts. A batch axis of 1 in front is dropped; of a batch the first is taken (guidance: the conditional one).
 Tensors are written as they are: BF16, F16, F32, F64. model.double() alone does not make official LlamaGen code float64: RMSNorm (.float()), the rotary table,
 apply_rotary_emb (x.float()) and the logits stay float32; its float64 files are exact to 7e-7, and verify says which tensors `would pass as F32`."""
@@ -32,6 +32,7 @@ LLAMAGEN_VQ = [  # tokenizer/tokenizer_image/vq_model.py: an encoder's or decode
     ("encoder.mid.{i}", "out", "vq.encoder.mid.{i}"),
     ("encoder.conv_out", "out", "vq.encoder.conv_out"),
     ("quant_conv", "out", "vq.latent"),
+    ("quantize", lambda given, out: out[2][2].view(-1, *given[0].shape[-2:])[0], "vq.codes"),
     ("post_quant_conv", "in", "vq.quantized"),
     ("post_quant_conv", "out", "vq.decoder.post_quant"),
     ("decoder.conv_in", "out", "vq.decoder.conv_in"),
@@ -40,11 +41,18 @@ LLAMAGEN_VQ = [  # tokenizer/tokenizer_image/vq_model.py: an encoder's or decode
     ("decoder.conv_out", "out", "vq.decoder.conv_out"),
 ]
 HF_LLAMA = [  # transformers' Llama and its likes (Emu3, Janus's language_model, Chameleon): prefix the module names with your wrapper's
+    ("model.layers.0", "in", "gpt.embed"),
     ("model.layers.{i}", "out", "gpt.block.{i}"),
     ("model.layers.{i}.self_attn.o_proj", "in", "gpt.block.{i}.attn"),
     ("model.layers.{i}.post_attention_layernorm", "in", "gpt.block.{i}.h"),
     ("model.layers.{i}.mlp.down_proj", "in", "gpt.block.{i}.ffn"),
 ]
+
+
+def predictions(prefix, grid, eol=False, ids=slice(None)):
+    """For HF_LLAMA: the rows that predict the codes of a grid (h, w) behind a prefix of so many ids, eol behind each row of codes or not; ids: those of codes."""
+    at = [prefix - 1 + y * (grid[1] + bool(eol)) + x for y in range(grid[0]) for x in range(grid[1])]
+    return [("model.norm", "out", "gpt.norm", lambda x: x[at][:, None]), ("lm_head", "out", "gpt.logits", lambda x: x[at][:, None, ids])]
 
 
 def write_trace(path, tensors, metadata=None):
@@ -94,7 +102,7 @@ def rows(store, name, x):
 
 def trace(model, run, path, table, inputs=None, metadata=None, store=None):
     """Calls run() with hooks on the model's modules, and writes what they saw, and the inputs, to `path`."""
-    store, handles = {} if store is None else store, []
+    store, handles, finish = {} if store is None else store, [], {}
 
     def hook(what, name, last):
         def look(module, given, output):
@@ -106,12 +114,13 @@ def trace(model, run, path, table, inputs=None, metadata=None, store=None):
         return look
 
     for module_name, module in model.named_modules():
-        for pattern, what, name in table:
+        for pattern, what, name, *whole in table:
             last = pattern.endswith("*")
             form = re.escape(pattern.rstrip("*")).replace(r"\{i\}", r"(\d+)") + (".*" if last else "")
             found = re.fullmatch(form, module_name)
             if found:
                 full = name.replace("{i}", found.group(1)) if "{i}" in name else name
+                finish[full] = whole[0] if whole else lambda x: x
                 handles.append(module.register_forward_hook(hook(what, full, last)))
     try:
         with torch.no_grad():
@@ -120,6 +129,7 @@ def trace(model, run, path, table, inputs=None, metadata=None, store=None):
         for handle in handles:
             handle.remove()
     tensors = dict(inputs or {})
-    tensors.update({name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in store.items()})
+    for name, parts in store.items():
+        tensors[name] = finish.get(name, lambda x: x)(parts[0] if len(parts) == 1 else torch.cat(parts))
     write_trace(path, tensors, metadata)
     return result
