@@ -14,7 +14,27 @@ static const char coarse[] = "arch=token-shuffle dim=48 n_layer=1 n_head=4 n_kv_
                              "fine_dim=32 fine_n_layer=1 fine_n_head=2 fine_ffn_hidden=40";
 static const char classes[] = "arch=llamagen-c2i dim=48 n_layer=2 n_head=4 n_kv_head=4 ffn_hidden=64 norm_eps=1e-5 rope=2d codebook_size=40 grid_h=5 grid_w=5 "
                               "num_classes=7 cond_tokens=1 seed=6";
-static const char *const orders[] = { "raster", "zipar:2", "zipar:1,first-row", "zipar-adaptive:2" };
+static const char lumina[] =
+    "arch=lumina-mgpt rope=1d norm_eps=1e-5 image_base=4 codebook_size=40 dim=48 n_layer=2 n_head=4 n_kv_head=2 ffn_hidden=64 qk_norm=2 "
+    "grid_h=5 grid_w=4 eol=60 vocab_size=80 boi=17 seed=7";
+static const char emu3[] =
+    "arch=emu3 rope=1d rope_base=1000000 norm_eps=1e-5 image_base=40 codebook_size=40 dim=48 n_layer=2 n_head=4 n_kv_head=2 ffn_hidden=64 "
+    "grid_h=4 grid_w=5 eol=21 vocab_size=80 boi=1 seed=8";
+static const char janus[] = "arch=janus rope=1d norm_eps=1e-6 codebook_size=40 dim=48 n_layer=2 n_head=4 n_kv_head=4 ffn_hidden=64 image_embed=8 image_head=32 "
+                            "grid_h=4 grid_w=4 vocab_size=20 pad=2 boi=1 seed=9";
+
+/* Models, their orders of decoding (a row's end by its own id needs no stand-in and has no first-row), and whether the unconditional prefix is given. */
+static const struct {
+    const char *keys, *orders[4];
+    int uncond;
+} kinds[] = { { shuffled, { "raster", "zipar:2", "zipar:1,first-row", "zipar-adaptive:2" }, 0 },
+              { coarse, { "raster", "zipar:2", "zipar:1,first-row", "zipar-adaptive:2" }, 0 },
+              { classes, { "raster", "zipar:2,authors", "zipar:4,authors", "zipar-adaptive:2" }, 0 },
+              { lumina, { "raster", "zipar:2", "zipar:1", "zipar-adaptive:2" }, 0 },
+              { emu3, { "raster", "zipar:2", "zipar:3", "zipar-adaptive:1" }, 1 },
+              { janus, { "raster", "zipar:2", "zipar:1,first-row", "zipar-adaptive:2" }, 0 },
+              { shuffled, { "raster", "zipar:3", "zipar:1,first-row", "zipar-adaptive:1" }, 1 } };
+enum { KINDS = sizeof kinds / sizeof *kinds, COARSE = 1 };
 
 enum { MOST = 100 };
 typedef struct {
@@ -23,18 +43,34 @@ typedef struct {
 } generated;
 static generated g;
 
-/* Generates and writes the file that is verified; `change` is added to the code at place `at` (modulo the vocabulary). */
-static void generate(const tsar_model *by, const tsar_settings *settings, size_t at, int64_t change)
+static int without_logits; /* the codes are judged on tsar's own */
+static int with_uncond;    /* of the kind under test: an unconditional prefix of its own, longer than the other */
+
+/* Generates and writes the file that is verified; `change` is added to the code at place `at` (modulo the vocabulary), `late` to its pass. */
+static void generate_late(const tsar_model *by, const tsar_settings *settings, size_t at, int64_t change, int64_t late)
 {
-    static const int64_t text[] = { 0, 3, 5, 17, 1 };
+    static const int64_t text[] = { 0, 3, 5, 17, 1 }, uncond[] = { 0, 4, 6, 7, 9, 11, 1 };
     const tsar_config *c = &by->config;
-    const tsar_prompt prompt = { .text = text, .n_text = c->num_classes ? 0 : 5, .class_id = c->num_classes ? 3 : 0 };
-    tsar_result result = { g.codes, c->n_coarse ? g.labels : NULL, g.steps, g.logits, NULL };
+    tsar_prompt prompt = { .text = text, .n_text = c->num_classes ? 0 : 5, .class_id = c->num_classes ? 3 : 0 };
+    if (with_uncond) prompt.text_uncond = uncond, prompt.n_text_uncond = 7;
+    tsar_result result = { g.codes, c->n_coarse ? g.labels : NULL, g.steps, without_logits ? NULL : g.logits, NULL };
     tsar_error err = { "" };
     tsar_status status = tsar_generate(by, &prompt, settings, 1, &result, NULL, NULL, &err);
     if (change) g.codes[at] = (g.codes[at] + change) % (int64_t)c->codebook_size;
+    g.steps[at] += late;
     if (status == TSAR_OK) status = tsar_record_write(codes_path, by, &prompt, settings, &result, 0, NULL, &err);
     CHECK(status == TSAR_OK, "generate: %s", err.text);
+}
+
+static void generate(const tsar_model *by, const tsar_settings *settings, size_t at, int64_t change) { generate_late(by, settings, at, change, 0); }
+
+/* Keeps what is said of step_of. */
+static tsar_comparison passes;
+static tsar_status keep_passes(void *context, const tsar_comparison *r, tsar_error *err)
+{
+    (void)context, (void)err;
+    if (strcmp(r->name, "step_of") == 0) passes = *r;
+    return TSAR_OK;
 }
 
 static tsar_verify_counts verify(const tsar_model *model, const tsar_settings *settings, tsar_dtype p, int other, tsar_status *status)
@@ -42,13 +78,13 @@ static tsar_verify_counts verify(const tsar_model *model, const tsar_settings *s
     const tsar_verify_options options = { .rtol = -1, .precision = p, .other_random = other, .settings = settings };
     tsar_verify_counts counts;
     tsar_error err = { "" };
-    *status = tsar_verify(model, codes_path, &options, NULL, NULL, &counts, &err);
+    *status = tsar_verify(model, codes_path, &options, keep_passes, NULL, &counts, &err);
     CHECK(*status <= TSAR_DIFFERENT, "verify: %s", err.text);
     return counts;
 }
 
 /* Right codes agree to the bit; one that is changed is named with its place, and nothing else is; with other random numbers it only has to be allowed. */
-static void test_orders(const tsar_model *m, const char *description)
+static void test_orders(const tsar_model *m, const char *description, const char *const *orders)
 {
     for (size_t i = 0; i < 8; i++) {
         tsar_settings s = tsar_settings_default(m);
@@ -70,6 +106,20 @@ static void test_orders(const tsar_model *m, const char *description)
     }
 }
 
+/* A code that is right, but said to be of another pass, is told at its place. */
+static void test_pass(const tsar_model *m, const char *order)
+{
+    tsar_settings s = tsar_settings_default(m);
+    tsar_status status;
+    s.seed = 3, s.cfg = 2;
+    CHECK(tsar_order_parse(&s, order, NULL) == TSAR_OK, "%s", order);
+    const size_t at = m->config.columns + 1;
+    generate_late(m, &s, at, 0, 1);
+    const tsar_verify_counts counts = verify(m, &s, TSAR_DTYPES, 0, &status);
+    CHECK(status == TSAR_DIFFERENT && strcmp(counts.first, "step_of") == 0 && counts.n_decisions == 0, "%s, a pass: first %s", order, counts.first);
+    CHECK(passes.bad == 1 && passes.first_bad == at && passes.theirs - passes.ours == 1, "its place: %zu at %zu", passes.bad, passes.first_bad);
+}
+
 /* An earlier code that is changed is wrong where it stands alone: what follows is decided from the file's own code. The logits of what follows then differ. */
 static void test_earlier(const tsar_model *m)
 {
@@ -83,45 +133,75 @@ static void test_earlier(const tsar_model *m)
           "an earlier code: first %s, %zu decisions", counts.first, counts.n_decisions);
 }
 
-/* What runs in BF16 or F32 takes other codes where the precision cannot decide, and no others: near-ties. Judged as F64 they are errors. */
+static size_t near_ties;
+static void check_near_ties(const tsar_model *m, const tsar_verify_counts *counts)
+{
+    for (size_t k = 0; k < counts->n_decisions && k < TSAR_DECISIONS; k++) {
+        const tsar_decision_note *d = &counts->decisions[k];
+        const size_t at = d->y * m->config.grid_w + d->x;
+        CHECK(d->verdict == TSAR_NEAR_TIE && d->margin <= 1 && d->ours != d->theirs, "a near-tie: margin %g", d->margin);
+        CHECK(d->theirs == (m->config.n_coarse && !d->fine ? g.labels[at] : g.codes[at]), "its place");
+        near_ties++;
+    }
+}
+
+/* One generation in precision p: near-ties and no errors in it; as F64 an error; with other random numbers allowed, but for what top-k cuts away. */
+static void test_precision(const tsar_model *m, const char *description, const tsar_settings *settings, tsar_dtype p)
+{
+    tsar_settings s = *settings;
+    tsar_status status;
+    const char *how = s.greedy ? ", greedy" : "";
+    const tsar_verify_counts counts = verify(m, &s, p, 0, &status);
+    CHECK(status == TSAR_OK && counts.verdicts[TSAR_DIFFERS] == 0, "%.14s in %s%s: %d, %zu decisions, first %s", description, tsar_dtype_name(p), how, status,
+          counts.n_decisions, counts.first);
+    check_near_ties(m, &counts);
+    const tsar_verify_counts exact = verify(m, &s, TSAR_F64, 0, &status);
+    if (without_logits)
+        CHECK((status == TSAR_OK) == (exact.n_decisions == 0) && exact.n_decisions >= counts.n_decisions, "as F64: %d, %zu", status, exact.n_decisions);
+    else
+        CHECK(status == TSAR_DIFFERENT && strcmp(exact.first, "logits") == 0, "as F64: %d, first %s", status, exact.first);
+    s.seed = 4;
+    const tsar_verify_counts other = verify(m, &s, p, 1, &status);
+    CHECK(status == TSAR_OK, "other random numbers: %zu decisions, first %s", other.n_decisions, other.first);
+    s.top_k = 2, s.top_p = 1;
+    const tsar_verify_counts cut = verify(m, &s, p, 1, &status);
+    CHECK(s.greedy || (status == TSAR_DIFFERENT && cut.verdicts[TSAR_DIFFERS] > 0), "codes that top-k cuts away are errors: %zu", cut.n_decisions);
+}
+
+/* What runs in BF16 or F32 takes other codes where the precision cannot decide, and no others: near-ties, where the file has no logits of its own. */
 static void test_precisions(const tsar_model *m, const char *description)
 {
     static const tsar_dtype types[] = { TSAR_F32, TSAR_F16, TSAR_BF16 };
-    for (size_t i = 0; i < 6; i++) {
+    for (size_t i = 0; i < 12; i++) {
         tsar_settings s = tsar_settings_default(m);
         tsar_model *rounded = NULL;
         tsar_error err = { "" };
-        tsar_status status = tsar_rounded_open(&rounded, m, TSAR_PART_GPT | TSAR_PART_FINE, types[i / 2], &err);
+        const tsar_dtype p = types[i / 2 % 3];
+        const tsar_status status = tsar_rounded_open(&rounded, m, TSAR_PART_GPT | TSAR_PART_FINE, p, &err);
         s.seed = 3, s.cfg = 2, s.top_k = 20, s.top_p = 0.9, s.greedy = i % 2 == 1;
         if (!CHECK(status == TSAR_OK, "%s", err.text)) return;
+        without_logits = i >= 6;
         generate(rounded, &s, 0, 0);
         tsar_rounded_close(rounded, m);
-        const tsar_verify_counts counts = verify(m, &s, types[i / 2], 0, &status);
-        CHECK(status == TSAR_OK && counts.verdicts[TSAR_DIFFERS] == 0, "%.14s in %s%s: %d, %zu decisions, first %s", description, tsar_dtype_name(types[i / 2]),
-              s.greedy ? ", greedy" : "", status, counts.n_decisions, counts.first);
-        const tsar_verify_counts exact = verify(m, &s, TSAR_F64, 0, &status);
-        CHECK(status == TSAR_DIFFERENT && strcmp(exact.first, "logits") == 0, "as F64: %d, first %s", status, exact.first);
-        s.seed = 4;
-        const tsar_verify_counts other = verify(m, &s, types[i / 2], 1, &status);
-        CHECK(status == TSAR_OK, "other random numbers: %zu decisions, first %s", other.n_decisions, other.first);
-        s.top_k = 2, s.top_p = 1;
-        const tsar_verify_counts cut = verify(m, &s, types[i / 2], 1, &status);
-        CHECK(s.greedy || (status == TSAR_DIFFERENT && cut.verdicts[TSAR_DIFFERS] > 0), "codes that top-k cuts away are errors: %zu", cut.n_decisions);
+        test_precision(m, description, &s, p);
     }
+    without_logits = 0;
 }
 
 int main(void)
 {
-    static const char *const descriptions[] = { shuffled, coarse, classes };
-    for (size_t i = 0; i < 3; i++) {
+    for (size_t i = 0; i < KINDS; i++) {
         tsar_model *m = NULL;
         tsar_error err = { "" };
-        if (!CHECK(test_synthesise(&m, model_path, descriptions[i], TSAR_F32, 1, &err) == TSAR_OK, "%s", err.text)) continue;
-        test_orders(m, descriptions[i]);
-        test_precisions(m, descriptions[i]);
-        if (i != 1) test_earlier(m);
+        if (!CHECK(test_synthesise(&m, model_path, kinds[i].keys, TSAR_F32, 1, &err) == TSAR_OK, "%s", err.text)) continue;
+        with_uncond = kinds[i].uncond;
+        test_orders(m, kinds[i].keys, kinds[i].orders);
+        test_pass(m, kinds[i].orders[1]);
+        test_precisions(m, kinds[i].keys);
+        if (i != COARSE) test_earlier(m);
         tsar_model_close(m);
     }
+    CHECK(near_ties >= 10, "only %zu near-ties in all", near_ties);
     remove(model_path);
     remove(codes_path);
     return test_end();
