@@ -360,6 +360,7 @@ typedef struct {
     double cfg;                  /* sampling defaults (SPEC 9); temperature 1 and top-p off for all */
     tsar_schedule cfg_schedule;
     size_t top_k;                /* 0: off */
+    int64_t boi;                 /* the id that begins an image; -1: the key boi says it, where it is there */
 } tsar_family;
 
 extern const tsar_family tsar_families[TSAR_ARCHS]; /* by tsar_arch */

@@ -618,11 +618,11 @@ static tsar_status report_all(verifier *v, tsar_verify_counts *counts, tsar_comp
 /* What the file's inputs leave to be wondered at: a prefix ends with the id whose output predicts the first code, boi (<soi>), img, or boi and two sizes. */
 static void note_inputs(const tsar_config *c, const tsar_inputs *inputs, tsar_verify_counts *counts)
 {
-    const int64_t boi = tsar_family_of(c)->uncond == TSAR_UNCOND_SYSTEM ? TSAR_SOI : c->boi;
+    const int64_t own = tsar_family_of(c)->boi, boi = own >= 0 ? own : c->boi;
     const size_t n = inputs->n_text;
     if (!inputs->text || boi < 0 || inputs->text[n - 1] == boi || inputs->text[n - 1] == c->img || (n >= 3 && inputs->text[n - 3] == boi)) return;
     (void)snprintf(counts->note, sizeof counts->note, "input.text ends with id %lld: a prefix ends with %s (id %lld), whose output predicts the first code",
-                   (long long)inputs->text[n - 1], boi == TSAR_SOI ? "<soi>" : "boi", (long long)boi);
+                   (long long)inputs->text[n - 1], own >= 0 ? "<soi>" : "boi", (long long)boi);
 }
 
 static tsar_status keep_result(void *context, const tsar_comparison *r, tsar_error *err)

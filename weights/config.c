@@ -19,19 +19,19 @@ const char *const tsar_schedule_names[TSAR_SCHEDULES] = { "constant", "linear", 
 const tsar_family tsar_families[TSAR_ARCHS] = {
     /* name           prefix               unconditional         template              table rows takes */
     { "",             TSAR_PREFIX_NONE,    TSAR_UNCOND_NONE,     TSAR_TEMPLATE_NONE,   1,    1,   0,
-      7.5, TSAR_HALF_LINEAR, 0 },
+      7.5, TSAR_HALF_LINEAR, 0, -1 },
     { "token-shuffle", TSAR_PREFIX_IDS,    TSAR_UNCOND_SYSTEM,   TSAR_TEMPLATE_TSAR,   1,    1,   IDS | TSAR_TAKES_SHUFFLE | TSAR_TAKES_ROPE_2D,
-      7.5, TSAR_HALF_LINEAR, 0 },
+      7.5, TSAR_HALF_LINEAR, 0, TSAR_SOI },
     { "llamagen-c2i", TSAR_PREFIX_CLASS,   TSAR_UNCOND_CLASS,    TSAR_TEMPLATE_NONE,   1,    0,   LLAMAGEN,
-      4.0, TSAR_CONSTANT, 2000 },
+      4.0, TSAR_CONSTANT, 2000, -1 },
     { "llamagen-t2i", TSAR_PREFIX_CAPTION, TSAR_UNCOND_FEATURES, TSAR_TEMPLATE_NONE,   1,    0,   LLAMAGEN,
-      7.5, TSAR_CONSTANT, 1000 },
+      7.5, TSAR_CONSTANT, 1000, -1 },
     { "lumina-mgpt",  TSAR_PREFIX_IDS,     TSAR_UNCOND_LAST,     TSAR_TEMPLATE_LUMINA, 1,    1,   IDS,
-      3.0, TSAR_CONSTANT, 2000 },
+      3.0, TSAR_CONSTANT, 2000, -1 },
     { "emu3",         TSAR_PREFIX_IDS,     TSAR_UNCOND_NEGATIVE, TSAR_TEMPLATE_EMU3,   1,    1,   IDS,
-      3.0, TSAR_CONSTANT, 2048 },
+      3.0, TSAR_CONSTANT, 2048, -1 },
     { "janus",        TSAR_PREFIX_IDS,     TSAR_UNCOND_PAD,      TSAR_TEMPLATE_JANUS,  0,    1,   IDS,
-      5.0, TSAR_CONSTANT, 0 },
+      5.0, TSAR_CONSTANT, 0, -1 },
 };
 
 /* -------------------------------------------------------------------------------------------------------------- keys */
