@@ -197,13 +197,28 @@ void tsar_limits(const tsar_stage *s, double *limit)
 
 /* The pattern of a wrong stage, and what it suggests; the first row that fits counts, and where none does nothing is said. tests/VERDICTS.md counts
  * hits and misses. */
-enum { ONE_ELEMENT, ONE_ROW, BORDER, FIRST_ROW_RIGHT_GROWING, FIRST_ROW_RIGHT, SLIGHT, EVERY_ROW, NO_PATTERN };
+enum {
+    ONE_ELEMENT,
+    ONE_ROW,
+    BORDER,
+    ONE_HEAD,
+    ONE_HEAD_FIRST_ROW_RIGHT,
+    ONE_HEAD_FIRST_ROW_TOO,
+    FIRST_ROW_RIGHT_GROWING,
+    FIRST_ROW_RIGHT,
+    SLIGHT,
+    EVERY_ROW,
+    NO_PATTERN
+};
 static const char *const suggestions[] = {
     "one element alone: a write at a wrong place, not an equation",
     "one row alone: a wrong index, or a slot of the cache that was overwritten",
     "the border alone: padding",
+    "one head alone: its rows of wq, wk or wv, its norm, its columns of wo",
+    "one head alone, and row 0, which attends to itself alone, is right: that head's rows of wq or wk, its norm, its RoPE, its cache",
+    "one head alone, in row 0, too: that head's rows of wv or columns of wo, or the key head that it takes",
     "row 0, which attends to itself alone, is right, and the error grows with position: RoPE (base, positions) or the cache",
-    "row 0, which attends to itself alone, is right: attention (scale, RoPE, mask, weights of q and k, the cache)",
+    "row 0, which attends to itself alone, is right: attention (scale, RoPE, mask, weights or norms of q and k, the cache)",
     "slightly wrong in every row: a constant such as eps, or another form of an activation",
     "wrong also in row 0, which attends to itself alone: a weight, a norm, the feed-forward, whose head v is, or a mask that lets row 0 see others; not RoPE",
 };
@@ -233,6 +248,62 @@ static int border_alone(const tsar_stage *s, const tsar_comparison *r)
     return inner < outer / 100;
 }
 
+/* Which part of the error's energy the columns of wo of head h can make up: d = wo_h e + what the feed-forward makes of it. The hd columns become an
+ * orthonormal basis (Gram and Schmidt, twice over, for the rounding), in place; up to SAMPLE rows of d are looked at. */
+static double head_share(const tsar_stage *s, size_t hd, size_t h)
+{
+    enum { SAMPLE = 128 };
+    const size_t d = s->columns, step = s->rows / SAMPLE + 1;
+    double *basis = s->wo + h * hd * d, within = 0, all = 0;
+    for (size_t i = 0; i < hd; i++) {
+        double *b = basis + i * d, length = 0;
+        for (size_t j = 0; j < 2 * i; j++) {
+            const double *a = basis + j % i * d;
+            double product = 0;
+            for (size_t k = 0; k < d; k++) product += a[k] * b[k];
+            for (size_t k = 0; k < d; k++) b[k] -= product * a[k];
+        }
+        for (size_t k = 0; k < d; k++) length += b[k] * b[k];
+        for (size_t k = 0; k < d; k++) b[k] = length > 0 ? b[k] / sqrt(length) : 0;
+    }
+    for (size_t r = 0; r < s->rows; r += step) {
+        for (size_t k = 0; k < d; k++) all += term(s, OF_D, r * d + k) * term(s, OF_D, r * d + k);
+        for (size_t i = 0; i < hd; i++) {
+            double product = 0;
+            for (size_t k = 0; k < d; k++) product += basis[i * d + k] * term(s, OF_D, r * d + k);
+            within += product * product;
+        }
+    }
+    return all > 0 ? within / all : 0;
+}
+
+/* The same of a tensor inside of a block, whose heads stand side by side: [T][heads][hd]. */
+static double head_energy(const tsar_stage *s, size_t hd, size_t h)
+{
+    double within = 0, all = 0;
+    for (size_t i = 0; i < s->rows * s->columns; i++) {
+        const double d = term(s, OF_D, i);
+        all += d * d;
+        if (i / hd % s->heads == h) within += d * d;
+    }
+    return all > 0 ? within / all : 0;
+}
+
+/* Whether one head alone is wrong. Of a block: its columns of wo hold a share of the error far above chance, hd / d, and no other head's come near it. */
+static int one_head(const tsar_stage *s, const tsar_comparison *r)
+{
+    const size_t last = r->our_shape[r->our_rank - 1], hd = r->our_rank == 3 ? last : s->heads ? last / s->heads : 0;
+    double best = 0, second = 0;
+    if (s->heads < 2 || (s->wo && s->heads * hd > s->columns)) return 0;
+    for (size_t h = 0; h < s->heads; h++) {
+        const double share = s->wo ? head_share(s, hd, h) : head_energy(s, hd, h);
+        second = fmax(second, fmin(best, share)), best = fmax(best, share);
+    }
+    if (!s->wo) return best > 0.9;
+    const double chance = (double)hd / (double)s->columns;
+    return best > chance + 0.5 * (1 - chance) && second - chance < 0.15 * (best - chance);
+}
+
 static int pattern_of(const tsar_stage *s, const tsar_comparison *r)
 {
     const int block = strstr(r->name, ".block.") != NULL && tsar_has_prefix(r->name, "gpt.block.") && r->our_rank == 2 && strchr(r->name + 10, '.') == NULL;
@@ -248,6 +319,7 @@ static int pattern_of(const tsar_stage *s, const tsar_comparison *r)
     const double k = sum_factor(s->p, s->K), least = RULE.least * tsar_unit_roundoff(s->p) * rms_of(s, OF_Y, 0, s->rows * s->columns);
     const double first = rms_of(s, OF_D, 0, s->columns) / (RULE.row * k * row_noise(s, 0, 0, least));
     const size_t quarter = s->rows / 4;
+    if (one_head(s, r)) return !block ? ONE_HEAD : first <= 1 ? ONE_HEAD_FIRST_ROW_RIGHT : ONE_HEAD_FIRST_ROW_TOO;
     if (block && first <= 1 && s->rows >= 8)
         return part_error(s, s->rows - quarter, quarter) > 3 * part_error(s, 1, quarter) ? FIRST_ROW_RIGHT_GROWING : FIRST_ROW_RIGHT;
     if (s->p == TSAR_F32 && r->rms < 1e-3) return SLIGHT;

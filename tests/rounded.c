@@ -20,8 +20,7 @@ static tsar_status keep_slot(void *context, const tsar_weight *weight, tsar_erro
     return TSAR_OK;
 }
 
-/* Element [r][k] of a packed matrix, widened (tsar.h, tsar_matrix). */
-static double element(const tsar_matrix *w, size_t r, size_t k)
+double tsar_matrix_element(const tsar_matrix *w, size_t r, size_t k)
 {
     const size_t panel = r / TSAR_PANEL, lane = r % TSAR_PANEL;
     if (w->dtype == TSAR_F64) return ((const double *)w->panels)[(panel * w->cols + k) * TSAR_PANEL + lane];
@@ -50,7 +49,7 @@ static tsar_status round_matrix(tsar_matrix *to, const tsar_matrix *from, const 
     for (size_t r0 = 0; status == TSAR_OK && r0 < from->rows; r0 += TSAR_PANEL) {
         const size_t count = from->rows - r0 < TSAR_PANEL ? from->rows - r0 : TSAR_PANEL;
         for (size_t r = 0; r < count; r++) {
-            for (size_t k = 0; k < from->cols; k++) row[k] = element(from, r0 + r, k);
+            for (size_t k = 0; k < from->cols; k++) row[k] = tsar_matrix_element(from, r0 + r, k);
             tsar_round_to(rounded, row, from->cols);
             for (size_t k = 0; k < from->cols; k++) store(rows, p, r * from->cols + k, row[k]);
         }

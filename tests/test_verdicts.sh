@@ -54,6 +54,18 @@ while read -r name weights kind tensor; do
 done <tests/verdicts/expected.txt
 check 'no file is left out' test "$(ls tests/verdicts/*.safetensors | grep -vc 'model.safetensors$')" -eq "$(grep -c . tests/verdicts/expected.txt)"
 
+# What the pattern of an error suggests, where the file holds nothing of the inside of a block: one head alone, and whether row 0 is right.
+says() { # FILE WORDS
+    "$TSAR" synth -q --like "tests/verdicts/$1.safetensors" --dtype "$2" -o "$dir/model" || return 1
+    "$TSAR" verify -m "$dir/model" "tests/verdicts/$1.safetensors" >"$dir/report"
+    grep '<== first' "$dir/report" | grep -q "$3"
+}
+check 'wq of a head' says heads.bfloat16.head_q.second bf16 ': one head alone, and row 0, '
+check 'wk of a head' says heads.bfloat16.head_k.second bf16 ': one head alone, and row 0, '
+check 'wv of a head' says heads.float32.head_v.second f32 ': one head alone, in row 0, too'
+check 'two heads exchanged' says heads.bfloat16.v_head.second bf16 ': wrong also in row 0'
+check 'RoPE of all heads' says emu3.bfloat16.rope_base.second bf16 ': row 0, which attends to itself alone, is right'
+
 # What trace leaves out and adds, and what verify says of it; the prefix that does not end as it must.
 "$TSAR" synth -q arch=token-shuffle dim=16 n_layer=2 n_head=2 n_kv_head=1 ffn_hidden=24 norm_eps=1e-5 rope=1d text_vocab=20 codebook_size=32 grid_h=4 grid_w=4 shuffle=2 \
     shuffle_blocks=1 shuffle_hidden=8 -o "$dir/small"

@@ -10,6 +10,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* What the noise run leaves of a tensor for the judged one. */
@@ -323,6 +324,32 @@ static tsar_stage stage_of(const verifier *v, const char *name, size_t rank, con
     return s;
 }
 
+/* The words for a tensor that differs. For a block whose inside the file does not hold, wo tells heads apart; what attention takes and gives has them
+ * side by side. */
+static tsar_status suggest(const verifier *v, tsar_stage *stage, tsar_comparison *r, tsar_error *err)
+{
+    const int fine = tsar_has_prefix(r->name, "fine.block.");
+    const tsar_stack *stack = fine ? &v->model->fine : &v->model->gpt;
+    char *end = r->name;
+    const unsigned long layer = fine || tsar_has_prefix(r->name, "gpt.block.") ? strtoul(strstr(r->name, ".block.") + 7, &end, 10) : 0;
+    if (end == r->name || layer >= stack->n_layer) {
+        tsar_suggest(stage, r);
+        return TSAR_OK;
+    }
+    if (r->our_rank == 3 || strcmp(end, ".attn") == 0) stage->heads = r->our_rank == 3 ? r->our_shape[1] : stack->n_head;
+    if (!*end && !v->inside) {
+        const tsar_matrix *wo = &stack->layers[layer].wo;
+        stage->heads = stack->n_head, stage->wo = tsar_alloc(wo->cols, wo->rows * sizeof *stage->wo, r->name, err);
+        for (size_t c = 0; stage->wo && c < wo->cols; c++)
+            for (size_t k = 0; k < wo->rows; k++) stage->wo[c * wo->rows + k] = tsar_matrix_element(wo, k, c);
+        if (!stage->wo) return TSAR_ROOM;
+    }
+    tsar_suggest(stage, r);
+    tsar_free(stage->wo);
+    stage->wo = NULL;
+    return TSAR_OK;
+}
+
 static int is_input(const char *name) { return tsar_has_prefix(name, "input.") || strcmp(name, "ctf.cluster_of") == 0; }
 
 /* An F64 tensor of ours: judged, and then theirs in its place. */
@@ -342,7 +369,7 @@ static tsar_status judge_floats(verifier *v, const tsar_tensor *theirs, tsar_com
     const int usable = x && fits(theirs, 1, r->our_rank, r->our_shape);
     if (status == TSAR_OK && x && fits(theirs, 0, r->our_rank, r->our_shape)) {
         tsar_judge(&stage, r);
-        if (r->verdict == TSAR_DIFFERS && !is_input(r->name)) tsar_suggest(&stage, r);
+        if (r->verdict == TSAR_DIFFERS && !is_input(r->name)) status = suggest(v, &stage, r, err);
     } else if (status == TSAR_OK) {
         r->verdict = TSAR_MISSHAPEN;
         if (!tsar_dtype_is_float(theirs->dtype))

@@ -37,7 +37,9 @@ typedef struct {
     const double *y, *x;  /* [rows][columns]: in double; theirs */
     const void *noisy;    /* [rows][columns] of type noisy_type: y with every operation rounded to p; not looked at where p is F64 or rtol >= 0 */
     tsar_dtype noisy_type, p;
-    size_t K;    /* the longest sum of the stage */
+    size_t heads;        /* of attention, where the stage is a block or what attention gives; else 0 */
+    double *wo;          /* [heads*hd][columns]: the columns of a block's wo, one after the other, or NULL; tsar_suggest changes them */
+    size_t K;            /* the longest sum of the stage */
     const double *share; /* [columns]: how much more noise than the whole each column has, at least 1; NULL: none has */
     double rtol; /* >= 0: max |d| <= rtol RMS(y) instead of the rule */
 } tsar_stage;
@@ -65,6 +67,7 @@ double tsar_slack_of(const tsar_stage *stage);
 
 /* The weights of some parts (TSAR_PART_*) of a model, rounded once to p, in a model of its own whose operations round to p. Where rounding
  * changes none, they are those of `model`. */
+double tsar_matrix_element(const tsar_matrix *w, size_t r, size_t k); /* [r][k] of a packed matrix, widened (tsar.h, tsar_matrix) */
 tsar_status tsar_rounded_open(tsar_model **rounded, const tsar_model *model, unsigned parts, tsar_dtype p, tsar_error *err);
 void tsar_rounded_close(tsar_model *rounded, const tsar_model *model); /* accepts NULL */
 
