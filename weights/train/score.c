@@ -252,16 +252,16 @@ static tsar_status run_open(score_run *r, const score_plan *plan, tsar_error *er
     r->h = c->grid_h;
     r->w = c->grid_w;
     if (!c->has_gpt || !c->has_vq || !c->text_vocab || c->grid_h * c->vq_factor != SCENE_SIDE || c->grid_w * c->vq_factor != SCENE_SIDE)
-        return tsar_fail(err, TSAR_INPUT, "%s does not make pictures of %d x %d pixels from text", plan->model, SCENE_SIDE, SCENE_SIDE);
-    if ((status = settings_of(&r->settings, r->model, plan, err)) != TSAR_OK) return status;
-    describe(r);
-    if (plan->agreement && (status = read_codes(r, err)) != TSAR_OK) return status;
-    if (!(r->pictures = tsar_alloc(plan->n, sizeof *r->pictures, "pictures", err)) ||
-        !(r->codes = tsar_alloc(tsar_product(r->total, r->h * r->w), sizeof *r->codes, "codes", err)) ||
-        !(r->coarse = tsar_alloc(tsar_product(plan->n, r->h * r->w), sizeof *r->coarse, "labels", err)) ||
-        !(r->rgb = tsar_alloc(plan->n, pixels, "pictures", err)))
-        return TSAR_ROOM;
-    return TSAR_OK;
+        status = tsar_fail(err, TSAR_INPUT, "%s does not make pictures of %d x %d pixels from text", plan->model, SCENE_SIDE, SCENE_SIDE);
+    if (status == TSAR_OK) status = settings_of(&r->settings, r->model, plan, err);
+    if (status == TSAR_OK) describe(r);
+    if (status == TSAR_OK && plan->agreement) status = read_codes(r, err);
+    if (status == TSAR_OK && (!(r->pictures = tsar_alloc(plan->n, sizeof *r->pictures, "pictures", err)) ||
+                              !(r->codes = tsar_alloc(tsar_product(r->total, r->h * r->w), sizeof *r->codes, "codes", err)) ||
+                              !(r->coarse = tsar_alloc(tsar_product(plan->n, r->h * r->w), sizeof *r->coarse, "labels", err)) ||
+                              !(r->rgb = tsar_alloc(plan->n, pixels, "pictures", err))))
+        status = TSAR_ROOM;
+    return status;
 }
 
 static void run_close(score_run *r)
