@@ -128,11 +128,11 @@ def tiny(kind="F32", rename=lambda n: n, only=lambda n: True):
     return collections.OrderedDict((rename(n), Tensor(TINY[n], struct.pack("<%d%s" % (len(v), code), *v), kind)) for n, v in VALUES.items() if only(n))
 
 
-def zeros(shape, kind):
+def zeros(shape, kind, rebuild=REBUILD):
     n = 1
     for extent in shape:
         n *= extent
-    return Tensor(shape, bytes(n * SIZE[kind]), kind)
+    return Tensor(shape, bytes(n * SIZE[kind]), kind, rebuild)
 
 
 def cases(folder):
@@ -181,6 +181,15 @@ def cases(folder):
     case("nothing.pt", "3 the keys on top are epoch, lr, note", value={"epoch": 1, "lr": 2, "note": "x"})
     case("unknown.pt", "3 they are called a.weight, b.weight, c.weight, d.weight, e.weight ...",
          value={"model": {k + ".weight": zeros([2], "F32") for k in "abcdefg"}})
+    case("all_quantised.pt", "3 the keys on top are tok_embeddings.weight (an object: torch._utils._rebuild_qtensor)",
+         value={n: zeros(s, "Q8", rebuild=QUANTISED) for n, s in TINY.items()})
+    sparse = function("torch._utils", "_rebuild_sparse_tensor")
+    case("sparse.pt", "3 tensor gpt.tok_embeddings.weight is no tensor there but torch._utils._rebuild_sparse_tensor",
+         value={n: zeros(s, "F32", rebuild=sparse) if len(s) == 2 else zeros(s, "F32") for n, s in TINY.items()})
+    module = stand_in("project.models", "GPT")()
+    module.__dict__.update(training=False)
+    case("module.pt", "3 its top is an object of class project.models.GPT", value=module)
+    case("module_in_dict.pt", "3 the keys on top are model (an object: project.models.GPT), epoch", value={"model": module, "epoch": 1})
     case("one_number.pt", "3 its top is no dictionary", value=5)
     # archives
     case("colon.pt", "same", value={"model": tiny()}, folder="run_12:30:05")
@@ -209,6 +218,7 @@ def cases(folder):
     # wrong values of the command line
     for wrong in ("n_head=x", "grid_h=0", "norm_eps=-1", "n_kv_head=3", "rope=3d", "arch=vqgan", "dim=32"):
         case("wrong_%s.pt" % wrong.replace("=", "_"), "2 " + wrong, wrong, value=tiny())
+    case("wrong_n_head_3.pt", "2 the command line: n_head=3 does not fit", "n_head=3", value=tiny())
     # other people's files
     plain = {n: ("F32", TINY[n], struct.pack("<%df" % len(v), *v)) for n, v in VALUES.items()}
     for name, tensors, twice, expect in (("plain", plain, None, "same"), ("twice", plain, "norm.weight", "3 twice"),
@@ -218,6 +228,11 @@ def cases(folder):
         print(name + ".safetensors", expect, "", sep="\t")
     text("lfs.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345678\n", "3 is a Git LFS pointer")
     text("page.pt", b"\n <!DOCTYPE html><html><head><title>Sign in</title></head></html>", "3 is an HTML page")
+    text("empty.pt", b"", "3 is empty")
+    text("message.bin", b"Entry not found", "3 is a text, \"Entry not found\"")
+    text("message.pt", b"{\"error\": \"Repository not found\"}", "3 is a text, \"{")
+    for protocol in 2, 3, 4, 5:
+        text("plain%d.pkl" % protocol, pickle.dumps({"a.weight": [1.5, 2.5]}, protocol), "3 is a plain pickle")
     text("packed.pt", b"\x1f\x8b\x08\x00" + bytes(60), "3 is compressed with gzip")
     # rounding from F64: values just beside the middle of two neighbours, where rounding to float first would end on the middle
     def near(x):

@@ -139,7 +139,9 @@ static size_t measure(tsar_importer *im, const char *size, const char *also, con
     for (size_t i = 0; i < im->count && !item; i++)
         if (tsar_import_is_called(im->items[i].name, first->name)) item = &im->items[i];
     if (item) tsar_shape_text(has, sizeof has, item->rank, item->shape);
-    if (item)
+    if (item && item->foreign && !item->count)
+        im->status = tsar_fail(im->err, TSAR_INPUT, "%s: tensor %s is no tensor there but %s, which cannot be read", im->name, item->name, item->foreign);
+    else if (item)
         im->status = tsar_fail(im->err, TSAR_INPUT, "%s: tensor %s has shape %s, expected %s", im->name, item->name, has, expected);
     else {
         snprintf(missing, sizeof missing, "%s", first->name);
@@ -218,13 +220,14 @@ static void infer_heads(tsar_importer *im, const char *part, size_t dim, size_t 
         }
     if (im->status != TSAR_OK || dim > TSAR_MAX_DIM) return; /* the configuration's own check refuses such a dim */
     const size_t n_head = tsar_import_size(im, key), n_kv_head = kv_heads(dim, rows, n_head, pair);
+    const tsar_status blame = tsar_import_blame(im, key);
     list_heads(choices, sizeof choices, dim, rows, pair);
     if (!*choices)
         im->status =
             tsar_fail(im->err, TSAR_INPUT, "%s: tensor %s has %zu rows, which fit no number of heads; expected shape %s", im->name, evidence, rows, expected);
     else if (tsar_import_get(im, key) && n_kv_head == 0)
-        im->status = tsar_fail(im->err, tsar_import_blame(im, key), "%s: %s=%s does not fit tensor %s with %zu rows; possible: %s", im->name, key,
-                               tsar_import_get(im, key), evidence, rows, choices);
+        im->status = tsar_fail(im->err, blame, "%s: %s=%s does not fit tensor %s with %zu rows; possible: %s", blame == TSAR_USAGE ? "the command line" : im->name,
+                               key, tsar_import_get(im, key), evidence, rows, choices);
     else if (n_kv_head && !fine)
         tsar_import_infer(im, "n_kv_head", n_kv_head, evidence);
     else if (n_kv_head == 0)

@@ -41,12 +41,20 @@ void tsar_checkpoint_close(tsar_checkpoint *checkpoint)
     memset(checkpoint, 0, sizeof *checkpoint);
 }
 
+/* Whether n bytes are ASCII that can be printed, and there is any. */
+static int is_printable(const uint8_t *bytes, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if ((bytes[i] < ' ' && !(bytes[i] >= '\t' && bytes[i] <= '\r')) || bytes[i] > '~') return 0;
+    return n > 0;
+}
+
 /* Each form has its own first bytes. */
 static tsar_status open_form(tsar_checkpoint *checkpoint, tsar_note_fn note, void *context, tsar_error *err)
 {
-    uint8_t head[TSAR_KIND] = { 0 };
+    uint8_t head[TSAR_KIND + 1] = { 0 };
     const uint64_t size = checkpoint->source.size;
-    const size_t n = size < sizeof head ? (size_t)size : sizeof head;
+    const size_t n = size < TSAR_KIND ? (size_t)size : TSAR_KIND;
     tsar_status status = tsar_source_read(&checkpoint->source, 0, head, n, err);
     if (status != TSAR_OK) return status;
     const size_t legacy = tsar_torch_legacy(head, n);
@@ -54,6 +62,9 @@ static tsar_status open_form(tsar_checkpoint *checkpoint, tsar_note_fn note, voi
     const char *kind = tsar_file_kind(head, n);
     if (kind) return tsar_fail(err, TSAR_INPUT, "%s: %s", checkpoint->path, kind);
     if (n > 8 && head[8] == '{') return open_safetensors(checkpoint, err);
+    if (size == 0) return tsar_fail(err, TSAR_INPUT, "%s: is empty; download the file again", checkpoint->path);
+    if (is_printable(head, n))
+        return tsar_fail(err, TSAR_INPUT, "%s: is a text, \"%.40s\", not a checkpoint; did its download end at a message", checkpoint->path, (const char *)head);
     return tsar_fail(err, TSAR_INPUT, "%s: is neither a file of torch.save (zip or legacy) nor safetensors nor an index of shards (.json)", checkpoint->path);
 }
 

@@ -66,6 +66,8 @@ tsar_status tsar_text_file(const char *path, size_t limit, const char *what, cha
 
 /* ------------------------------------------------------------------------------------------------------- other people's files */
 
+#define PICKLED "is a plain pickle, which holds no storages; load it in Python, and write its state dict by torch.save"
+
 /* How files begin that are taken for a model by mistake, and what to do. */
 static const struct {
     const char *magic;
@@ -86,6 +88,10 @@ static const struct {
       5, "is compressed with xz; unpack it first" },
     { "\x28\xb5\x2f\xfd", 4, "is compressed with zstd; unpack it first" },
     { "7z\xbc\xaf", 4, "is a 7z archive; unpack it first" },
+    { "\x80\4\x95", 3, PICKLED },
+    { "\x80\5\x95", 3, PICKLED },
+    { "\x80\2}q", 4, PICKLED },
+    { "\x80\3}q", 4, PICKLED },
     { "Rar!", 4, "is a rar archive; unpack it first" },
 };
 
@@ -114,9 +120,9 @@ static int begins(const uint8_t *text, size_t n, const char *word)
 const char *tsar_file_kind(const uint8_t *head, size_t n)
 {
     static const char *const html[] = { "<!doctype html", "<html", "<head", "<body", "<?xml", "<!--" };
+    if (tsar_torch_legacy(head, n)) return "is a PyTorch checkpoint; tsar import makes a model file of it"; /* which begins as a pickle does */
     for (size_t i = 0; i < sizeof KINDS / sizeof *KINDS; i++)
         if (n >= KINDS[i].bytes && memcmp(head, KINDS[i].magic, KINDS[i].bytes) == 0) return KINDS[i].kind;
-    if (tsar_torch_legacy(head, n)) return "is a PyTorch checkpoint; tsar import makes a model file of it";
     if (n >= 3 && memcmp(head, "\xef\xbb\xbf", 3) == 0) head += 3, n -= 3; /* a byte order mark */
     while (n > 0 && (*head == ' ' || (*head >= '\t' && *head <= '\r'))) head++, n--;
     for (size_t i = 0; i < sizeof html / sizeof *html; i++)

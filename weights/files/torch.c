@@ -360,7 +360,7 @@ void tsar_torch_describe(const tsar_checkpoint *checkpoint, char *text, size_t r
 {
     enum { KEYS = 5 };
     const tsar_value *root = checkpoint->root;
-    size_t used = 0, told = 0, keys = 0;
+    size_t used = 0, told = 0, keys = 0, classes = 0;
     text[0] = '\0';
     if (!is_dict(root)) {
         snprintf(text, room, "its top is %s%.128s", root->text && root->kind != TSAR_P_TEXT ? "an object of class " : "no dictionary",
@@ -369,8 +369,12 @@ void tsar_torch_describe(const tsar_checkpoint *checkpoint, char *text, size_t r
     }
     for (size_t i = 0; i < root->count; i += 2) keys += root->items[i]->kind == TSAR_P_TEXT;
     used += (size_t)snprintf(text, room, keys ? "the keys on top are" : "no key on top is a name");
-    for (size_t i = 0; i < root->count && told < KEYS && used < room; i += 2)
-        if (root->items[i]->kind == TSAR_P_TEXT) used += (size_t)snprintf(text + used, room - used, "%s %.40s", told++ ? "," : "", root->items[i]->text);
+    for (size_t i = 0; i < root->count && told < KEYS && used < room; i += 2) {
+        const char *class = root->items[i + 1]->kind == TSAR_P_INERT ? root->items[i + 1]->text : NULL;
+        if (root->items[i]->kind != TSAR_P_TEXT) continue;
+        used += (size_t)snprintf(text + used, room - used, "%s %.40s", told++ ? "," : "", root->items[i]->text);
+        if (class && used < room && classes++ == 0) used += (size_t)snprintf(text + used, room - used, " (an object: %.60s)", class);
+    }
     if (keys > KEYS && used < room) snprintf(text + used, room - used, " and %zu more", keys - KEYS);
 }
 
