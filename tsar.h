@@ -83,6 +83,9 @@ tsar_status tsar_fail(tsar_error *err, tsar_status status, const char *format, .
  * may be given it, because it moves no cursor and turns no line around. point may be NULL. */
 size_t tsar_character(const char *text, uint32_t *point, int *is_plain);
 
+/* `text`, cut to `size` bytes, as a terminal may be given it: what is not plain is '?'. Returns plain. */
+const char *tsar_plain_text(char *plain, size_t size, const char *text);
+
 /* count * size zeroed bytes, aligned to 64; NULL and TSAR_ROOM's sentence in err (naming `what`) when the product
  * overflows or memory is out. count * size = 0 gives a valid pointer. Released by tsar_free, which accepts NULL. */
 void *tsar_alloc(size_t count, size_t size, const char *what, tsar_error *err);

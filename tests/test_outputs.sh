@@ -8,6 +8,10 @@ export LC_ALL
 BUILD=${BUILD:-.build}
 TSAR=${TSAR:-$BUILD/tsar}
 case $TSAR in /*) ;; *) TSAR=$PWD/$TSAR ;; esac
+TRAIN=${TRAIN:-$BUILD/trainer}
+DEMO=${DEMO:-$BUILD/demo}
+case $TRAIN in /*) ;; *) TRAIN=$PWD/$TRAIN ;; esac
+case $DEMO in /*) ;; *) DEMO=$PWD/$DEMO ;; esac
 small=$PWD/tests/checkpoints/small.npy
 dir=$BUILD/outputs
 rm -rf "$dir"
@@ -164,6 +168,24 @@ for beside in config.json tokenizer.json spiece.model; do
 done
 check 'unless it is asked to' "$TSAR" import -q hf -o hf/one.safetensors --force
 check 'it is a model' "$TSAR" info hf/one.safetensors
+
+# The trainer and the demo, which work for hours and minutes: before that.
+if [ -x "$TRAIN" ]; then
+    check 'a result over its tokenizer' refused 'would be overwritten' "$TRAIN" gpt --vq model.safetensors --codes codes.safetensors -o ./model.safetensors
+    check 'over its codes' refused 'would be overwritten' "$TRAIN" gpt --vq model.safetensors --codes codes.safetensors -o codes.safetensors
+    check 'a checkpoint over its codes' refused 'would be overwritten' "$TRAIN" gpt --vq model.safetensors --codes codes.safetensors -o r --checkpoint codes.safetensors
+    check 'over stage one' refused 'would be overwritten' "$TRAIN" fine --vq model.safetensors --codes codes.safetensors --model t5.safetensors --coarse 4 -o t5.safetensors
+    check 'a checkpoint that is the result' refused 'written twice' "$TRAIN" codes --vq model.safetensors -o r --checkpoint ./r
+    check 'codes over those they are compared with' refused 'would be overwritten' "$TRAIN" score --model model.safetensors --agreement codes.safetensors -o codes.safetensors
+    check 'a trace over its model' refused 'would be overwritten' "$TRAIN" trace --model model.safetensors -o model.safetensors
+    check 'a result into no folder' sh -c "! '$TRAIN' vq -o none/vq 2>message && grep -q 'none/vq: No such file' message"
+fi
+if [ -x "$DEMO" ]; then
+    ln -s model.safetensors sheet.ppm
+    check 'a sheet over its model' refused 'would be overwritten' "$DEMO" -m model.safetensors -o sheet.ppm
+    rm sheet.ppm
+    check 'a sheet into no folder' sh -c "! '$DEMO' -m model.safetensors -o none/sheet.ppm 2>message && grep -q 'none/sheet.ppm: No such file' message"
+fi
 
 # --resume with frames: an image is left alone when all its frames are there, too.
 if [ "$ending" = png ]; then

@@ -33,12 +33,7 @@ tsar_status tsar_fail(tsar_error *err, tsar_status status, const char *format, .
     (void)vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
     shorten(text, sizeof err->text);
-    for (size_t at = 0, length; text[at]; at += length) { /* a hostile name must not break the one line */
-        int is_plain;
-        length = tsar_character(text + at, NULL, &is_plain);
-        if (!is_plain) memset(text + at, '?', length);
-    }
-    strcpy(err->text, text);
+    (void)tsar_plain_text(err->text, sizeof err->text, text); /* a hostile name must not break the one line */
     return status;
 }
 
@@ -135,6 +130,17 @@ size_t tsar_character(const char *text, uint32_t *point, int *is_plain)
         if (c >= refused[i].first && c <= refused[i].last) *is_plain = 0;
     if (point != NULL) *point = c;
     return length ? length : 1;
+}
+
+const char *tsar_plain_text(char *plain, size_t size, const char *text)
+{
+    (void)snprintf(plain, size, "%s", text);
+    for (size_t at = 0, length; plain[at]; at += length) {
+        int is_plain;
+        length = tsar_character(plain + at, NULL, &is_plain);
+        if (!is_plain) memset(plain + at, '?', length);
+    }
+    return plain;
 }
 
 /* ---------------------------------------------------------------------------------------------------- number formats */

@@ -228,8 +228,10 @@ static tsar_status encode_rest(code_set *set, vq_net *net, const double *cost, c
             saved = now;
         }
         if (!stop) continue;
+        char name[512];
         if (status == TSAR_OK)
-            fprintf(stderr, "codes: stopped after %zu of %zu pictures; the same command continues from %s\n", set->done, set->count, plan->checkpoint);
+            fprintf(stderr, "codes: stopped after %zu of %zu pictures; the same command continues from %s\n", set->done, set->count,
+                    tsar_plain_text(name, sizeof name, plan->checkpoint));
         return status;
     }
     if (status == TSAR_OK) status = code_set_write(set, plan->output, err);

@@ -233,6 +233,26 @@ static tsar_status write_sheet(const picture *pictures, size_t n, const options 
 
 /* ----------------------------------------------------------------------------------------------------------------- main */
 
+/* Before the work: the sheet can be written, and is not the model. */
+static tsar_status check_names(const options *o, tsar_error *err)
+{
+    tsar_names *names = NULL;
+    tsar_status status = tsar_names_open(&names, err);
+    if (status == TSAR_OK) status = tsar_names_read(names, o->model, err);
+    if (status == TSAR_OK) status = tsar_names_write(names, o->output, err);
+    tsar_names_close(names);
+    return status == TSAR_OK ? tsar_output_check(o->output, err) : status;
+}
+
+#ifdef SIGINT
+static void on_signal(int number)
+{
+    tsar_output_clean();
+    (void)signal(number, SIG_DFL);
+    (void)raise(number);
+}
+#endif
+
 static tsar_status open_model(tsar_model **model, const char *path, tsar_error *err)
 {
     if (!tsar_path_is_readable(path) && strcmp(path, SHIPPED_MODEL) == 0)
@@ -259,6 +279,7 @@ static tsar_status run(int argc, char **argv, tsar_error *err)
     tsar_status status = read_arguments(&o, argc, argv, err);
     const size_t n = (size_t)o.n;
     if (status == TSAR_OK) status = tsar_self_check(err);
+    if (status == TSAR_OK) status = check_names(&o, err);
     if (status == TSAR_OK) status = open_model(&model, o.model, err);
     picture *pictures = status == TSAR_OK ? tsar_alloc(n, sizeof *pictures, "the pictures", err) : NULL;
     if (status == TSAR_OK && !pictures) status = TSAR_ROOM;
@@ -270,10 +291,12 @@ static tsar_status run(int argc, char **argv, tsar_error *err)
     for (size_t i = 0; i < n && status == TSAR_OK; i++) right += (size_t)pictures[i].right;
     if (status == TSAR_OK) {
         const int shipped = strcmp(o.model, SHIPPED_MODEL) == 0;
-        printf("The sheet is %s: %zu pictures by %s, made in %.1f s.\n", o.output, n, o.model, tsar_seconds() - start);
+        char sheet[512], name[512];
+        (void)tsar_plain_text(name, sizeof name, o.model);
+        printf("The sheet is %s: %zu pictures by %s, made in %.1f s.\n", tsar_plain_text(sheet, sizeof sheet, o.output), n, name, tsar_seconds() - start);
         printf("%zu of %zu pictures show what their captions say, says the referee.\n", right, n);
         printf("Make your own: ./tsar generate%s%s%s -p \"three yellow stars above a blue ring\" -o mine" PICTURE_ENDING "\n", shipped ? "" : " -m '",
-               shipped ? "" : o.model, shipped ? "" : "'");
+               shipped ? "" : name, shipped ? "" : "'");
     }
     tsar_free(pictures);
     tsar_model_close(model);
@@ -284,6 +307,10 @@ int main(int argc, char **argv)
 {
     tsar_error err = { "" };
     tsar_system_start(&argc, &argv);
+#ifdef SIGINT
+    signal(SIGINT, on_signal);
+    if (signal(SIGTERM, on_signal) == SIG_IGN) signal(SIGTERM, SIG_IGN);
+#endif
 #ifdef SIGXFSZ
     signal(SIGXFSZ, SIG_IGN); /* a file that grows beyond its limit is an error of writing */
 #endif

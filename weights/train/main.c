@@ -168,6 +168,23 @@ static tsar_status parse(options *o, int argc, char **argv, tsar_error *err)
     return status;
 }
 
+/* Before the work: the files that are written can be, none of them is read, and none is written twice. */
+static tsar_status check_names(const options *o, const struct command *command, tsar_error *err)
+{
+    const char *const reads[] = { o->model, o->vq, o->codes, o->score.agreement };
+    const char *const writes[] = { o->output, command->what & TRAINS ? o->checkpoint : NULL };
+    tsar_names *names = NULL;
+    tsar_status status = tsar_names_open(&names, err);
+    for (size_t i = 0; i < sizeof reads / sizeof reads[0] && status == TSAR_OK; i++)
+        if (reads[i]) status = tsar_names_read(names, reads[i], err);
+    for (size_t i = 0; i < sizeof writes / sizeof writes[0] && status == TSAR_OK; i++) {
+        if (writes[i]) status = tsar_names_write(names, writes[i], err);
+        if (writes[i] && status == TSAR_OK) status = tsar_output_check(writes[i], err);
+    }
+    tsar_names_close(names);
+    return status;
+}
+
 /* A sheet of n scenes, six in a row, two pixels apart. */
 static tsar_status draw_sheet(const options *o, tsar_error *err)
 {
@@ -339,6 +356,7 @@ int main(int argc, char **argv)
     if (status == TSAR_OK && !command) status = tsar_fail(&err, TSAR_USAGE, "unknown command %s (train --help lists them)", argv[1]);
     if (status == TSAR_OK) run_catch_signals(command->what & TRAINS);
     if (status == TSAR_OK) status = parse(&o, argc, argv, &err);
+    if (status == TSAR_OK) status = check_names(&o, command, &err);
     o.threads = tsar_threads_possible(o.threads);
     if (status == TSAR_OK) status = run_command(argv[1], &o, &err);
     if ((fflush(stdout) != 0 || ferror(stdout)) && status == TSAR_OK)

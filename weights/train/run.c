@@ -149,6 +149,7 @@ tsar_status run_resume(train_run *run, train_tape *tape, tsar_error *err)
 {
     run->started = run->saved = run->reported = (int64_t)time(NULL);
     if (!run_file_exists(run->checkpoint)) return TSAR_OK;
+    char name[512];
     tsar_file *file;
     tsar_status status = tsar_file_open(&file, run->checkpoint, err);
     if (status != TSAR_OK) return status;
@@ -166,7 +167,9 @@ tsar_status run_resume(train_run *run, train_tape *tape, tsar_error *err)
                      : tsar_fail(err, TSAR_INPUT, "%s: tensor %s is missing or has the wrong size", run->checkpoint, run->state.name);
     }
     run->first_step = run->step;
-    if (status == TSAR_OK) fprintf(stderr, "%s: continues %s after step %" PRIu64 " of %" PRIu64 "\n", run->stage, run->checkpoint, run->step, run->steps);
+    if (status == TSAR_OK)
+        fprintf(stderr, "%s: continues %s after step %" PRIu64 " of %" PRIu64 "\n", run->stage, tsar_plain_text(name, sizeof name, run->checkpoint), run->step,
+                run->steps);
     tsar_file_close(file);
     return status;
 }
@@ -391,10 +394,11 @@ static tsar_status after_step(train_run *run, const train_tape *tape, int *stop,
     *stop = last || enough || interrupted;
     if (!*stop && (double)(now - run->saved) < 60.0 * run->minutes) return TSAR_OK;
     run->saved = now;
+    char name[512];
     tsar_status status = run_save(run, tape, err);
     if (status == TSAR_OK && *stop && !last)
         fprintf(stderr, "\n%s: stopped after step %" PRIu64 " of %" PRIu64 "; the same command continues from %s\n", run->stage, run->step, run->steps,
-                run->checkpoint);
+                tsar_plain_text(name, sizeof name, run->checkpoint));
     return status;
 }
 

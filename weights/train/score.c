@@ -313,7 +313,8 @@ static void print_text(const score_run *r, double overall, double low, double hi
     printf("guidance %s, %s; a picture takes %.1f passes and %.3f processor seconds, %.3f of them for the tokenizer\n", r->guidance, r->sampling,
            r->passes / total, (r->transformer + r->tokenizer) / total, r->tokenizer / total);
     if (r->model->config.n_coarse) printf("stage two takes %.1f %% of both stages\n", 100.0 * r->refined / r->transformer);
-    if (r->theirs) printf("%.4f +- %.4f of the codes are those of %s\n", share, half, r->plan->agreement);
+    char name[512];
+    if (r->theirs) printf("%.4f +- %.4f of the codes are those of %s\n", share, half, tsar_plain_text(name, sizeof name, r->plan->agreement));
 }
 
 tsar_status score_generation(const score_plan *plan, tsar_error *err)
