@@ -13,7 +13,7 @@
 
 /* ------------------------------------------------------------------------------------------------- the transformer */
 
-enum { PREFILL_ROWS = 64 }; /* prompt rows fed together */
+enum { PREFILL_ROWS = 120 }; /* prompt rows fed together: whole groups of QUERIES, and of the kernel's vectors */
 
 /* Arithmetic as the equations have it, each operation's result rounded where the model asks for a precision (tsar_round_to). */
 
@@ -165,7 +165,8 @@ static void mask(const tsar_state *state, const query_group *g, double *score)
     for (size_t c = 0; c < g->count && state->causal; c++) {
         double *score_c = score + c * positions;
         const size_t i = g->row[c]->position;
-        for (size_t j = 0; j < i; j++) score_c[j] = fed[j] ? score_c[j] : -INFINITY;
+        const unsigned char *gap = memchr(fed, 0, i); /* there is seldom one */
+        for (size_t j = gap ? (size_t)(gap - fed) : i; j < i; j++) score_c[j] = fed[j] ? score_c[j] : -INFINITY;
         for (size_t j = i + 1; j < g->length; j++) score_c[j] = -INFINITY;
     }
     tsar_softmax_rows(score, positions, g->length, g->count);
