@@ -375,8 +375,8 @@ def t5(weights, heads, width):
 
 
 def janus_models(janus, vq, synth, publish, llama_config, told, folder):
-    """Janus-1.3B is one safetensors file with a whole language_config; Pro-1B one pickle and Pro-7B two with an index, in bfloat16, whose language_config leaves
-    out what LlamaConfig has as its defaults: with 32 heads all of it but the layers and the vocabulary (QUIRKS-janus 1 and 9)."""
+    """Janus-1.3B is one safetensors file with a whole language_config; Pro-1B one pickle and Pro-7B two with an index, in bfloat16, whose language_config
+    leaves out what LlamaConfig has as its defaults: with 32 heads all of it but the layers and the vocabulary (QUIRKS-janus 1 and 9)."""
     both = dict(vq, **janus)
     both["vq_l2_norm"] = "1"
     pro = dict(both, dim="64", n_head="32", n_kv_head="32", text_template="janus-pro")
