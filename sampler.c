@@ -559,7 +559,7 @@ static tsar_status generation_open(generation *g, tsar_error *err)
     buffer table[BUFFERS];
     const char *what = g->branches == 2 ? "the keys and values of a picture and its unguided twin" : "the keys and values of a picture";
     tsar_status status = check_fine(g->model, err);
-    if (status == TSAR_OK) status = tsar_memory_check(image_bytes(g), what, err);
+    if (status == TSAR_OK) status = tsar_memory_check(image_bytes(g), what, g->branches == 2 ? "a smaller --grid, or --cfg 1" : "a smaller --grid", err);
     buffer_table(g, table);
     for (size_t i = 0; status == TSAR_OK && i < BUFFERS; i++) {
         void *memory = table[i].count > 0 ? tsar_alloc(table[i].count, table[i].size, table[i].what, err) : NULL;

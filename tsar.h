@@ -630,8 +630,10 @@ tsar_status tsar_model_needs(const tsar_model *model, unsigned part, const char 
 double tsar_sequence_bytes(const tsar_config *config, size_t prefix);
 /* Bytes of memory that the file's weights of these parts take: the rows that are kept, in the dtype of the file. */
 tsar_status tsar_weights_bytes(double *bytes, const tsar_config *config, const tsar_file *file, unsigned parts, tsar_error *err);
-/* TSAR_OK if this machine has `bytes` of memory to give, or does not tell; else TSAR_ROOM, what needs them, and what there is. */
-tsar_status tsar_memory_check(double bytes, const char *what, tsar_error *err);
+/* Bytes of the two tensors, of its widest level, that the image tokenizer's decoder takes for h x w codes; with vq_temporal also of its guide's products. */
+double tsar_decoder_bytes(const tsar_config *config, size_t h, size_t w);
+/* TSAR_OK if this machine has `bytes` of memory to give, or does not tell; else TSAR_ROOM: what needs them, what there is, what to take instead. */
+tsar_status tsar_memory_check(double bytes, const char *what, const char *instead, tsar_error *err);
 
 /* Synthetic weights (SPEC 7). */
 uint64_t tsar_synth_key(const char *name, uint64_t seed);

@@ -940,6 +940,7 @@ tsar_status tsar_vq_decode(const tsar_model *model, const int64_t *codes, size_t
     if (tsar_product(tsar_product(h, w), sizeof *codes) == SIZE_MAX)
         return tsar_fail(err, TSAR_INPUT, "%zu x %zu codes are more than this machine can address; decode a smaller picture", h, w);
     for (size_t p = 0; p < h * w && status == TSAR_OK; ++p) status = check_code(model, codes[p], p, err);
+    if (status == TSAR_OK) status = tsar_memory_check(tsar_decoder_bytes(&model->config, h, w), "the tensors of the decoder", "a smaller picture", err);
     if (status != TSAR_OK) return status;
     status = network_open(&s, model, &model->vq.decoder, &model->vq.post_quant_conv, "decoder", h, w, h, w, sink, err);
     if (status == TSAR_OK) status = decode(&s, codes, h, w, rgb);

@@ -390,6 +390,18 @@ static void test_room(void)
 #endif
         tsar_model_close(m);
     }
+    /* the picture of 4096 x 4096 codes of 16 x 16 pixels takes more than its keys and values */
+    char with_vq[1000];
+    const tsar_needs both = { .parts = TSAR_PART_GPT | TSAR_PART_VQ, .generates = 1, .cfg = 3 };
+    tsar_model *none = NULL;
+    (void)snprintf(with_vq, sizeof with_vq, "%s %s", lumina, chameleon_vq);
+    CHECK(synth(with_vq, "vq_ch_mult=1,1,1,1,1", &err) == TSAR_OK, "%s", err.text);
+#ifdef __linux__
+    CHECK(tsar_model_open_for(&none, FILE_NAME, &both, grid, 1, &err) == TSAR_ROOM && strstr(err.text, "decoding a picture 2199.02 GB, and this machine") &&
+              strstr(err.text, "(take a smaller --grid, or a machine with more)"),
+          "%s", err.text);
+#endif
+    tsar_model_close(none);
     /* in F32: 60 x 32 embeddings; the head's 20 rows as a panel of 32; a layer 64 x 32, 32 x 32, twice 48 rows as 64 x 32, 32 x 48, and norms in double */
     const double bytes = 4 * (60 * 32 + 32 * 32 + 2 * (64 * 32 + 32 * 32 + 2 * 64 * 32 + 32 * 48)) + 8 * (2 * (2 * 32 + 4 * 16) + 32);
     double gpt = 0, vq = 0;
@@ -407,10 +419,16 @@ static void test_sizes(void)
     tsar_config c;
     tsar_error err;
     CHECK(read_config(&c, lumina, "", &err) == TSAR_OK && tsar_sequence_bytes(&c, 7) == 2.0 * 2 * 2 * 8 * (7 + 4 * 3) * 8, "with eol");
+    CHECK(read_config(&c, llamagen_vq, "vq_ch_mult=1,1,2,2,4 vq_ch=128", &err) == TSAR_OK && tsar_decoder_bytes(&c, 128, 128) == 2.0 * 128 * 2048 * 2048 * 8,
+          "the last level");
+    CHECK(read_config(&c, llamagen_vq, "vq_ch_mult=1,8", &err) == TSAR_OK && tsar_decoder_bytes(&c, 3, 2) == 2.0 * 256 * 6 * 4 * 8, "the first is the widest");
+    CHECK(read_config(&c, emu3_vq, "vq_ch_mult=4,1", &err) == TSAR_OK && tsar_decoder_bytes(&c, 3, 2) == 2.0 * (128 * 24 + 128 * 6) * 8, "with a guide");
     CHECK(read_config(&c, shuffle, "", &err) == TSAR_OK && tsar_sequence_bytes(&c, 2) == 2.0 * 2 * 2 * 8 * (2 + 2) * 8, "windows");
-    CHECK(tsar_memory_check(1000, "they", &err) == TSAR_OK, "a kilobyte");
+    CHECK(tsar_memory_check(1000, "they", "", &err) == TSAR_OK, "a kilobyte");
 #ifdef __linux__
-    CHECK(tsar_memory_check(1e18, "the keys", &err) == TSAR_ROOM && strstr(err.text, "the keys take 1000000000.00 GB"), "an exabyte: %s", err.text);
+    CHECK(tsar_memory_check(1e18, "the keys", "fewer", &err) == TSAR_ROOM && strstr(err.text, "the keys take 1000000000.00 GB") &&
+              strstr(err.text, "(take fewer, or a machine with more)"),
+          "an exabyte: %s", err.text);
 #endif
     remove(FILE_NAME);
     CHECK(synth(shuffle, "dim=1048576 ffn_hidden=16777216 n_layer=4096", &err) == TSAR_ROOM || strstr(err.text, "any file"), "synth: %s", err.text);

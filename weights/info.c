@@ -304,8 +304,9 @@ static tsar_status put_tokenizer(const output *out, const tsar_config *config, t
     tsar_status status = tsar_weights(config, NULL, count_convolution, &c, err);
     if (status != TSAR_OK) return status;
     put_line(out, "%s", "");
-    put_line(out, "tokenizer        %zu x %zu codes, %zu x %zu pixels: encode %s MACs, decode %s MACs", h, w, w * config->vq_factor,
-             h * config->vq_factor, scaled(text[0], c.encoder), scaled(text[1], c.decoder));
+    put_line(out, "tokenizer        %zu x %zu codes, %zu x %zu pixels: encode %s MACs, decode %s MACs and %s bytes", h, w,
+             w * config->vq_factor, h * config->vq_factor, scaled(text[0], c.encoder), scaled(text[1], c.decoder),
+             scaled(text[2], tsar_decoder_bytes(config, h, w)));
     return TSAR_OK;
 }
 

@@ -783,6 +783,22 @@ double tsar_sequence_bytes(const tsar_config *config, size_t prefix)
     return 2 * (double)config->n_layer * (double)config->n_kv_head * (double)hd * positions * (double)sizeof(double);
 }
 
+/* conv_blocks.i of the decoder turns `width` channels into `out` at 2^i times the codes' resolution, and all but the last enlarge these once more. */
+double tsar_decoder_bytes(const tsar_config *c, size_t h, size_t w)
+{
+    const size_t last = c->vq_levels - 1;
+    double pixels = (double)h * (double)w, width = (double)c->vq_ch * (double)c->vq_ch_mult[last], most = 0, widest = width;
+    const double guide = c->vq_temporal ? pixels : 0;
+    for (size_t i = 0; i <= last; i++, pixels *= 4) {
+        const double out = (double)c->vq_ch * (double)c->vq_ch_mult[last - i], tensor = pixels * (i < last ? 4 * out : out);
+        if (out > widest) widest = out;
+        if (pixels * width > most) most = pixels * width;
+        if (tensor > most) most = tensor;
+        width = out;
+    }
+    return 2 * (most + widest * guide) * (double)sizeof(double);
+}
+
 typedef struct {
     const tsar_file *file;
     unsigned parts;
@@ -813,30 +829,33 @@ tsar_status tsar_weights_bytes(double *bytes, const tsar_config *config, const t
     return status;
 }
 
-tsar_status tsar_memory_check(double bytes, const char *what, tsar_error *err)
+tsar_status tsar_memory_check(double bytes, const char *what, const char *instead, tsar_error *err)
 {
     uint64_t room;
     if (!tsar_memory_room(&room) || bytes <= (double)room) return TSAR_OK;
-    return tsar_fail(err, TSAR_ROOM, "%s take %.2f GB, and this machine has %.2f GB to give (take a smaller --grid, or --cfg 1, or a machine with more)",
-                     what, bytes / 1e9, (double)room / 1e9);
+    return tsar_fail(err, TSAR_ROOM, "%s take %.2f GB, and this machine has %.2f GB to give (take %s, or a machine with more)", what, bytes / 1e9,
+                     (double)room / 1e9, instead);
 }
 
-/* The weights, and the keys and values of what will be generated, before any of them is read. */
+/* The weights, and what will be generated, before any of them is read: the keys and values, and when these are gone the picture's decoder. */
 static tsar_status check_room(const tsar_model *m, const loader *l, tsar_error *err)
 {
     const tsar_config *c = &m->config;
     const int generates = c->has_gpt && l->needs->generates, guided = (l->needs->cfg < 0 ? c->defaults.cfg : l->needs->cfg) > 1;
-    const double picture = generates ? (guided ? 2 : 1) * tsar_sequence_bytes(c, 0) : 0;
+    const double codes = generates ? (guided ? 2 : 1) * tsar_sequence_bytes(c, 0) : 0;
+    const double decoder = generates && c->has_vq && l->parts & TSAR_PART_VQ ? tsar_decoder_bytes(c, c->grid_h, c->grid_w) : 0;
+    const double more = decoder > codes ? decoder : codes;
     double weights = 0;
     uint64_t room = 0;
-    char more[128] = "";
+    char text[128] = "";
     const tsar_status status = tsar_weights_bytes(&weights, c, l->file, l->parts, err);
-    if (status != TSAR_OK || !tsar_memory_room(&room) || weights + picture <= (double)room) return status;
+    if (status != TSAR_OK || !tsar_memory_room(&room) || weights + more <= (double)room) return status;
     if (generates)
-        (void)snprintf(more, sizeof more, ", the keys and values of a picture%s %.2f GB", guided ? " and its unguided twin" : "", picture / 1e9);
+        (void)snprintf(text, sizeof text, ", %s%s %.2f GB", decoder > codes ? "decoding a picture" : "the keys and values of a picture",
+                       guided && decoder <= codes ? " and its unguided twin" : "", more / 1e9);
     return tsar_fail(err, TSAR_ROOM, "%s: its weights take %.2f GB of memory%s, and this machine has %.2f GB to give (take %s%sa machine with more)", l->path,
-                     weights / 1e9, more, (double)room / 1e9, generates && !c->rope_2d && weights < (double)room ? "a smaller --grid, or " : "",
-                     generates && guided && weights < (double)room ? "--cfg 1, or " : "");
+                     weights / 1e9, text, (double)room / 1e9, generates && !c->rope_2d && weights < (double)room ? "a smaller --grid, or " : "",
+                     guided && codes > decoder && weights < (double)room ? "--cfg 1, or " : "");
 }
 
 /* ------------------------------------------------------------------------------------------------------ opening, closing */
