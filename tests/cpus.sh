@@ -125,10 +125,11 @@ installed() {
     esac >/dev/null 2>&1
 }
 
-# Every source once, both programs from them, in the target's folder.
+# Every source once, both programs from them, in the target's folder. Where only the digests run, sources that they do not need are looked at
+# for warnings: half of the time.
 build() {
     sources=$SOURCES objects= n=0 libraries=-lm
-    [ "$runs" = c ] && sources="main.c $sources"
+    if [ "$runs" = c ]; then sources="main.c $sources"; else sources=$(cat "$work/own.needed"); fi
     case $runner in
     board) board_support >"$scratch/board.c" && sources="$sources $scratch/board.c" libraries="$board_memory -lm" ;;
     browser) libraries='-lm -Wl,-z,stack-size=1048576' ;;
@@ -143,6 +144,10 @@ build() {
         $compiler $strict $warnings -c "$source" -o "$object" || return 1
         case $source in main.c) main=$object ;; tests/bits.c) bits=$object ;; *) objects="$objects $object" ;; esac
     done
+    if [ "$runs" = d ]; then
+        # shellcheck disable=SC2086
+        $compiler $strict $warnings -fsyntax-only $SOURCES || return 1
+    fi
     # shellcheck disable=SC2086
     $compiler -o "$scratch/bits" "$bits" $objects $libraries || return 1
     if [ "$runs" = c ]; then
@@ -152,7 +157,20 @@ build() {
     for program in bits tsar; do # some linkers add an ending
         if [ -f "$scratch/$program.exe" ]; then mv "$scratch/$program.exe" "$scratch/$program"; fi
     done
+    if [ "$scratch" = "$work/own" ]; then needed >"$work/own.needed"; fi
     rm -f "$scratch"/*.o
+}
+
+# The sources of which bits is linked, as the linker's map says it; all where it says nothing. Objects are numbered as build() makes them.
+needed() {
+    n=1 map=$scratch/map list=
+    # shellcheck disable=SC2086
+    ar rcs "$scratch/own.a" $objects && $compiler -o "$scratch/needed" "$bits" "$scratch/own.a" -lm -Wl,-Map="$map" >/dev/null 2>&1
+    for source in $SOURCES; do
+        n=$((n + 1))
+        if grep -q "own\.a($n\.o)" "$map" 2>/dev/null; then list="$list $source"; fi
+    done
+    echo "${list:-$SOURCES}"
 }
 
 # Models made, generated from, traced and verified; a picture encoded and decoded, under a name that is not ASCII; checkpoints imported.

@@ -1,41 +1,46 @@
 #!/bin/sh
 # Fuzzes every parser of files with libFuzzer under AddressSanitizer and UBSan: sh tests/fuzz.sh [SECONDS each]. Needs clang.
-# FUZZ="verify tokenizer" runs these alone.
+# FUZZ="verify tokenizer" runs these alone, JOBS (2) at a time.
 set -u
 seconds=${1:-60}
+JOBS=${JOBS:-2}
 BUILD=${BUILD:-.build}
 root=$(pwd)
 dir=$BUILD/fuzz
-passed=0
-failed=0
+started=0
 mkdir -p "$dir"
 
 # the library once, instrumented; each target is linked with it
 flags='-std=c99 -ffp-contract=off -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -DTSAR_NO_PNG -D_FILE_OFFSET_BITS=64'
-rm -rf "$dir/objects" "$dir/library.a"
+rm -rf "$dir/objects" "$dir/library.a" "$dir"/*.said
 mkdir -p "$dir/objects"
 for file in tsar.c vq.c sampler.c weights/*.c weights/files/*.c tests/trace.c tests/rounded.c tests/judge.c tests/decisions.c tests/verify.c tests/report.c tests/selfcheck.c \
     weights/train/run.c weights/train/tape.c weights/train/ops.c weights/train/vq.c weights/train/codes.c weights/train/scenes.c weights/train/shapes.c; do
-    # shellcheck disable=SC2086
-    clang $flags -fsanitize=fuzzer-no-link -c "$file" -o "$dir/objects/$(echo "$file" | tr '/' '_').o" || exit 1
-done
+    echo "$file $dir/objects/$(echo "$file" | tr '/' '_').o"
+done | xargs -n 2 -P "$JOBS" sh -c "clang $flags -fsanitize=fuzzer-no-link -c \$0 -o \$1" || exit 1
 ar rcs "$dir/library.a" "$dir"/objects/*.o
 
-fuzz() { # name, source, number of the target in it, seeds
+fuzz() { # name, source, number of the target in it, seeds: begins it; all that are begun take the same time
+    case " ${FUZZ:-$1} " in *" $1 "*) ;; *) return ;; esac
+    rm -rf "${dir:?}/$1"
+    started=$((started + 1))
+    one "$@" >"$dir/$1.said" 2>&1 &
+    [ $((started % JOBS)) -ne 0 ] || wait
+}
+
+one() {
     name=$1
     source=$2
     number=$3
     shift 3
-    case " ${FUZZ:-$name} " in *" $name "*) ;; *) return ;; esac
     work=$dir/$name
-    rm -rf "$work"
     mkdir -p "$work/corpus"
     [ "$name" != tokenizer ] || cp "$dir/emu3_vision_tokens.txt" "$work/"
     for seed in "$@"; do cp "$seed" "$work/corpus/"; done
     case $name in container | model | trace | verify) headers=-DHEADERS ;; *) headers= ;; esac
     # shellcheck disable=SC2086 # flags are words
     if ! clang $flags -fsanitize=fuzzer $headers -DTARGET="$number" "tests/$source" "$dir/library.a" -o "$work/fuzz" -lm; then
-        failed=$((failed + 1))
+        echo "FAILED $name: it does not compile"
         return
     fi
     # files are written a thousand times a second: in memory, where there is room for that
@@ -44,11 +49,9 @@ fuzz() { # name, source, number of the target in it, seeds
     if (cd "$run" && "$root/$work/fuzz" -max_total_time="$seconds" -max_len=100000 -rss_limit_mb=2048 -timeout=20 -verbosity=0 -print_final_stats=1 -artifact_prefix="$root/$work/" \
         "$root/$work/corpus" >"$root/$work/log.txt" 2>&1); then
         echo "ok $name: $(sed -n 's/stat::number_of_executed_units: */executed /p' "$work/log.txt")"
-        passed=$((passed + 1))
     else
         echo "FAILED $name: see $BUILD/fuzz/$name/log.txt"
         tail -n 25 "$work/log.txt"
-        failed=$((failed + 1))
     fi
     [ "$run" = "$work" ] || rm -rf "$run"
 }
@@ -91,5 +94,9 @@ fuzz verify fuzz.c 10
 fuzz trainer_checkpoint fuzz_train.c 1
 fuzz trainer_codes fuzz_train.c 2
 fuzz trainer_tokenizer fuzz_train.c 3
+wait
+cat "$dir"/*.said
+passed=$(cat "$dir"/*.said | grep -c '^ok ')
+failed=$((started - passed))
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
