@@ -40,8 +40,16 @@ if "$python" -c 'import torch' 2>/dev/null; then
     done
     check 'products of bf16 do not pass as F32' sh -c "! '$python' '$dir/suite/check.py' '$dir/suite' '$dir/torch' --only shuffle-s2 --precision f32"
 fi
-"$python" tests/conformance/mutations.py "$dir/suite" >"$dir/mutations"
-cat "$dir/mutations"
-passed=$((passed + $(tail -n 1 "$dir/mutations" | sed 's/ passed.*//')))
-failed=$((failed + $(tail -n 1 "$dir/mutations" | sed 's/.*passed, \([0-9]*\) failed.*/\1/')))
+count() { # COMMAND...: whose last line is "N passed, N failed"
+    "$@" >"$dir/counted"
+    cat "$dir/counted"
+    line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$dir/counted" | tail -n 1)
+    [ -n "$line" ] || line='0 passed, 1 failed'
+    passed=$((passed + ${line%% *}))
+    line=${line#* passed, }
+    failed=$((failed + ${line%% *}))
+}
+check 'the reference writes float16' "$python" tests/conformance/reference.py "$dir/suite" "$dir/half" --dtype float16
+count "$python" tests/conformance/verdicts.py "$dir/suite" "$dir/half"
+count "$python" tests/conformance/mutations.py "$dir/suite"
 check_end
