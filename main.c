@@ -268,7 +268,8 @@ static tsar_status read_condition(generation *g, tsar_error *err)
 /* The job that the flags describe. */
 static tsar_status describe_job(generation *g, tsar_error *err)
 {
-    static const int drawn[] = { O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_NEGATIVE, O_NEGATIVE_IDS, O_TEXT_MODEL, O_RAW_PROMPT, O_GRID }; /* what a command is drawn from, in its order */
+    /* what a command is drawn from, in its order */
+    static const int drawn[] = { O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_NEGATIVE, O_NEGATIVE_IDS, O_TEXT_MODEL, O_RAW_PROMPT, O_GRID };
     const option_value *at = g->a->at;
     tsar_job *job = &g->job;
     job->model = g->model, job->settings = &g->settings, job->model_path = at[O_MODEL].text, job->images = g->images;
@@ -520,7 +521,8 @@ static tsar_status generate_list(const arguments *a, tsar_error *err)
     for (size_t i = 0; i < sizeof alone / sizeof alone[0] && status == TSAR_OK; i++)
         if (a->at[alone[i]].text) status = tsar_fail(err, TSAR_USAGE, "--prompts and --%s do not go together", tsar_options[alone[i]].name);
     if (status == TSAR_OK)
-        status = tsar_prompts_open(&list, a->at[O_PROMPTS].text, a->at[O_SEED].count, a->at[O_IMAGES].text ? (size_t)a->at[O_IMAGES].count : 1, shard, shards, err);
+        status =
+            tsar_prompts_open(&list, a->at[O_PROMPTS].text, a->at[O_SEED].count, a->at[O_IMAGES].text ? (size_t)a->at[O_IMAGES].count : 1, shard, shards, err);
     const tsar_needs needs = generated_needs(a);
     if (status == TSAR_OK) status = open_model(a, &needs, &one.model, err);
     if (status == TSAR_OK && a->at[O_TEXT_MODEL].text)
@@ -792,7 +794,8 @@ static tsar_status print_bytes(const tsar_model *model, const tsar_tokenizer *to
         uint64_t id = 0;
         for (end = at; end < bytes && !strchr(" ,\t\r\n", text[end]); end++) continue;
         text[end] = 0;
-        if (end > at && !tsar_parse_count(text + at, INT64_MAX, &id)) status = tsar_fail(err, TSAR_USAGE, "%s: give ids as whole numbers, for example 0 7 1", text + at);
+        if (end > at && !tsar_parse_count(text + at, INT64_MAX, &id))
+            status = tsar_fail(err, TSAR_USAGE, "%s: give ids as whole numbers, for example 0 7 1", text + at);
         if (end > at) ids[n++] = (int64_t)id;
     }
     const tsar_spiece *spiece = model ? model->spiece : tokenizer->spiece;
@@ -840,7 +843,8 @@ static tsar_status run_text(const arguments *a, tsar_error *err)
         if (text) memcpy(text, operand, bytes);
         if (!text) status = TSAR_ROOM;
     }
-    if (status == TSAR_OK) status = a->at[O_TO_TEXT].text ? print_bytes(model, &tokenizer, text, bytes, err) : print_ids(a, model, &tokenizer, text, bytes, err);
+    if (status == TSAR_OK)
+        status = a->at[O_TO_TEXT].text ? print_bytes(model, &tokenizer, text, bytes, err) : print_ids(a, model, &tokenizer, text, bytes, err);
     tsar_free(text);
     tsar_model_close(model);
     tsar_tokenizer_close(&tokenizer);
@@ -1072,11 +1076,11 @@ static const command commands[] = {
       "Recomputes another implementation's trace from its inputs, compares every tensor that it holds in the order of computation, and marks the "
       "first that diverges." },
     { SCORE, "score", "CODES.safetensors", 1, 1, run_score,
-      "Tells the log-likelihood of given codes in nats: their sum, and with -o FILE that of each code; without guidance unless --cfg says otherwise. The prompt is "
-      "the file's own input.*, as generate --codes writes it, unless flags give it." },
+      "Tells the log-likelihood of given codes in nats: their sum, and with -o FILE that of each code; without guidance unless --cfg says otherwise. The "
+      "prompt is the file's own input.*, as generate --codes writes it, unless flags give it." },
     { TEXT, "text", "[TOKENIZER] TEXT", 1, 2, run_text,
-      "Turns a text into ids, on one line, or with --to-text ids into bytes; - is standard input, of which every byte counts. The tokenizer is the model's, or a "
-      "published file: tokenizer.json, emu3.tiktoken with emu3_vision_tokens.txt beside it, spiece.model." },
+      "Turns a text into ids, on one line, or with --to-text ids into bytes; - is standard input, of which every byte counts. The tokenizer is the model's, or "
+      "a published file: tokenizer.json, emu3.tiktoken with emu3_vision_tokens.txt beside it, spiece.model." },
     { IMPORT, "import", "CHECKPOINT... [KEY=VALUE...]", 1, (size_t)-1, run_import,
       "Turns PyTorch (zip or legacy) and safetensors checkpoints, their indexes and folders into one model file. KEY=VALUE gives what neither shapes nor a "
       "config.json tell; from=KEY chooses the dictionary with the weights, drop=PREFIX leaves tensors out. No code of a checkpoint is run." },

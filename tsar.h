@@ -686,7 +686,8 @@ typedef struct {
 extern const char tsar_negative_prompt[]; /* emu3's published one */
 
 /* The prefix of a sentence by the model's template (SPEC 11), or its ids for the model's T5 encoder: *ids [*n]
- * is the caller's to tsar_free. TSAR_INPUT if the model takes no text, has no tokenizer or lacks an id of its template, if its tokenizer cannot take the text, or the size is none of its sizes. */
+ * is the caller's to tsar_free. TSAR_INPUT if the model takes no text, has no tokenizer or lacks an id of its template, if its tokenizer cannot take the
+ * text, or the size is none of its sizes. */
 tsar_status tsar_text_prefix(const tsar_model *model, const tsar_sentence *sentence, int64_t **ids, size_t *n, tsar_error *err);
 /* The ids of a sentence for the T5 encoder of a model: cleaned where t5_clean says so and `raw` does not, cut to most - 1 pieces, then the end (1). */
 tsar_status tsar_text_t5(const tsar_model *t5, const tsar_sentence *sentence, size_t most, int64_t **ids, size_t *n, tsar_error *err);
@@ -991,7 +992,8 @@ typedef struct { size_t image, frame; const int64_t *codes; int are_labels; } ts
 tsar_status tsar_job_save_frame(const tsar_job *job, const tsar_job_frame *frame, int64_t *room, uint8_t *rgb, tsar_error *err);
 
 /* A list of prompts (weights/prompts.c): one on each line, or one JSON object on each line with "prompt" and, where wanted, "seed" and "n" (other members
- * are left alone); blank lines hold none. Each prompt is a command of its own, so that a list gives the bytes of as many single commands on as many machines. */
+ * are left alone); blank lines hold none. Each prompt is a command of its own, so that a list gives the bytes of as many single commands on as many
+ * machines. */
 typedef struct {
     const char *text;
     size_t number;   /* of its line, from 0 */
@@ -1148,7 +1150,8 @@ int tsar_image_keeps_text(const char *path); /* whether a picture of this name h
 tsar_status tsar_image_name_check(const char *path, tsar_error *err);
 /* PNG or PPM by the ending of path (.png, .ppm in any case; PPM below /dev/); keys/values, n of them, become the PNG's text. A PPM
  * holds nothing but its header and the pixels. Atomic. */
-tsar_status tsar_image_write(const char *path, const uint8_t *rgb, size_t H, size_t W, const char *const *keys, const char *const *values, size_t n, tsar_error *err);
+tsar_status tsar_image_write(const char *path, const uint8_t *rgb, size_t H, size_t W, const char *const *keys, const char *const *values, size_t n,
+                             tsar_error *err);
 
 /* Text in a picture rgb [H][W][3], for captions: a typeface of its own, printable ASCII (anything else is drawn as '?'), each point
  * of it dot x dot pixels. Its first line has its upper left corner at (x, y), each one is TSAR_LINE points high; a line that would

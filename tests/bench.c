@@ -439,7 +439,8 @@ static tsar_status measure_decoder(bench *b, const tsar_model *model, const char
     "arch", "llamagen-c2i", "dim", "1024", "n_layer", layers, "n_head", "16", "n_kv_head", "16", "ffn_hidden", "2816", "norm_eps", "1e-5", "rope",   \
         "2d", "codebook_size", "16384", "grid_h", "24", "grid_w", "24", "num_classes", "1000", "cond_tokens", "1", "shuffle", "1", NULL
 static const char *const gpt_f32[] = { GPT_KEYS("18") }, *const gpt_bf16[] = { GPT_KEYS("37") };
-static const char *const small_gpt[] = { "arch", "token-shuffle", "dim", "160", "n_layer", "6", "n_head", "5", "n_kv_head", "5", "ffn_hidden", "384", "norm_eps",
+static const char *const small_gpt[] = { "arch", "token-shuffle", "dim", "160", "n_layer", "6", "n_head", "5", "n_kv_head", "5", "ffn_hidden", "384",
+                                         "norm_eps",
                                          "1e-5", "rope", "1d", "text_vocab", "426", "codebook_size", "512", "grid_h", "16", "grid_w", "16", "shuffle", "2",
                                          "shuffle_blocks", "2", "shuffle_hidden", "160", NULL };
 static const char *const vq_16[] = {

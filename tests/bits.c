@@ -227,9 +227,12 @@ static void tokenizer(size_t threads)
 static void other_tokenizers(size_t threads)
 {
     static const char *const settings[3] = {
-        "vq_ch=24 vq_ch_mult=1,2,2 vq_res_blocks=1 vq_z_channels=20 vq_embed_dim=18 vq_l2_norm=0 vq_groups=12 vq_attn=mid vq_pixels=down codebook_size=50 seed=8",
-        "vq_ch=24 vq_ch_mult=2,1,2 vq_res_blocks=1 vq_z_channels=6 vq_embed_dim=6 vq_l2_norm=0 vq_groups=12 vq_temporal=4 vq_pixels=down codebook_size=50 seed=9",
-        "vq_ch=12 vq_ch_mult=1,1,2 vq_res_blocks=2 vq_z_channels=5 vq_embed_dim=5 vq_l2_norm=0 vq_groups=4 vq_temporal=2 vq_pixels=down codebook_size=50 seed=10",
+        "vq_ch=24 vq_ch_mult=1,2,2 vq_res_blocks=1 vq_z_channels=20 vq_embed_dim=18 vq_l2_norm=0 vq_groups=12 vq_attn=mid vq_pixels=down "
+        "codebook_size=50 seed=8",
+        "vq_ch=24 vq_ch_mult=2,1,2 vq_res_blocks=1 vq_z_channels=6 vq_embed_dim=6 vq_l2_norm=0 vq_groups=12 vq_temporal=4 vq_pixels=down "
+        "codebook_size=50 seed=9",
+        "vq_ch=12 vq_ch_mult=1,1,2 vq_res_blocks=2 vq_z_channels=5 vq_embed_dim=5 vq_l2_norm=0 vq_groups=4 vq_temporal=2 vq_pixels=down "
+        "codebook_size=50 seed=10",
     };
     static const char *const groups[3] = { "tokenizer-mid", "tokenizer-time", "tokenizer-time-2" };
     static const tsar_dtype dtypes[3] = { TSAR_F32, TSAR_F32, TSAR_BF16 };

@@ -118,7 +118,8 @@ static const char *wrong_function(void)
 }
 
 /* A product of odd sizes, y [5][51] = x [5][37] w^T, digested: as a whole, row by row, and in two pieces of k. The kernel
- * takes its path for many vectors, its path for few, a full panel and one that is not, and its continuation; the expected digest is that of the naive triple loop. */
+ * takes its path for many vectors, its path for few, a full panel and one that is not, and its continuation; the expected digest is that of the naive triple
+ * loop. */
 static tsar_status check_kernel(tsar_error *err)
 {
     enum { T = 5, ROWS = 51, COLS = 37, SPLIT = 20 };

@@ -605,10 +605,12 @@ static void test_synthesis(void)
             tsar_model_close(model);
             model = NULL;
         }
-    CHECK(synth(path, shuffle_keys, vq_keys, TSAR_F32, &err) == TSAR_OK && tsar_model_open(&model, path, TSAR_PART_ALL, 1, &err) == TSAR_OK, "two parts: %s", err.text);
+    CHECK(synth(path, shuffle_keys, vq_keys, TSAR_F32, &err) == TSAR_OK && tsar_model_open(&model, path, TSAR_PART_ALL, 1, &err) == TSAR_OK, "two parts: %s",
+          err.text);
     tsar_model_close(model);
     CHECK(synth(path, c2i_keys, "", TSAR_F64, &err) == TSAR_USAGE, "no F64 synthesis");
-    CHECK(tsar_model_open(&model, path, TSAR_PART_ALL, 0, &err) == TSAR_USAGE && tsar_model_open(&model, path, TSAR_PART_ALL, 100000, &err) == TSAR_USAGE, "threads");
+    CHECK(tsar_model_open(&model, path, TSAR_PART_ALL, 0, &err) == TSAR_USAGE && tsar_model_open(&model, path, TSAR_PART_ALL, 100000, &err) == TSAR_USAGE,
+          "threads");
 }
 
 /* What check_weights compares a loaded model with. */
@@ -807,8 +809,8 @@ static void test_bad_models(void)
     const change fewer = { .key = "cond_tokens", .value = "4" };
     for (int i = 0; i < 2; i++) {
         if ((file = synth_file(i ? t2i_keys : shuffle_keys, "")) == NULL) continue;
-        CHECK(copy_changed(file, other_path, i ? &fewer : &harmless, &err) == TSAR_OK && tsar_model_open(&model, other_path, TSAR_PART_ALL, 1, &err) == TSAR_OK, "%s",
-              err.text);
+        CHECK(copy_changed(file, other_path, i ? &fewer : &harmless, &err) == TSAR_OK && tsar_model_open(&model, other_path, TSAR_PART_ALL, 1, &err) == TSAR_OK,
+              "%s", err.text);
         CHECK(i == 0 || (model && model->uncond_embedding.rows == 4), "uncond_embedding is cut to cond_tokens");
         tsar_file_close(file);
         tsar_model_close(model);

@@ -1152,8 +1152,9 @@ static tsar_status write_noted(const char *from, const char *to, const int64_t *
 static void check_notes(void)
 {
     static const int64_t merges[] = { 100, 101, 259, 102, 103, 104 };
-    static const char shuffle[] = "arch=token-shuffle dim=8 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=8 norm_eps=1e-5 rope=1d codebook_size=8 grid_h=2 grid_w=2 "
-                                  "shuffle=1 seed=3 text_vocab=261";
+    static const char shuffle[] =
+        "arch=token-shuffle dim=8 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=8 norm_eps=1e-5 rope=1d codebook_size=8 grid_h=2 grid_w=2 "
+        "shuffle=1 seed=3 text_vocab=261";
     static const char c2i[] = "arch=llamagen-c2i dim=8 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=8 norm_eps=1e-5 rope=2d codebook_size=8 grid_h=2 grid_w=2 "
                               "cond_tokens=1 num_classes=2 seed=3";
     static const struct {
@@ -1173,14 +1174,16 @@ static void check_notes(void)
         CHECK(status == TSAR_OK, "%s", err.text);
         status = import_file(INPUT, "", &err);
         if (cases[i].refused) {
-            CHECK(status == TSAR_INPUT && strstr(err.text, cases[i].refused) && tsar_file_open(&file, MODEL, NULL) == TSAR_INPUT, "merges, case %zu: %s", i, err.text);
+            CHECK(status == TSAR_INPUT && strstr(err.text, cases[i].refused) && tsar_file_open(&file, MODEL, NULL) == TSAR_INPUT, "merges, case %zu: %s", i,
+                  err.text);
             continue;
         }
         if (!CHECK(status == TSAR_OK && tsar_file_open(&file, MODEL, &err) == TSAR_OK, "%s", err.text)) continue;
         const char *words = tsar_file_meta(file, "known_words"), *mine = tsar_file_meta(file, "note");
         const tsar_tensor *t = tsar_file_find(file, "tokenizer.merges");
         CHECK(words && mine && strcmp(words, "a red ring") == 0 && strcmp(mine, "mine") == 0, "notes of a model file");
-        CHECK(t && t->count == 4 && tsar_file_read_i64(file, t, 0, 4, back, &err) == TSAR_OK && memcmp(back, merges, sizeof back) == 0, "merges of a model file");
+        CHECK(t && t->count == 4 && tsar_file_read_i64(file, t, 0, 4, back, &err) == TSAR_OK && memcmp(back, merges, sizeof back) == 0,
+              "merges of a model file");
         tsar_file_close(file);
     }
 }

@@ -338,7 +338,8 @@ int main(void)
         const char *keys;
         tsar_dtype dtype;
     } models[] = { { "arch=token-shuffle rope=1d text_vocab=40 shuffle=1 seed=1", TSAR_F32 },
-                   { "arch=token-shuffle rope=2d text_vocab=40 shuffle=1 n_coarse=9 fine_dim=16 fine_n_layer=2 fine_n_head=2 fine_ffn_hidden=12 seed=2", TSAR_BF16 },
+                   { "arch=token-shuffle rope=2d text_vocab=40 shuffle=1 n_coarse=9 fine_dim=16 fine_n_layer=2 fine_n_head=2 fine_ffn_hidden=12 seed=2",
+                     TSAR_BF16 },
                    { "arch=token-shuffle rope=1d text_vocab=40 shuffle=2 shuffle_blocks=2 shuffle_hidden=14 seed=3", TSAR_F16 },
                    { "arch=token-shuffle rope=2d text_vocab=40 shuffle=2 shuffle_blocks=1 shuffle_hidden=14 seed=4", TSAR_F32 },
                    { "arch=llamagen-c2i rope=1d cond_tokens=1 num_classes=7 seed=5", TSAR_F32 },

@@ -237,7 +237,8 @@ static void refuse(const char *description, const char *order, const char *why)
     tsar_model_close(m);
 }
 
-#define LLAMAGEN "arch=llamagen-c2i dim=16 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=8 norm_eps=1e-5 rope=2d codebook_size=16 cond_tokens=1 num_classes=3 seed=1 "
+#define LLAMAGEN \
+    "arch=llamagen-c2i dim=16 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=8 norm_eps=1e-5 rope=2d codebook_size=16 cond_tokens=1 num_classes=3 seed=1 "
 static void test_refusals(void)
 {
     static const char shuffled[] = "arch=token-shuffle dim=16 n_layer=1 n_head=2 n_kv_head=1 ffn_hidden=24 norm_eps=1e-5 rope=1d text_vocab=6 codebook_size=12 "

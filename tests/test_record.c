@@ -60,7 +60,8 @@ static void test_round_trip(const char *description, const tsar_prompt *prompt)
         const int64_t class_id = (int64_t)prompt->class_id;
         CHECK(tsar_record_settings(&read, &image, file, &err) == TSAR_OK && same_settings(&read, &s) && image == 1, "settings: %s", err.text);
         CHECK(strcmp(tsar_file_meta(file, "command"), "tsar generate") == 0, "command");
-        CHECK(holds(file, "codes", N, codes + N) && holds(file, "step_of", c->tokens, steps + c->tokens) && holds(file, "logits", N * c->vocab, logits + N * c->vocab),
+        CHECK(holds(file, "codes", N, codes + N) && holds(file, "step_of", c->tokens, steps + c->tokens) &&
+                  holds(file, "logits", N * c->vocab, logits + N * c->vocab),
               "image 1");
         CHECK(!tsar_file_find(file, "coarse") && !prompt->text == !tsar_file_find(file, "input.text"), "what there is not");
         CHECK(!prompt->text || holds(file, "input.text", prompt->n_text, prompt->text), "input.text");
@@ -126,15 +127,18 @@ int main(void)
     static const int64_t text[] = { 0, 5, 1 };
     static const double caption[] = { 1, -2, 3, 0.1, 0, 1e-300 }, mask[] = { 0, 1 };
     const tsar_prompt sentence = { .text = text, .n_text = 3 }, class_two = { .class_id = 2 }, features = { .caption = caption, .caption_mask = mask };
-    test_round_trip("arch=token-shuffle dim=16 n_layer=1 n_head=2 n_kv_head=1 ffn_hidden=24 norm_eps=1e-5 rope=1d text_vocab=6 codebook_size=12 grid_h=4 grid_w=6 "
-                    "shuffle=2 shuffle_blocks=1 shuffle_hidden=8 seed=3",
-                    &sentence);
-    test_round_trip("arch=llamagen-c2i dim=16 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=24 norm_eps=1e-5 rope=2d codebook_size=12 grid_h=3 grid_w=5 cond_tokens=1 "
-                    "num_classes=3 seed=3",
-                    &class_two);
-    test_round_trip("arch=llamagen-t2i dim=16 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=24 norm_eps=1e-5 rope=2d codebook_size=12 grid_h=3 grid_w=5 cond_tokens=2 "
-                    "caption_dim=3 seed=3",
-                    &features);
+    test_round_trip(
+        "arch=token-shuffle dim=16 n_layer=1 n_head=2 n_kv_head=1 ffn_hidden=24 norm_eps=1e-5 rope=1d text_vocab=6 codebook_size=12 grid_h=4 grid_w=6 "
+        "shuffle=2 shuffle_blocks=1 shuffle_hidden=8 seed=3",
+        &sentence);
+    test_round_trip(
+        "arch=llamagen-c2i dim=16 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=24 norm_eps=1e-5 rope=2d codebook_size=12 grid_h=3 grid_w=5 cond_tokens=1 "
+        "num_classes=3 seed=3",
+        &class_two);
+    test_round_trip(
+        "arch=llamagen-t2i dim=16 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=24 norm_eps=1e-5 rope=2d codebook_size=12 grid_h=3 grid_w=5 cond_tokens=2 "
+        "caption_dim=3 seed=3",
+        &features);
     test_keys();
     return test_end();
 }

@@ -14,7 +14,8 @@ const option tsar_options[OPTIONS] = {
     /* in the order of the enum above */
     { "model", 'm', "MODEL", IS_READ, 0, 0, GENERATE | ENCODE | DECODE | TRACE | VERIFY | CLUSTER | SCORE | TEXT, VERIFY | CLUSTER,
       "model file; all but verify and cluster take the shipped " SHIPPED_MODEL " without it, from weights/ beside the program or from the data directory" },
-    { "output", 'o', "FILE", IS_WRITTEN, 0, 0, GENERATE | ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER | SCORE, ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER,
+    { "output", 'o', "FILE", IS_WRITTEN, 0, 0, GENERATE | ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER | SCORE,
+      ENCODE | DECODE | TRACE | IMPORT | SYNTH | CLUSTER,
       "file to write; pictures are PNG or PPM by its ending (generate: out" PICTURE_ENDING
       ", or with --codes no picture; with -n above 1 image I is out-I" PICTURE_ENDING ")" },
     { "prompt", 'p', "PROMPT", IS_TEXT, 0, 0, CONDITIONED, 0, "text prompt; llamagen-t2i needs the T5 encoder, in the model or by --text-model" },
@@ -29,12 +30,14 @@ const option tsar_options[OPTIONS] = {
     { "cfg-interval", 0, "N", IS_INTEGER, 0, 0, SAMPLED, 0, "guidance ends after token N + 1, as in LlamaGen; -1: never (-1)" },
     { "temperature", 0, "T", IS_REAL, 0, 0, SAMPLES | VERIFY, 0, "divides the logits; 0 counts as 0.00001 (the model's default)" },
     { "top-k", 0, "K", IS_COUNT, 0, INT32_MAX, SAMPLES | VERIFY, 0, "draw from the K most probable codes; 0: from all (the model's default)" },
-    { "top-p", 0, "P", IS_REAL, 0, 0, SAMPLES | VERIFY, 0, "draw from the most probable codes of total mass P; 0: keep one; 1: from all (the model's default)" },
+    { "top-p", 0, "P", IS_REAL, 0, 0, SAMPLES | VERIFY, 0,
+      "draw from the most probable codes of total mass P; 0: keep one; 1: from all (the model's default)" },
     { "greedy", 0, NULL, IS_SWITCH, 0, 0, SAMPLES | VERIFY, 0, "take the most probable code instead of drawing" },
     { "decode", 0, "ORDER", IS_TEXT, 0, 0, SAMPLED, 0,
       "raster: one fused token in each pass; zipar:W[,first-row|,authors]: several rows at once with window W; zipar-adaptive:W (raster)" },
     { "codes", 0, "FILE", IS_WRITTEN, 0, 0, GENERATE, 0,
-      "write codes, logits (after guidance), step_of and, with coarse-to-fine, coarse, the inputs and every setting to a safetensors file; with -n above 1, FILE-I" },
+      "write codes, logits (after guidance), step_of and, with coarse-to-fine, coarse, the inputs and every setting to a safetensors file; with -n above 1, "
+      "FILE-I" },
     { "frames", 0, "DIR", IS_TEXT, 0, 0, GENERATE, 0,
       "write the picture after every pass, what is not decoded yet in grey, to DIR, which must exist: frame-0000" PICTURE_ENDING
       ", or frame-I-0000" PICTURE_ENDING " with -n above 1" },
@@ -58,11 +61,13 @@ const option tsar_options[OPTIONS] = {
     { "negative-ids", 0, "IDS", IS_TEXT, 0, 0, CONDITIONED, 0,
       "the whole prefix of the sequence that guidance subtracts, of any length, for models of ids (by the model's own rule)" },
     { "prompts", 0, "FILE", IS_READ, 0, 0, GENERATE, 0,
-      "a list of prompts, one on each line, or a JSON object on each line with prompt, seed and n (- is standard input); line I, from 0, has the seed --seed + I unless "
+      "a list of prompts, one on each line, or a JSON object on each line with prompt, seed and n (- is standard input); line I, from 0, has the seed --seed + "
+      "I unless "
       "it has its own, and the picture -o FOLDER/0000I" PICTURE_ENDING " or, with a picture's name, -o NAME-0000I" PICTURE_ENDING },
     { "shard", 0, "I/N", IS_TEXT, 0, 0, GENERATE, 0, "of the list only every N-th prompt from I on, 0/N to N-1/N or 1/N to N/N, to spread it over N machines" },
     { "resume", 0, NULL, IS_SWITCH, 0, 0, GENERATE, 0,
-      "go on with images that were interrupted: those whose files are there, frames too, with the same command in their text, are left as they are (PNG or --codes)" },
+      "go on with images that were interrupted: those whose files are there, frames too, with the same command in their text, are left as they are (PNG or "
+      "--codes)" },
     { "force", 0, NULL, IS_SWITCH, 0, 0, IMPORT | CLUSTER, 0, "let the output replace a file that is read" },
     { "grid", 0, "HxW", IS_TEXT, 0, 0, GENERATE | TRACE | VERIFY | SCORE | INFO, 0,
       "rows and columns of codes instead of the model's, for models with rope=1d (the codes of a file that is read decide before it)" },
@@ -137,8 +142,8 @@ static int find_option(const command *c, const char *text, const char **value)
     const size_t length = equals ? (size_t)(equals - name) : strlen(name);
     *value = equals ? equals + 1 : NULL;
     for (int i = 0; i < OPTIONS; i++) {
-        const int fits =
-            is_long ? strlen(tsar_options[i].name) == length && strncmp(tsar_options[i].name, name, length) == 0 : length == 1 && tsar_options[i].letter == name[0];
+        const int fits = is_long ? strlen(tsar_options[i].name) == length && strncmp(tsar_options[i].name, name, length) == 0
+                                 : length == 1 && tsar_options[i].letter == name[0];
         if (fits && (tsar_options[i].commands & c->bit)) return i;
     }
     return -1;

@@ -226,8 +226,8 @@ static void infer_heads(tsar_importer *im, const char *part, size_t dim, size_t 
         im->status =
             tsar_fail(im->err, TSAR_INPUT, "%s: tensor %s has %zu rows, which fit no number of heads; expected shape %s", im->name, evidence, rows, expected);
     else if (tsar_import_get(im, key) && n_kv_head == 0)
-        im->status = tsar_fail(im->err, blame, "%s: %s=%s does not fit tensor %s with %zu rows; possible: %s", blame == TSAR_USAGE ? "the command line" : im->name,
-                               key, tsar_import_get(im, key), evidence, rows, choices);
+        im->status = tsar_fail(im->err, blame, "%s: %s=%s does not fit tensor %s with %zu rows; possible: %s",
+                               blame == TSAR_USAGE ? "the command line" : im->name, key, tsar_import_get(im, key), evidence, rows, choices);
     else if (n_kv_head && !fine)
         tsar_import_infer(im, "n_kv_head", n_kv_head, evidence);
     else if (n_kv_head == 0)

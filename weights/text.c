@@ -245,7 +245,8 @@ tsar_status tsar_text_encode(const tsar_model *model, const char *prompt, int64_
 tsar_status tsar_text_ids(const tsar_model *model, const char *text, size_t bytes, int64_t **ids, size_t *n, tsar_error *err)
 {
     if (model->spiece) return tsar_spiece_encode(model->spiece, text, bytes, ids, n, err);
-    if (model->bpe.pairs.at && (model->bpe.byte_ids || model->config.text_template == TSAR_TEMPLATE_TSAR)) return tsar_bpe_encode(&model->bpe, text, bytes, ids, n, err);
+    if (model->bpe.pairs.at && (model->bpe.byte_ids || model->config.text_template == TSAR_TEMPLATE_TSAR))
+        return tsar_bpe_encode(&model->bpe, text, bytes, ids, n, err);
     *ids = NULL;
     *n = 0;
     return tsar_fail(err, TSAR_INPUT, "the model has no tokenizer, so it takes no text (import it with its tokenizer)");

@@ -64,7 +64,8 @@ static tsar_status open_form(tsar_checkpoint *checkpoint, tsar_note_fn note, voi
     if (n > 8 && head[8] == '{') return open_safetensors(checkpoint, err);
     if (size == 0) return tsar_fail(err, TSAR_INPUT, "%s: is empty; download the file again", checkpoint->path);
     if (is_printable(head, n))
-        return tsar_fail(err, TSAR_INPUT, "%s: is a text, \"%.40s\", not a checkpoint; did its download end at a message", checkpoint->path, (const char *)head);
+        return tsar_fail(err, TSAR_INPUT, "%s: is a text, \"%.40s\", not a checkpoint; did its download end at a message", checkpoint->path,
+                         (const char *)head);
     return tsar_fail(err, TSAR_INPUT, "%s: is neither a file of torch.save (zip or legacy) nor safetensors nor an index of shards (.json)", checkpoint->path);
 }
 

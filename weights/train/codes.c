@@ -120,8 +120,8 @@ static tsar_status read_set(code_set *set, const char *path, tsar_error *err)
     tsar_status status = tsar_file_open(&file, path, err);
     if (status != TSAR_OK) return status;
     const tsar_tensor *tensor = tsar_file_find(file, "codes");
-    if (!tensor || tensor->dtype != TSAR_I16 || tensor->rank != 3 || tensor->count == 0 || tensor->shape[1] != tensor->shape[2] || tensor->shape[1] > MAX_SIDE ||
-        tensor->count > SIZE_MAX)
+    if (!tensor || tensor->dtype != TSAR_I16 || tensor->rank != 3 || tensor->count == 0 || tensor->shape[1] != tensor->shape[2] ||
+        tensor->shape[1] > MAX_SIDE || tensor->count > SIZE_MAX)
         status = tsar_fail(err, TSAR_INPUT, "%s holds no codes of pictures (make them with: train codes)", path);
     else {
         set->count = tensor->shape[0];
@@ -164,7 +164,8 @@ static tsar_status check_set(const code_set *set, const char *path, const vq_net
         return tsar_fail(err, TSAR_INPUT, "%s holds the codes of another tokenizer (remove it, or choose another name)", path);
     for (size_t i = 0; i < set->done * set->side * set->side; i++)
         if (set->codes[i] < 0 || (size_t)set->codes[i] >= net->shape.K)
-            return tsar_fail(err, TSAR_INPUT, "%s holds the code %d, the tokenizer has 0 ... %zu; it is damaged (remove it)", path, set->codes[i], net->shape.K - 1);
+            return tsar_fail(err, TSAR_INPUT, "%s holds the code %d, the tokenizer has 0 ... %zu; it is damaged (remove it)", path, set->codes[i],
+                             net->shape.K - 1);
     return TSAR_OK;
 }
 

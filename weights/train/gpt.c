@@ -660,7 +660,8 @@ static tsar_status open_stage_one(tsar_file **file, const gpt_plan *plan, const 
     if (!theirs) return TSAR_ROOM;
     const char *n_coarse = tsar_file_meta(*file, "n_coarse");
     if (!labels || labels->count != K || !n_coarse || strtoull(n_coarse, NULL, 10) != plan->n_coarse || !tsar_file_find(*file, "gpt.output.weight"))
-        status = tsar_fail(err, TSAR_INPUT, "%s: is no stage one of %zu labels for %zu codes; give what train coarse makes", plan->stage_one, plan->n_coarse, K);
+        status =
+            tsar_fail(err, TSAR_INPUT, "%s: is no stage one of %zu labels for %zu codes; give what train coarse makes", plan->stage_one, plan->n_coarse, K);
     if (status == TSAR_OK) status = tsar_file_read_i64(*file, labels, 0, K, theirs, err);
     if (status == TSAR_OK && memcmp(theirs, c->cluster_of, K * sizeof *theirs) != 0)
         status = tsar_fail(err, TSAR_INPUT, "%s: its labels are not those of --coarse %zu, --seed and --vq here; give stage one's own", plan->stage_one,

@@ -225,8 +225,9 @@ static tsar_status set_defaults(gpt_plan *plan, options *o, tsar_error *err)
     for (size_t i = 0; i < 4; i++) {
         if (numbers[i] < 0.0) continue; /* not given */
         if ((i < 2 && !(numbers[i] > 0.0)) || (i == 2 && (floor(numbers[i]) < numbers[i] || numbers[i] > 999999.0)) || (i == 3 && numbers[i] > 1.0))
-            return tsar_fail(err, TSAR_USAGE, "%s %g cannot be the default of a model: cfg and temperature are above 0, top-k is a whole number, top-p at most 1",
-                             names[i], numbers[i]);
+            return tsar_fail(err, TSAR_USAGE,
+                             "%s %g cannot be the default of a model: cfg and temperature are above 0, top-k is a whole number, top-p at most 1", names[i],
+                             numbers[i]);
         snprintf(o->defaults_room[i], sizeof o->defaults_room[i], "%g", numbers[i]);
         *slots[i] = o->defaults_room[i];
     }
