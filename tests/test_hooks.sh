@@ -79,4 +79,22 @@ for precision in float32 bfloat16; do
     done
     check "tsar-ctf, $precision: stage two, too" grep -q '^fine.logits .* same' "$dir/report"
 done
+
+# The tables of trace.py, on module trees with the names of LlamaGen's and Hugging Face's code; their checkpoints go through import.
+tree() { # KIND PRECISION KEYS...
+    kind=$1 precision=$2
+    shift 2
+    "$python" tests/hooks/trees.py "$kind" "$dir/checkpoint.pt" "$dir/inputs" "$dir/theirs" "$precision" || return 1
+    "$TSAR" import -q "$dir/checkpoint.pt" -o "$dir/imported.safetensors" --force n_head=4 norm_eps=1e-5 grid_h=4 grid_w=4 "$@" || return 1
+    "$TSAR" verify -m "$dir/imported.safetensors" "$dir/theirs" >"$dir/report"
+    status=$?
+    cat "$dir/report"
+    return $status
+}
+for precision in float32 bfloat16; do
+    check "LlamaGen's names, $precision" tree llamagen $precision
+    check 'nothing is left out' sh -c "! grep '^not in the file' '$dir/report'"
+    check "Hugging Face's names, $precision" tree llama $precision arch=emu3 rope=1d rope_base=10000 eol=9 boi=4 image_base=20 codebook_size=48
+    check 'nothing is left out' sh -c "! grep '^not in the file' '$dir/report'"
+done
 check_end
