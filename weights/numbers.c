@@ -262,9 +262,14 @@ static void widen_f32(double *restrict wide, const float *restrict panel, size_t
 
 TSAR_INLINE void widen_words(tsar_dtype dtype, double *restrict wide, const uint32_t *restrict panel, size_t k, size_t n)
 {
-    for (size_t i = k; i < k + n; i++, wide += PANEL) {
+    for (size_t i = k, count; i < k + n; i += count, wide += count * PANEL) {
         const uint32_t *column = panel + i / 2 * PANEL;
-        for (size_t r = 0; r < PANEL; r++) wide[r] = i % 2 == 1 ? weight(dtype, column, 1, r) : weight(dtype, column, 0, r);
+        count = i % 2 == 0 && i + 1 < k + n ? 2 : 1;
+        for (size_t r = 0; r < PANEL && count == 2; r++) {
+            wide[r] = weight(dtype, column, 0, r);
+            wide[PANEL + r] = weight(dtype, column, 1, r);
+        }
+        for (size_t r = 0; r < PANEL && count == 1; r++) wide[r] = i % 2 == 1 ? weight(dtype, column, 1, r) : weight(dtype, column, 0, r);
     }
 }
 
