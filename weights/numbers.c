@@ -500,19 +500,19 @@ static double largest(const double *x, size_t n)
 void tsar_softmax_rows(double *x, size_t ld, size_t n, size_t rows)
 {
     enum { CHAINS = 8 };
+    for (size_t r = 0; r < rows; r++) {
+        const double m = largest(x + r * ld, n);
+        for (size_t i = 0; i < n; i++) x[r * ld + i] -= m; /* not within the exponential: clang makes no vectors of that */
+        tsar_exp_n(x + r * ld, n);
+    }
     for (size_t first = 0, count; first < rows; first += count) {
-        double total[CHAINS] = { 0 }, *row[CHAINS];
-        count = rows - first < CHAINS ? rows - first : CHAINS;
-        for (size_t r = 0; r < CHAINS; r++) row[r] = x + (first + (r < count ? r : 0)) * ld; /* row 0 stands in for missing ones */
-        for (size_t r = 0; r < count; r++) {
-            const double m = largest(row[r], n);
-            for (size_t i = 0; i < n; i++) row[r][i] = exp_of_sum(row[r][i] - m, 0.0);
-        }
-        for (size_t i = 0; i < n && count > 1; i++)
-            for (size_t r = 0; r < CHAINS; r++) total[r] += row[r][i];
-        for (size_t i = 0; i < n && count == 1; i++) total[0] += row[0][i];
+        double total[CHAINS] = { 0 }, *row = x + first * ld;
+        count = rows - first < CHAINS ? 1 : CHAINS;
+        for (size_t i = 0; i < n && count == CHAINS; i++)
+            for (size_t r = 0; r < CHAINS; r++) total[r] += row[r * ld + i];
+        for (size_t i = 0; i < n && count == 1; i++) total[0] += row[i];
         for (size_t r = 0; r < count; r++)
-            for (size_t i = 0; i < n; i++) row[r][i] /= total[r];
+            for (size_t i = 0; i < n; i++) row[r * ld + i] /= total[r];
     }
 }
 
