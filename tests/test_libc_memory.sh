@@ -48,6 +48,17 @@ try() { # OUTPUT COMMAND...
     [ $wrong -eq 0 ]
 }
 touch out.log err.log check.log none.log
+"$TSAR" trace -q -m model.safetensors -p hello -o trace.safetensors
+"$TSAR" decode -q -m model.safetensors codes.safetensors -o picture.ppm
+echo hello >prompts.txt
+check generate try out.ppm "$TSAR" generate -q -m model.safetensors -p hello -o out.ppm
+check 'a list' try list-00000.ppm "$TSAR" generate -q -m model.safetensors --prompts prompts.txt -o list.ppm
+check encode try out.safetensors "$TSAR" encode -q -m model.safetensors picture.ppm -o out.safetensors
+check trace try out.safetensors "$TSAR" trace -q -m model.safetensors -p hello -o out.safetensors
+check verify try none.log "$TSAR" verify -q -m model.safetensors trace.safetensors
+check score try out.safetensors "$TSAR" score -q -m model.safetensors codes.safetensors -o out.safetensors
+check text try none.log "$TSAR" text -m model.safetensors hello
+check synth try out.safetensors "$TSAR" synth -q --like model.safetensors -o out.safetensors
 check info try none.log "$TSAR" info model.safetensors
 check decode try out.ppm "$TSAR" decode -q -m model.safetensors codes.safetensors -o out.ppm
 check cluster try out.safetensors "$TSAR" cluster -q -m model.safetensors -k 3 -o out.safetensors

@@ -103,6 +103,9 @@ try 'generate --codes' codes2.safetensors ./tsar generate -m ctf.safetensors --c
 try 'generate, rows that end' codes3.safetensors ./tsar generate -m emu3.safetensors --prompt-ids 1,9,2 --negative-ids 1,2 --decode zipar-adaptive:1 \
     --codes codes3.safetensors --quiet
 try 'generate --prompts' list-00000.png ./tsar generate -m model.safetensors --prompts prompts.txt -o list.png --quiet
+mkdir frames
+try 'generate --frames' out.png ./tsar generate -m model.safetensors -p hello --frames frames -o out.png --quiet
+rm -r frames
 try score out.safetensors ./tsar score -m model.safetensors record.safetensors -o out.safetensors
 try encode out.safetensors ./tsar encode -m model.safetensors picture.ppm -o out.safetensors --quiet
 try decode out.ppm ./tsar decode -m model.safetensors codes.safetensors -o out.ppm --quiet

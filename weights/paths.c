@@ -5,8 +5,12 @@
 static tsar_status read_file(tsar_names *names, const char *path, tsar_error *err)
 {
     tsar_file *file = NULL;
+    tsar_error why = { "" };
     tsar_status status = tsar_names_read(names, path, err);
-    if (status != TSAR_OK || !tsar_path_is_file(path) || tsar_file_open(&file, path, NULL) != TSAR_OK) return status; /* what is none is told when it is read */
+    if (status != TSAR_OK || !tsar_path_is_file(path)) return status;
+    const tsar_status opened = tsar_file_open(&file, path, &why);
+    if (opened == TSAR_ROOM) return tsar_fail(err, opened, "%s", why.text);
+    if (opened != TSAR_OK) return TSAR_OK; /* what is no such file is told when it is read */
     if (tsar_file_lender(file)) status = tsar_names_read(names, tsar_file_lender(file), err);
     tsar_file_close(file);
     return status;
