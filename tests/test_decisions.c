@@ -155,6 +155,7 @@ static void test_precision(const tsar_model *m, const char *description, const t
     CHECK(status == TSAR_OK && counts.verdicts[TSAR_DIFFERS] == 0, "%.14s in %s%s: %d, %zu decisions, first %s", description, tsar_dtype_name(p), how, status,
           counts.n_decisions, counts.first);
     check_near_ties(m, &counts);
+    CHECK(without_logits || m->config.n_coarse || counts.n_decisions == 0, "on their own logits: %zu decisions", counts.n_decisions);
     const tsar_verify_counts exact = verify(m, &s, TSAR_F64, 0, &status);
     if (without_logits)
         CHECK((status == TSAR_OK) == (exact.n_decisions == 0) && exact.n_decisions >= counts.n_decisions, "as F64: %d, %zu", status, exact.n_decisions);
@@ -188,6 +189,28 @@ static void test_precisions(const tsar_model *m, const char *description)
     without_logits = 0;
 }
 
+/* Few codes are kept, so that those at the edge of what top-k and top-p keep decide much: which are kept is a near-tie, too, and what comes in or falls out
+ * moves the sums of all behind it. */
+static void test_edges(const tsar_model *m)
+{
+    enum { SEEDS = 240 };
+    tsar_model *rounded = NULL;
+    tsar_error err = { "" };
+    if (!CHECK(tsar_rounded_open(&rounded, m, TSAR_PART_GPT | TSAR_PART_FINE, TSAR_BF16, &err) == TSAR_OK, "%s", err.text)) return;
+    without_logits = 1;
+    for (uint64_t seed = 0; seed < SEEDS; seed++) {
+        tsar_settings s = tsar_settings_default(m);
+        tsar_status status;
+        s.seed = seed, s.cfg = 1, s.top_k = seed % 2 ? 4 : 0, s.top_p = seed % 2 ? 1 : 0.3;
+        generate(rounded, &s, 0, 0);
+        const tsar_verify_counts counts = verify(m, &s, TSAR_BF16, 0, &status);
+        CHECK(status == TSAR_OK, "seed %d: %zu decisions, first %s, margin %g", (int)seed, counts.n_decisions, counts.first, counts.decisions[0].margin);
+        check_near_ties(m, &counts);
+    }
+    without_logits = 0;
+    tsar_rounded_close(rounded, m);
+}
+
 int main(void)
 {
     for (size_t i = 0; i < KINDS; i++) {
@@ -199,6 +222,7 @@ int main(void)
         test_pass(m, kinds[i].orders[1]);
         test_precisions(m, kinds[i].keys);
         if (i != COARSE) test_earlier(m);
+        if (kinds[i].keys == classes) test_edges(m);
         tsar_model_close(m);
     }
     CHECK(near_ties >= 10, "only %zu near-ties in all", near_ties);
