@@ -652,8 +652,6 @@ tsar_status tsar_bpe_read(tsar_bpe *bpe, const char *path, tsar_error *err);
 tsar_status tsar_bpe_encode(const tsar_bpe *bpe, const char *text, size_t bytes, int64_t **ids, size_t *n, tsar_error *err);
 /* The bytes of ids, 0-terminated: *text [*bytes] is the caller's. tsar's own specials say nothing, added tokens their own text. */
 tsar_status tsar_bpe_decode(const tsar_bpe *bpe, const int64_t *ids, size_t n, char **text, size_t *bytes, tsar_error *err);
-/* The id of an added token; -1 if there is none. */
-int64_t tsar_bpe_special(const tsar_bpe *bpe, const char *text);
 
 /* SentencePiece unigram (SPEC 11; QUIRKS-t5): `file` is spiece.model as it is and outlives the tokenizer, `name` is named in errors. Ids
  * without the end; decode leaves out control pieces and the blank that normalising puts in front. */

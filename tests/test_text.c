@@ -144,6 +144,17 @@ static int read_case(tsar_json *json, template_case *c)
     return status == TSAR_OK;
 }
 
+/* The id of a text that is one token; -1 if it is not. */
+static int64_t added_token(const tsar_bpe *bpe, const char *text)
+{
+    int64_t *ids = NULL;
+    size_t n = 0;
+    const int one = tsar_bpe_encode(bpe, text, strlen(text), &ids, &n, NULL) == TSAR_OK && n == 1;
+    const int64_t id = one ? ids[0] : -1;
+    tsar_free(ids);
+    return id;
+}
+
 static void check_case(const template_case *c)
 {
     tsar_error err = { "" };
@@ -156,10 +167,10 @@ static void check_case(const template_case *c)
     snprintf(path, sizeof path, BPE "%s%s", c->tokenizer, emu3 ? "emu3.tiktoken" : "");
     if (!CHECK(tsar_bpe_read(&model.bpe, path, &err) == TSAR_OK, "%s: %s", path, err.text)) return;
     k->text_template = emu3 ? TSAR_TEMPLATE_EMU3 : lumina ? TSAR_TEMPLATE_LUMINA : strstr(c->model, "Pro") ? TSAR_TEMPLATE_JANUS_PRO : TSAR_TEMPLATE_JANUS;
-    k->bos = emu3 ? tsar_bpe_special(&model.bpe, "<|extra_203|>") : lumina ? 0 : c->ids[0];
+    k->bos = emu3 ? added_token(&model.bpe, "<|extra_203|>") : lumina ? 0 : c->ids[0];
     k->sep = 8710;
-    k->boi = emu3 ? tsar_bpe_special(&model.bpe, "<|image start|>") : lumina ? 8197 : tsar_bpe_special(&model.bpe, "<begin_of_image>");
-    k->img = tsar_bpe_special(&model.bpe, "<|image token|>");
+    k->boi = emu3 ? added_token(&model.bpe, "<|image start|>") : lumina ? 8197 : added_token(&model.bpe, "<begin_of_image>");
+    k->img = added_token(&model.bpe, "<|image token|>");
     k->size_base = 8804;
     k->size_unit = 2;
     const int negative = strcmp(c->model, "emu3-negative") == 0;

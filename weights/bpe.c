@@ -438,12 +438,6 @@ tsar_status tsar_bpe_encode(const tsar_bpe *bpe, const char *text, size_t bytes,
     return TSAR_OK;
 }
 
-int64_t tsar_bpe_special(const tsar_bpe *bpe, const char *text)
-{
-    const uint32_t i = find_piece(&bpe->special, &bpe->special_slots, text, strlen(text));
-    return i == NONE ? -1 : bpe->special.ids[i];
-}
-
 /* ------------------------------------------------------------------------------------------------------------ decoding */
 
 /* What each id stands for: how many bytes, and where they come from: 0 nothing, 1 + b byte b, then pieces of whole, of special, then merges,
