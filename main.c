@@ -197,26 +197,10 @@ static void close_generation(generation *g)
 }
 
 /* The model's defaults, then the flags. */
-/* The flags of the sampler over what stands in *s. */
-static tsar_status flag_settings(const option_value *at, tsar_settings *s, tsar_error *err)
-{
-    tsar_status status = TSAR_OK;
-    if (at[O_SEED].text) s->seed = at[O_SEED].count;
-    if (at[O_CFG].text) s->cfg = at[O_CFG].real;
-    if (at[O_INTERVAL].text) s->cfg_interval = at[O_INTERVAL].integer;
-    if (at[O_TEMPERATURE].text) s->temperature = at[O_TEMPERATURE].real;
-    if (at[O_TOP_K].text) s->top_k = (size_t)at[O_TOP_K].count;
-    if (at[O_TOP_P].text) s->top_p = at[O_TOP_P].real;
-    if (at[O_GREEDY].text) s->greedy = 1;
-    if (at[O_SCHEDULE].text) status = tsar_schedule_parse(&s->schedule, at[O_SCHEDULE].text, err);
-    if (status == TSAR_OK && at[O_DECODE].text) status = tsar_order_parse(s, at[O_DECODE].text, err);
-    return status == TSAR_OK ? tsar_settings_check(s, err) : status;
-}
-
 static tsar_status read_settings(generation *g, tsar_error *err)
 {
     g->settings = tsar_settings_default(g->model);
-    return flag_settings(g->a->at, &g->settings, err);
+    return tsar_flag_settings(g->a->at, &g->settings, err);
 }
 
 /* What the prompt becomes: ids, or with the text encoder a caption; all of it printed where --show-ids asks for it. */
@@ -896,7 +880,7 @@ static tsar_status read_verify_options(const arguments *a, const tsar_model *mod
     tsar_status status = tsar_file_open_alone(&file, a->operands[0], err);
     if (status == TSAR_OK) status = tsar_record_settings(settings, &settings->first_image, file, err);
     tsar_file_close(file);
-    return status == TSAR_OK ? flag_settings(a->at, settings, err) : status;
+    return status == TSAR_OK ? tsar_flag_settings(a->at, settings, err) : status;
 }
 
 static tsar_status run_verify(const arguments *a, tsar_error *err)

@@ -414,6 +414,7 @@ typedef struct {
     size_t *next, *n_next;    /* [B][width], [B]: what this pass predicts */
     tsar_feed *feed;          /* [2 B branches width]: the most rows of a pass */
     double *logits;           /* [branches][B][width][s*s][V], of this pass */
+    double *cond;             /* [s*s][V]: those of one token before guidance, for who looks on */
     double *p;                /* [max(V, K)]: the distribution of one code */
     size_t *scratch;          /* [max(V, K)] */
     size_t *lag;              /* [B][R], adaptive order: SIZE_MAX before a row's first token is final */
@@ -511,7 +512,7 @@ typedef struct {
     const char *what;
 } buffer;
 
-enum { BUFFERS = 21 };
+enum { BUFFERS = 22 };
 #define BUFFER(pointer, count, what) { offsetof(generation, pointer), count, sizeof *g->pointer, what }
 
 /* Every buffer of a generation: opening and closing are loops over this table. */
@@ -533,6 +534,7 @@ static void buffer_table(const generation *g, buffer table[BUFFERS])
         BUFFER(evaluations, B, "the order of tokens"),
         BUFFER(feed, tsar_product(2 * g->branches, BW), "the rows of a pass"),
         BUFFER(logits, tsar_product(tsar_product(g->branches, BW), token), "logits"),
+        BUFFER(cond, g->settings->decide != NULL ? token : 0, "logits"),
         BUFFER(p, g->V > K ? g->V : K, "sampling"),
         BUFFER(scratch, g->V > K ? g->V : K, "sampling"),
         BUFFER(before, adaptive ? tsar_product(B, token) : 0, "candidates"),
@@ -601,6 +603,19 @@ static tsar_decision decision_at(const generation *g, size_t image, size_t t, si
     d.purpose = TSAR_DRAW;
     d.settles = 1;
     d.V = g->V;
+    return d;
+}
+
+/* The decision of the code at `slot` of the window whose first code `first` decides. */
+static tsar_decision decision_of_slot(const generation *g, const tsar_decision *first, size_t slot)
+{
+    tsar_decision d = *first;
+    d.slot = slot;
+    d.y += slot / g->side;
+    d.x += slot % g->side;
+    d.logits += slot * g->V;
+    d.cond += slot * g->V;
+    if (d.uncond != NULL) d.uncond += slot * g->V;
     return d;
 }
 
@@ -728,12 +743,12 @@ static void settle(generation *g, size_t b, size_t t, size_t pass)
     g->decoded[b]++;
 }
 
-/* One evaluation of the adaptive order's candidate: token t, the first of a row, from logits [s*s][V], which give p_k
+/* One evaluation of the adaptive order's candidate: token t, the first of a row, from the logits [s*s][V] of `first`, which give p_k
  * (SPEC 6); `first` is the decision of its first code, which settles if the row above is complete. The first evaluation draws it; each
  * later one tests every code of it against the distribution before, so that each code is then a draw from p_k (tsar_adapt). *outlived
  * tells whether the candidate came through a test as a whole. In greedy decoding p is 1 at the maximum and 0 elsewhere: a code outlives a
  * test if the maximum has not moved. */
-static tsar_status evaluate_candidate(generation *g, size_t b, const tsar_decision *first, const double *logits, int *outlived, tsar_error *err)
+static tsar_status evaluate_candidate(generation *g, size_t b, const tsar_decision *first, int *outlived, tsar_error *err)
 {
     int64_t *codes = g->codes + (b * g->n + first->token) * g->slots;
     const size_t V = g->V, evaluation = g->evaluations[b]++;
@@ -742,11 +757,7 @@ static tsar_status evaluate_candidate(generation *g, size_t b, const tsar_decisi
     for (size_t slot = 0; status == TSAR_OK && slot < g->slots; slot++) {
         double *before = g->before + (b * g->slots + slot) * V;
         const int64_t candidate = codes[slot];
-        tsar_decision test = *first;
-        test.slot = slot;
-        test.y += slot / g->side;
-        test.x += slot % g->side;
-        test.logits = logits + slot * V;
+        tsar_decision test = decision_of_slot(g, first, slot);
         if (evaluation > 0) {
             test.purpose = TSAR_ACCEPT;
             test.attempt = evaluation - 1;
@@ -778,28 +789,32 @@ static int are_finite(const double *logits, size_t n, const tsar_settings *setti
 static tsar_status decide_token(generation *g, size_t b, size_t image, size_t k, size_t pass, const tsar_result *result, tsar_error *err)
 {
     const size_t t = g->next[b * g->width + k], count = g->slots * g->V;
-    const double scale = guidance_scale(g, b, t);
     int64_t *codes = g->codes + (b * g->n + t) * g->slots;
     double *logits = logits_of(g, 0, b, k);
+    tsar_decision first = decision_at(g, image, t, 0, pass);
     size_t row, above;
     int complete, outlived;
     tsar_status status = TSAR_OK;
-    if (scale > 0) tsar_guide(logits, logits_of(g, 1, b, k), count, scale);
+    first.logits = first.cond = logits;
+    first.scale = guidance_scale(g, b, t);
+    if (first.scale > 0) {
+        first.uncond = logits_of(g, 1, b, k);
+        if (g->cond != NULL) first.cond = memcpy(g->cond, logits, count * sizeof *logits);
+        tsar_guide(logits, first.uncond, count, first.scale);
+    }
     if (!are_finite(logits, count, g->settings))
         return tsar_fail(err, TSAR_INPUT, "the logits of fused token %zu are not finite; weights, guidance or temperature are out of range", t);
     if (result->logits != NULL) memcpy(result->logits + (image * g->n + t) * count, logits, count * sizeof *logits);
 
     if (order_tests(g->settings, g->columns, g->step_of + b * g->n, (int64_t)pass, t, &row, &above, &complete)) {
-        tsar_decision first = decision_at(g, image, t, 0, pass);
         first.settles = complete;
-        status = evaluate_candidate(g, b, &first, logits, &outlived, err);
+        status = evaluate_candidate(g, b, &first, &outlived, err);
         if (status != TSAR_OK || (!outlived && !complete)) return status;
         g->lag[b * g->rows + row] = above;
         g->evaluations[b] = 0;
     } else
         for (size_t slot = 0; status == TSAR_OK && slot < g->slots; slot++) {
-            tsar_decision draw = decision_at(g, image, t, slot, pass);
-            draw.logits = logits + slot * g->V;
+            tsar_decision draw = decision_of_slot(g, &first, slot);
             status = decide_code(g, &draw, &codes[slot], err);
         }
     if (status == TSAR_OK) settle(g, b, t, pass);
@@ -832,7 +847,7 @@ static tsar_status decide_fine(const generation *g, size_t image, size_t i, int6
     d.purpose = TSAR_FINE;
     d.codes = g->members + g->starts[label];
     d.V = g->starts[label + 1] - g->starts[label];
-    d.logits = logits;
+    d.logits = d.cond = logits;
     for (size_t j = 0; j < d.V; j++) logits[j] = logits[d.codes[j]]; /* codes[j] >= j: nothing is overwritten before it is read */
     if (!are_finite(logits, d.V, g->settings))
         return tsar_fail(err, TSAR_INPUT, "the fine logits of token %zu are not finite; weights or temperature are out of range", i);

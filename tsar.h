@@ -845,7 +845,9 @@ typedef struct {
     double u, replace;    /* the random numbers: of the draw or the acceptance; of the replacement (TSAR_ACCEPT) */
     size_t V;             /* how many codes compete */
     const size_t *codes;  /* [V] ascending, which ones (TSAR_FINE: those of the label); NULL: 0 ... V-1 */
-    const double *logits; /* [V] after guidance */
+    const double *logits; /* [V] after guidance: uncond + (cond - uncond) * scale */
+    double scale;         /* of guidance at this token; 0: there is none, and cond is logits, uncond NULL */
+    const double *cond, *uncond; /* [V] before guidance */
     const double *p;      /* [V] what tsar_probabilities makes of them; NULL in greedy decoding */
     const double *before; /* TSAR_ACCEPT: [V] what p was when the candidate was drawn or last tested; else NULL (greedy: the logits then) */
     size_t candidate;     /* TSAR_ACCEPT: the code that is tested */

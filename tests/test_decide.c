@@ -46,6 +46,16 @@ static size_t by_rule(const tsar_decision *d, const tsar_settings *s)
     return d->codes ? d->codes[index] : index;
 }
 
+/* Guidance as it is shown: its scale is the schedule's, and the logits follow from those before it. */
+static int guided_well(const tsar_decision *d, const tsar_settings *s, size_t n)
+{
+    static double guided[MOST];
+    const double scale = d->purpose == TSAR_FINE ? 0 : tsar_cfg_scale(s, d->token, n);
+    memcpy(guided, d->cond, d->V * sizeof *guided);
+    if (d->scale > 0) tsar_guide(guided, d->uncond, d->V, d->scale);
+    return d->scale == scale && (d->uncond != NULL) == (scale > 0) && memcmp(guided, d->logits, d->V * sizeof *guided) == 0;
+}
+
 static tsar_status look(void *context, const tsar_decision *d, size_t *code, tsar_error *err)
 {
     seen *w = context;
@@ -54,6 +64,7 @@ static tsar_status look(void *context, const tsar_decision *d, size_t *code, tsa
     w->calls++;
     w->fine += d->purpose == TSAR_FINE;
     w->tests += d->purpose == TSAR_ACCEPT;
+    w->wrong += !guided_well(d, w->settings, c->tokens);
     w->wrong += *code != by_rule(d, w->settings);
     w->wrong += d->u != tsar_uniform(seed, d->image, d->row, d->column, d->slot, purpose, d->attempt);
     w->wrong += d->y != d->row * c->shuffle + d->slot / c->shuffle || d->x != d->column * c->shuffle + d->slot % c->shuffle;

@@ -1,5 +1,5 @@
 /* The flags of the command line (SPEC 9) as a table, from which the parser, the short and long help and the manual page are made, so that no flag
- * can be missing anywhere. No part of the library's interface: main.c alone reads it. */
+ * can be missing anywhere. No part of the library's interface: main.c reads it, and the page. */
 #ifndef TSAR_FLAGS_H
 #define TSAR_FLAGS_H
 
@@ -70,6 +70,8 @@ int tsar_parse_count(const char *text, uint64_t most, uint64_t *out);
 tsar_status tsar_parse_arguments(arguments *a, const command *c, int argc, char **argv, tsar_error *err);
 /* Whether an operand is KEY=VALUE: what stands in front of '=' looks like a key of SPEC 2. */
 int tsar_is_setting(const char *operand);
+/* The flags of the sampler over what stands in *s. */
+tsar_status tsar_flag_settings(const option_value *at, tsar_settings *s, tsar_error *err);
 /* A comma-separated list of ids: *ids [*n] is the caller's to tsar_free. */
 tsar_status tsar_parse_ids(const char *flag, const char *text, int64_t **ids, size_t *n, tsar_error *err);
 
