@@ -1,4 +1,4 @@
-# tsar: see README.md. Targets: all (default), deps, demo, trainer, weights, study, conformance, test, test-cpus, bench, fuzz, install, clean, digests.
+# tsar: see README.md. Targets: all (default), deps, demo, page, trainer, weights, study, conformance, test, test-cpus, bench, fuzz, install, clean, digests.
 #
 #   make                  tuned for this machine
 #   make PORTABLE=1       for any CPU of the architecture
@@ -110,6 +110,28 @@ install: all
 demo: tsar $(BUILD)/demo
 	$(BUILD)/demo $(DEMO)
 
+# ---- the page in the browser ------------------------------------------------------------------------------------------
+
+# One file that needs no server: $(BUILD)/tsar.html. Needs clang with WebAssembly, its linker, and wasi-libc.
+WASM_CC ?= $(firstword $(foreach c,clang clang-14 clang-16 clang-15 clang-19,$(if $(shell command -v $c),$c)) clang)
+WASM = $(WASM_CC) --target=wasm32-wasi
+PAGE_SOURCES := weights/page/page.c tests/selfcheck.c $(filter-out tests/% weights/import% weights/cluster.c weights/info.c weights/synth.c,$(LIBRARY))
+PAGE_OBJECTS := $(PAGE_SOURCES:%.c=$(BUILD)/page/%.o)
+PAGE_CALLS := page_start page_room page_draw page_frame page_colours page_code
+
+page: $(BUILD)/tsar.html
+	@echo 'open $< in a browser'
+
+$(BUILD)/page/%.o: %.c $(HEADERS)
+	@mkdir -p $(@D)
+	$(WASM) -O3 -msimd128 -std=c99 -ffp-contract=off $(WARNINGS) -DTSAR_NO_PNG -c $< -o $@
+
+$(BUILD)/page/tsar.wasm: $(PAGE_OBJECTS)
+	$(WASM) -mexec-model=reactor $(PAGE_CALLS:%=-Wl,--export=%) -Wl,-z,stack-size=1048576 -Wl,--strip-all -o $@ $^ -lm
+
+$(BUILD)/tsar.html: $(BUILD)/page/tsar.wasm $(wildcard weights/page/*) tsar.c vq.c sampler.c weights/numbers.c $(wildcard weights/*.safetensors)
+	sh weights/page/build.sh $< >$@.tmp && mv $@.tmp $@
+
 # ---- training ---------------------------------------------------------------------------------------------------------
 
 # The trainer makes tsar's own models. -fno-trapping-math and -fno-math-errno let compilers vectorise clamps and roots; neither
@@ -171,6 +193,10 @@ test: all $(TESTS) $(BUILD)/tests/bits $(BUILD)/trainer $(BUILD)/demo $(BUILD)/c
 test-cpus:
 	BUILD=$(BUILD) CC='$(CC)' sh tests/cpus.sh $(CPUS)
 
+# For tests/test_page.sh.
+wasm-cc:
+	@echo $(WASM_CC)
+
 # The library's sources, for tests/cpus.sh.
 sources:
 	@echo $(LIBRARY)
@@ -188,4 +214,4 @@ clean:
 	rm -rf $(BUILD) tsar libtsar.a tsar.1 tsar.pc
 
 FORCE:
-.PHONY: all deps demo trainer weights study install conformance test test-cpus sources digests bench fuzz clean png-header FORCE
+.PHONY: all deps demo page trainer weights study install conformance test test-cpus sources wasm-cc digests bench fuzz clean png-header FORCE

@@ -36,7 +36,7 @@ all_tests() {
     echo 'bits-1 bits-2 bits-3'
     for script in tests/test_*.sh; do
         case ${script##*/} in # these build copies of their own, or look at objects
-        test_memory.sh | test_libc_memory.sh | test_threads.sh | test_stack.sh | test_selfcheck.sh | test_layers.sh) [ -z "$quick" ] || continue ;;
+        test_memory.sh | test_libc_memory.sh | test_threads.sh | test_stack.sh | test_selfcheck.sh | test_layers.sh | test_page.sh) [ -z "$quick" ] || continue ;;
         esac
         basename "$script"
     done
