@@ -2,7 +2,8 @@
 //     page.js digests PAGE TSAR [all]                  its worker under node: every model, order and caption, or all their combinations
 //     page.js browser PAGE TSAR CHROMIUM [FOLDER]      every control in headless Chromium, without a console error; screenshots into FOLDER
 "use strict"
-const fs = require("fs"), os = require("os"), path = require("path"), vm = require("vm"), { spawn, execFileSync } = require("child_process"), { createHash } = require("crypto"), zlib = require("zlib")
+const fs = require("fs"), os = require("os"), path = require("path"), vm = require("vm"), zlib = require("zlib")
+const { spawn, execFileSync } = require("child_process"), { createHash } = require("crypto")
 const [what, page, tsar, chromium, folder] = process.argv.slice(2)
 const scratch = fs.mkdtempSync(path.join(os.tmpdir(), "page-"))
 let passed = 0, failed = 0
@@ -11,7 +12,8 @@ const check = (good, name) => (good ? passed++ : (failed++, console.log("FAILED 
 // The digest of the PPM that the command line writes.
 function digest(flags) {
     const file = path.join(scratch, "picture.ppm")
-    execFileSync(tsar, ["generate", "-q", "-o", file, ...(flags.includes("--model") || flags.includes("-m") ? [] : ["-m", "weights/tsar-s2.safetensors"]), ...flags])
+    const model = flags.includes("--model") || flags.includes("-m") ? [] : ["-m", "weights/tsar-s2.safetensors"]
+    execFileSync(tsar, ["generate", "-q", "-o", file, ...model, ...flags])
     return createHash("sha256").update(fs.readFileSync(file)).digest("hex")
 }
 
@@ -23,11 +25,12 @@ function pixelsOf(file, bytes = fs.readFileSync(file)) {
         size = bytes.readUInt32BE(at)
         if (bytes.toString("latin1", at + 4, at + 8) === "IDAT") parts.push(bytes.subarray(at + 8, at + 8 + size))
     }
-    const rows = zlib.inflateSync(Buffer.concat(parts)), paeth = (a, b, c) => [a, b, c].reduce((best, v) => Math.abs(a + b - c - v) < Math.abs(a + b - c - best) ? v : best)
+    const rows = zlib.inflateSync(Buffer.concat(parts)), width1 = width + 1
+    const paeth = (a, b, c) => [a, b, c].reduce((best, v) => (Math.abs(a + b - c - v) < Math.abs(a + b - c - best) ? v : best))
     for (let y = 0; y < height; y++)
         for (let x = 0; x < width; x++) {
-            const left = x > 2 ? out[y * width + x - 3] : 0, up = y > 0 ? out[(y - 1) * width + x] : 0, corner = x > 2 && y > 0 ? out[(y - 1) * width + x - 3] : 0
-            out[y * width + x] = rows[y * (width + 1) + 1 + x] + [0, left, up, (left + up) >> 1, paeth(left, up, corner)][rows[y * (width + 1)]]
+            const at = y * width + x, left = x > 2 ? out[at - 3] : 0, up = y > 0 ? out[at - width] : 0, corner = x > 2 && y > 0 ? out[at - width - 3] : 0
+            out[at] = rows[y * width1 + 1 + x] + [0, left, up, (left + up) >> 1, paeth(left, up, corner)][rows[y * width1]]
         }
     return out
 }
@@ -35,15 +38,17 @@ function pixelsOf(file, bytes = fs.readFileSync(file)) {
 // The words of a command line as a shell reads them: blanks divide, quotes hold together.
 const words = command => [...command.matchAll(/(?:'[^']*'|\\.|[^\s'\\])+/g)].map(([w]) => w.replace(/'([^']*)'|\\(.)/g, (_, a, b) => a ?? b))
 
-const captions = ["three yellow stars above a blue ring", "a red circle", "two green squares", "a blue ring left of a green star", "four small purple squares",
-    "a yellow triangle on a black background", "a purple elephant", "", "ein grüner Kreis", "it's \"quoted\" \\ twice"]
+const captions = ["three yellow stars above a blue ring", "a red circle", "two green squares", "a blue ring left of a green star",
+    "four small purple squares", "a yellow triangle on a black background", "a purple elephant", "", "ein grüner Kreis", "it's \"quoted\" \\ twice"]
 const models = ["s1", "s2", "s4", "ctf"], orders = ["raster", "zipar:1", "zipar:3", "zipar:2,first-row", "zipar-adaptive:2"]
 
 // ---- under node ----------------------------------------------------------------------------------------------------------
 
 function openWorker(html) {
-    const part = (id, from = html.indexOf(`<script type="text/plain" ${id}`)) => html.slice(html.indexOf("\n", from) + 1, html.indexOf("</script>", from)).trim()
-    const names = ["tsar.wasm", ...models.map(m => `weights/tsar-${m}.safetensors`)], files = Object.fromEntries(names.map(n => [n, part(`class="file" data-name="${n}"`)]))
+    const at = id => html.indexOf(`<script type="text/plain" ${id}`)
+    const part = (id, from = at(id)) => html.slice(html.indexOf("\n", from) + 1, html.indexOf("</script>", from)).trim()
+    const names = ["tsar.wasm", ...models.map(m => `weights/tsar-${m}.safetensors`)]
+    const files = Object.fromEntries(names.map(n => [n, part(`class="file" data-name="${n}"`)]))
     const world = { TextDecoder, TextEncoder, performance, WebAssembly, atob }
     let lines, end
     world.postMessage = m => (m.what.end ? end(lines) : lines.push(m))
@@ -59,7 +64,8 @@ async function digests() {
         for (const [o, order] of orders.entries())
             for (const [c, caption] of captions.entries()) {
                 if (chromium !== "all" && c !== (5 * m + o) % captions.length) continue // each caption twice
-                const flags = ["--prompt", caption, "--seed", String(c), "--decode", order, ...(model === "s2" ? [] : ["--model", `weights/tsar-${model}.safetensors`])]
+                const flags = ["--prompt", caption, "--seed", String(c), "--decode", order]
+                if (model !== "s2") flags.push("--model", `weights/tsar-${model}.safetensors`)
                 const answer = (await worker.ask({ ask: "draw", lane: 0, flags })).at(-1).what
                 const { pixels } = (await worker.ask({ ask: "frame", lane: 0, pass: answer.passes - (answer.labels ? 0 : 1), size: 3 * 128 * 128 }))[0]
                 const told = createHash("sha256").update("P6\n128 128\n255\n").update(pixels ?? "").digest("hex")
@@ -71,8 +77,10 @@ async function digests() {
 
 // What the page tells of a code is what the library decided: its own functions again, here in JavaScript.
 async function decisions(worker) {
-    for (const [model, order, extra] of [["s2", "zipar-adaptive:1", ["--cfg", "3", "--cfg-schedule", "half-linear", "--top-k", "20", "--top-p", "0.9"]], ["ctf", "raster", []], ["s4", "raster", ["--greedy"]]]) {
-        const picture = (await worker.ask({ ask: "draw", lane: 1, flags: ["--prompt", "two green squares", "--decode", order, "--model", `weights/tsar-${model}.safetensors`, ...extra] })).at(-1).what
+    const guided = ["--cfg", "3", "--cfg-schedule", "half-linear", "--top-k", "20", "--top-p", "0.9"]
+    for (const [model, order, extra] of [["s2", "zipar-adaptive:1", guided], ["ctf", "raster", []], ["s4", "raster", ["--greedy"]]]) {
+        const flags = ["--prompt", "two green squares", "--decode", order, "--model", `weights/tsar-${model}.safetensors`, ...extra]
+        const picture = (await worker.ask({ ask: "draw", lane: 1, flags })).at(-1).what, s = Math.log2(picture.side)
         const tests = []
         for (let place = 0; place < 256; place += 8) {
             const { decisions } = (await worker.ask({ ask: "code", lane: 1, y: place >> 4, x: place & 15 }))[0].what
@@ -87,7 +95,8 @@ async function decisions(worker) {
                 if (d.p && d.purpose !== "accept") check(d.p.findIndex(p => (running += p) > d.u[0] * total) === index, `the draw of ${model} at ${place}`)
                 if (d.purpose === "accept") check((d.code === d.candidate) >= (d.u[0] * d.before[d.candidate] < d.p[d.candidate]), `the test at ${place}`)
             }
-            check(decisions.at(-1).pass === (picture.labels ? picture.passes : picture.step_of[(place >> 4 >> Math.log2(picture.side)) * picture.columns + ((place & 15) >> Math.log2(picture.side))]), `the pass of ${place}`)
+            const token = (place >> 4 >> s) * picture.columns + ((place & 15) >> s)
+            check(decisions.at(-1).pass === (picture.labels ? picture.passes : picture.step_of[token]), `the pass of ${place}`)
         }
         check(tests.includes(model === "s2" ? "accept" : model === "ctf" ? "fine" : "draw"), "the kinds of decisions: " + [...new Set(tests)])
     }
@@ -107,8 +116,8 @@ async function decisions(worker) {
 
 // The devtools protocol over a pipe: JSON with a zero byte behind it.
 function openBrowser() {
-    const browser = spawn(chromium, ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe", "--user-data-dir=" + scratch, "about:blank"],
-        { stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"] })
+    const flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe", "--user-data-dir=" + scratch]
+    const browser = spawn(chromium, [...flags, "about:blank"], { stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"] })
     const waiting = new Map(), events = []
     let rest = "", n = 0, session
     browser.stdio[4].setEncoding("utf8").on("data", data => {
@@ -171,7 +180,8 @@ const press = async (b, key, code = 0) => {
 }
 
 async function click(b, element, across = 0.5, down = 0.5) {
-    const [x, y] = await b.run(`(e => (e.scrollIntoView({ block: "center" }), (r => [r.x + r.width * ${across}, r.y + r.height * ${down}])(e.getBoundingClientRect())))(${element})`)
+    const [left, top, width, height] = await b.run(`(e => (e.scrollIntoView({ block: "center" }), e.getBoundingClientRect().toJSON()))(${element})`)
+        .then(r => [r.x, r.y, r.width, r.height]), x = left + across * width, y = top + down * height
     for (const type of ["mousePressed", "mouseReleased"]) await b.send("Input.dispatchMouseEvent", { type, x, y, button: "left", clickCount: 1 })
 }
 
@@ -223,7 +233,8 @@ async function settings(b) {
 }
 
 async function choices(b) {
-    for (const [model, order, width, passes] of [["s2", "zipar:W", "3", 29], ["ctf", "zipar:W,first-row", "2", 60], ["s4", "raster", "", 16], ["s1", "zipar-adaptive:W", "4", 0]]) {
+    const wanted = [["s2", "zipar:W", "3", 29], ["ctf", "zipar:W,first-row", "2", 60], ["s4", "raster", "", 16], ["s1", "zipar-adaptive:W", "4", 0]]
+    for (const [model, order, width, passes] of wanted) {
         await choose(b, "lanes[1].at('.model')", model)
         await done(b)
         await choose(b, "lanes[1].at('.order')", order)
@@ -253,10 +264,10 @@ async function passes(b) {
     await press(b, "ArrowRight", 39)
     check(await b.run("now === 6"), "the slider moves by keys")
     await click(b, "$('play')")
-    await b.until("$('play').textContent === 'Pause' && now > 8")
+    await b.until("now > 8") // it may be at the end by now
     await b.shot("playing")
-    await click(b, "$('play')")
-    check(await b.run("$('play').textContent === 'Play' && !playing"), "it pauses")
+    check(await b.run("play(false), show(0), $('play').click(), $('play').textContent === 'Pause' && playing > 0"), "it plays")
+    check(await b.run("$('play').click(), $('play').textContent === 'Play' && !playing"), "it pauses")
     await b.run("show(+$('pass').max - 2), $('play').click()")
     await b.until("!playing && now === +$('pass').max")
 }
@@ -270,7 +281,8 @@ async function inside(b) {
     await click(b, "lanes[1].at('[data-map=scale]')", 15.5 / 16, 15.5 / 16)
     await b.until("/Picture 2, row 15, column 15/.test($('told').textContent)")
     await b.run("lanes[1].at('[role=application]').focus()")
-    for (const [key, code] of [["ArrowUp", 38], ["ArrowLeft", 37], ["ArrowDown", 40], ["ArrowDown", 40], ["ArrowRight", 39], ["ArrowLeft", 37], ["Enter", 13]]) await press(b, key, code)
+    const codes = { ArrowUp: 38, ArrowLeft: 37, ArrowDown: 40, ArrowRight: 39, Enter: 13 }
+    for (const key of ["ArrowUp", "ArrowLeft", "ArrowDown", "ArrowDown", "ArrowRight", "ArrowLeft", "Enter"]) await press(b, key, codes[key])
     await b.until("/Picture 2, row 15, column 14/.test($('told').textContent)")
     await type(b, "row", "4")
     await type(b, "column", "0")
@@ -283,26 +295,33 @@ async function inside(b) {
     check(/u = 0\.\d+ falls on code/.test(await b.run("$('drawn').textContent")), "a draw is explained")
     check(await b.run("$('cut').querySelectorAll('tr').length >= 9 && $('guided').querySelector('canvas').ariaLabel.includes('logits')"), "logits are shown")
     await choose(b, "$('which')", await b.run("String(lanes[2].id)"))
-    await b.until("/Picture 3/.test($('told').textContent) && /label drawn/.test($('decision').textContent) && /within its label/.test($('decision').textContent)")
+    await b.until("/Picture 3/.test($('told').textContent) && /label drawn.*within its label/.test($('decision').textContent)")
+}
+
+// Of #rgb or #rrggbb (WCAG 2).
+function luminance(colour) {
+    const hex = colour.trim().slice(1), size = hex.length / 3
+    return [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
+        const v = parseInt(hex.slice(i * size, (i + 1) * size).repeat(2 / size), 16) / 255
+        return sum + weight * (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    }, 0)
 }
 
 // Every control has a name for a screen reader, every text enough contrast, nothing is wider than the screen.
 async function appearance(b) {
     const { nodes } = await b.send("Accessibility.getFullAXTree")
-    const named = nodes.filter(n => !n.ignored && /^(button|textbox|combobox|slider|checkbox|spinbutton|application|region|DisclosureTriangle|img)$/.test(n.role?.value))
-    for (const n of named) check(n.name?.value || n.role.value === "img", `${n.role.value} has a name: ${JSON.stringify(n.name)}`)
+    const named = nodes.filter(n => !n.ignored && /^(button|textbox|combobox|slider|checkbox|spinbutton|application|region|img)$/.test(n.role?.value))
+    for (const n of named) check(n.name?.value, `${n.role.value} has a name: ${JSON.stringify(n)}`)
     check(named.length > 40, named.length + " controls")
+    const pairs = ["ink paper", "ink card", "soft paper", "soft card", "soft code", "accent card", "accent paper", "on accent", "mark card"].map(w => w.split(" "))
     for (const width of [1280, 360])
         for (const dark of [false, true]) {
             await b.send("Emulation.setDeviceMetricsOverride", { width, height: 900, deviceScaleFactor: 1, mobile: width < 600 })
             await b.send("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: dark ? "dark" : "light" }] })
             check(await b.run("document.documentElement.scrollWidth <= innerWidth"), `nothing is wider than ${width} pixels`)
-            for (const [text, ground] of [["ink", "paper"], ["ink", "card"], ["soft", "paper"], ["soft", "card"], ["soft", "code"], ["accent", "card"], ["accent", "paper"], ["on", "accent"], ["mark", "card"]]) {
-                const ratio = await b.run(`(light => (a => (Math.max(...a) + .05) / (Math.min(...a) + .05))(["--${text}", "--${ground}"].map(light)))(name => {
-                    const c = document.createElement("canvas").getContext("2d")
-                    c.fillStyle = ink(name), c.fillRect(0, 0, 1, 1)
-                    return [...c.getImageData(0, 0, 1, 1).data].slice(0, 3).map(v => (v /= 255, v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)).reduce((s, v, i) => s + v * [.2126, .7152, .0722][i], 0)
-                })`)
+            for (const [text, ground] of pairs) {
+                const [x, y] = (await b.run(`[ink("--${text}"), ink("--${ground}")]`)).map(luminance)
+                const ratio = (Math.max(x, y) + 0.05) / (Math.min(x, y) + 0.05)
                 check(ratio >= 4.5, `${text} on ${ground}, ${dark ? "dark" : "light"}: contrast ${ratio.toFixed(2)}`)
             }
             await b.shot(`${width}-${dark ? "dark" : "light"}`)
@@ -315,9 +334,11 @@ async function browse(b) {
     await b.send("Page.navigate", { url: "file://" + path.resolve(page) })
     await b.until("document.getElementById('status')?.textContent.startsWith('Ready')")
     for (const part of [drawing, settings, choices, passes, inside, appearance]) await part(b)
-    console.log("s = 2, raster: " + (await b.run("ask({ ask: 'draw', lane: 0, flags: ['--prompt', 'a red circle'] })")).at(-1).what.seconds + " s")
+    const [, { seconds }] = (await b.run("ask({ ask: 'draw', lane: 0, flags: ['--prompt', 'a red circle'] })")).slice(-2).map(l => l.what)
+    console.log(`s = 2, raster: ${seconds} s`)
     for (const { method, params } of b.events) {
-        if (/^(Runtime.exceptionThrown|Runtime.consoleAPICalled|Log.entryAdded)$/.test(method)) check(false, "the console says " + JSON.stringify(params).slice(0, 300))
+        const says = /^(Runtime.exceptionThrown|Runtime.consoleAPICalled|Log.entryAdded)$/.test(method)
+        if (says) check(false, "the console says " + JSON.stringify(params).slice(0, 300))
         if (method === "Network.requestWillBeSent") check(/^(file|data|blob):/.test(params.request.url), "asks for " + params.request.url)
     }
 }

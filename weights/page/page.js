@@ -248,7 +248,7 @@ function plotLogits(canvas, d, taken) {
     d.logits.forEach((v, i) => {
         const stays = d.p && d.p[i] > 0
         c.beginPath(), c.moveTo(x(i), y(d.cond[i])), c.lineTo(x(i), y(v)), c.stroke()
-        c.fillStyle = ink(stays ? "--accent" : "--soft"), c.beginPath(), c.arc(x(i), y(v), stays ? 4 : 1.7, 0, 7), c.fill()
+        c.fillStyle = ink(stays ? "--accent" : "--soft"), c.beginPath(), c.arc(x(i), y(v), stays ? 5 : 2.3, 0, 7), c.fill()
     })
     c.strokeStyle = ink("--mark"), c.lineWidth = 2, c.beginPath(), c.arc(x(taken), y(d.logits[taken]), 7, 0, 7), c.stroke()
     canvas.role = "img", canvas.ariaLabel = `${d.logits.length} logits from ${short(least)} to ${short(most)}; the one taken has ${short(d.logits[taken])}.`
