@@ -986,9 +986,10 @@ tsar_status tsar_job_names(tsar_job_files *files, const tsar_job *job, size_t im
 tsar_status tsar_job_check(const tsar_job *job, tsar_names *names, char *done, tsar_error *err);
 /* Writes the files of image i of a result, with its picture rgb (NULL if none is wanted). */
 tsar_status tsar_job_save(const tsar_job *job, const tsar_prompt *prompt, const tsar_result *result, size_t i, const uint8_t *rgb, tsar_error *err);
-/* Writes frame `frame` of an image, counted from 0: its unfinished picture, of codes [gh][gw] (are_labels: coarse labels, shown by the lowest code of their
- * cluster), -1 where nothing is decoded: these cells become grey. room [gh][gw], rgb [H][W][3]: scratch. */
+/* Frame `frame` of an image, counted from 0: its unfinished picture rgb [H][W][3], of codes [gh][gw] (are_labels: coarse labels, shown by the lowest code of
+ * their cluster), -1 where nothing is decoded: these cells become grey. room [gh][gw]: scratch. The second writes it; there rgb is scratch, too. */
 typedef struct { size_t image, frame; const int64_t *codes; int are_labels; } tsar_job_frame;
+tsar_status tsar_job_draw_frame(const tsar_model *model, const tsar_job_frame *frame, int64_t *room, uint8_t *rgb, tsar_error *err);
 tsar_status tsar_job_save_frame(const tsar_job *job, const tsar_job_frame *frame, int64_t *room, uint8_t *rgb, tsar_error *err);
 
 /* A list of prompts (weights/prompts.c): one on each line, or one JSON object on each line with "prompt" and, where wanted, "seed" and "n" (other members

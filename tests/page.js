@@ -313,13 +313,13 @@ async function appearance(b) {
     const named = nodes.filter(n => !n.ignored && /^(button|textbox|combobox|slider|checkbox|spinbutton|application|region|img)$/.test(n.role?.value))
     for (const n of named) check(n.name?.value, `${n.role.value} has a name: ${JSON.stringify(n)}`)
     check(named.length > 40, named.length + " controls")
-    const pairs = ["ink paper", "ink card", "soft paper", "soft card", "soft code", "accent card", "accent paper", "on accent", "mark card"].map(w => w.split(" "))
+    const pairs = ["ink paper", "ink card", "soft paper", "soft card", "soft code", "accent card", "accent paper", "on accent", "mark card"]
     for (const width of [1280, 360])
         for (const dark of [false, true]) {
             await b.send("Emulation.setDeviceMetricsOverride", { width, height: 900, deviceScaleFactor: 1, mobile: width < 600 })
             await b.send("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: dark ? "dark" : "light" }] })
             check(await b.run("document.documentElement.scrollWidth <= innerWidth"), `nothing is wider than ${width} pixels`)
-            for (const [text, ground] of pairs) {
+            for (const [text, ground] of pairs.map(w => w.split(" "))) {
                 const [x, y] = (await b.run(`[ink("--${text}"), ink("--${ground}")]`)).map(luminance)
                 const ratio = (Math.max(x, y) + 0.05) / (Math.min(x, y) + 0.05)
                 check(ratio >= 4.5, `${text} on ${ground}, ${dark ? "dark" : "light"}: contrast ${ratio.toFixed(2)}`)
@@ -328,12 +328,24 @@ async function appearance(b) {
         }
 }
 
+// Without pictures, and with one that is taken away while it is looked at or drawn.
+async function empty(b) {
+    await b.run("lanes[0].at('[data-map=picture]').click(), lanes[0].at('.remove').click()")
+    await b.run("$('decision').dispatchEvent(new Event('change', { bubbles: true }))")
+    await b.run("$('ask').requestSubmit(), [...lanes].forEach(l => l.at('.remove').click()), $('ask').requestSubmit(), $('play').click()")
+    await b.run("$('row').dispatchEvent(new Event('change', { bubbles: true }))")
+    check(await b.run("lanes.length === 0 && $('pass').disabled"), "no picture is left")
+    await b.run("$('add').click()")
+    await done(b)
+    await proven(b, 0, "a picture after none")
+}
+
 async function browse(b) {
     await b.attach()
     await b.send("Emulation.setDeviceMetricsOverride", { width: 1280, height: 900, deviceScaleFactor: 1, mobile: false })
     await b.send("Page.navigate", { url: "file://" + path.resolve(page) })
     await b.until("document.getElementById('status')?.textContent.startsWith('Ready')")
-    for (const part of [drawing, settings, choices, passes, inside, appearance]) await part(b)
+    for (const part of [drawing, settings, choices, passes, inside, appearance, empty]) await part(b)
     const [, { seconds }] = (await b.run("ask({ ask: 'draw', lane: 0, flags: ['--prompt', 'a red circle'] })")).slice(-2).map(l => l.what)
     console.log(`s = 2, raster: ${seconds} s`)
     for (const { method, params } of b.events) {

@@ -236,10 +236,8 @@ tsar_status tsar_job_save(const tsar_job *job, const tsar_prompt *prompt, const 
     return status;
 }
 
-/* An unfinished picture, its cells grey where nothing is decoded. */
-static tsar_status draw_frame(const tsar_job *job, const tsar_job_frame *frame, int64_t *room, uint8_t *rgb, tsar_error *err)
+tsar_status tsar_job_draw_frame(const tsar_model *model, const tsar_job_frame *frame, int64_t *room, uint8_t *rgb, tsar_error *err)
 {
-    const tsar_model *model = job->model;
     const tsar_config *c = &model->config;
     const size_t gw = c->grid_w, factor = c->vq_factor, H = c->grid_h * factor, W = gw * factor;
     const int64_t *codes = frame->codes;
@@ -265,6 +263,6 @@ tsar_status tsar_job_save_frame(const tsar_job *job, const tsar_job_frame *frame
     for (size_t i = 0; i < c->grid_h * c->grid_w; i++) is_last = is_last && frame->codes[i] >= 0;
     const char *const values[] = { "tsar " TSAR_VERSION, frame_text(text, frame->frame, is_last), place_of(place, job, frame->image), job->command };
     tsar_status status = frame_name(path, job, frame->image, frame->frame, err);
-    if (status == TSAR_OK) status = draw_frame(job, frame, room, rgb, err);
+    if (status == TSAR_OK) status = tsar_job_draw_frame(job->model, frame, room, rgb, err);
     return status == TSAR_OK ? tsar_image_write(path, rgb, c->grid_h * c->vq_factor, c->grid_w * c->vq_factor, keys, values, 4, err) : status;
 }

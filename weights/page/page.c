@@ -135,7 +135,7 @@ static tsar_status keep(void *context, const tsar_decision *d, size_t *code, tsa
     return TSAR_OK;
 }
 
-/* What stands for a label before stage two: the lowest code of its cluster, as in tsar_job_frame. */
+/* What stands for a label before stage two: the lowest code of its cluster, as in tsar_job_draw_frame. */
 static size_t shown_code(const tsar_model *m, int64_t label)
 {
     size_t code = 0;
@@ -251,13 +251,14 @@ const uint8_t *page_frame(size_t which, size_t pass)
     if (!l->model) return NULL;
     const tsar_config *c = &l->model->config;
     const int labels = c->n_coarse > 0 && pass < l->passes;
+    const tsar_job_frame frame = { 0, pass, l->seen, labels };
     if (pass == l->framed) return l->rgb;
     l->framed = pass;
     for (size_t i = 0; i < c->grid_h * c->grid_w; i++) {
         const size_t token = i / c->grid_w / c->shuffle * c->columns + i % c->grid_w / c->shuffle;
         l->seen[i] = l->step_of[token] > (int64_t)pass ? -1 : labels ? l->coarse[i] : l->codes[i];
     }
-    return tsar_job_frame(l->model, l->seen, labels, l->scratch, l->rgb, NULL) == TSAR_OK ? l->rgb : NULL;
+    return tsar_job_draw_frame(l->model, &frame, l->scratch, l->rgb, NULL) == TSAR_OK ? l->rgb : NULL;
 }
 
 /* A colour for each code of the shipped tokenizer, [K][3]: the first three numbers of its codeword, from -1 to 1, as red, green and blue. */

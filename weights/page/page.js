@@ -28,7 +28,6 @@ const short = x => x === 0 ? "0" : Math.abs(x) < 1e-4 ? x.toExponential(1) : Str
 const clamp = v => Math.max(0, Math.min(SIDE - 1, Math.floor(v)))
 
 // ---- pictures ------------------------------------------------------------------------------------------------------------
-
 const last = l => l.result ? l.result.passes - (l.result.labels ? 0 : 1) : l.told - 1 // stage two of coarse to fine is a pass more
 const shownPass = l => Math.min(now, last(l))
 const number = l => lanes.indexOf(l) + 1
@@ -69,9 +68,9 @@ function paint(l) {
 
 // The decoder's pixels after a pass; their bytes.
 async function frame(l, pass) {
-    const { pixels } = (await ask({ ask: "frame", lane: l.id, pass, size: 3 * PIXELS * PIXELS }))[0], image = new ImageData(PIXELS, PIXELS)
-    for (let i = 0; i < PIXELS * PIXELS; i++) image.data.set([pixels[3 * i], pixels[3 * i + 1], pixels[3 * i + 2], 255], 4 * i)
-    l.frames.set(pass, image), paint(l)
+    const { frames } = l, [{ pixels }] = await ask({ ask: "frame", lane: l.id, pass, size: 3 * PIXELS * PIXELS }), image = new ImageData(PIXELS, PIXELS)
+    for (let i = 0; pixels && i < PIXELS * PIXELS; i++) image.data.set([pixels[3 * i], pixels[3 * i + 1], pixels[3 * i + 2], 255], 4 * i)
+    frames.set(pass, image), paint(l)
     return pixels
 }
 
@@ -94,7 +93,6 @@ function play(on) {
 }
 
 // ---- drawing -------------------------------------------------------------------------------------------------------------
-
 function flagsOf(l) {
     const model = l.at(".model").value, order = l.at(".order").value.replace("W", l.at(".width").value.trim())
     const flags = ["--prompt", $("caption").value, "--seed", $("seed").value.trim(), "--decode", order]
@@ -143,7 +141,7 @@ async function drawAll(which) {
         await draw(l, turn)
         show(Infinity)
     }
-    if (turn !== run || !which.every(l => l.result)) return
+    if (turn !== run || !which.length || !which.every(l => l.result)) return
     const words = which[0].result.new.map(([at, n]) => `“${new TextDecoder().decode(bytes.subarray(at, at + n))}”`).join(", ")
     say("Done. " + (words ? `The models never saw ${words} in training; they do what they can.` : "Click on a code to see why it was chosen."))
 }
@@ -156,6 +154,7 @@ function addLane(model, order) {
     for (const bar of el.querySelectorAll(".ramp")) bar.style.background = `linear-gradient(90deg, ${[0, .25, .5, .75, 1].map(x => `rgb(${ramp(x)})`)})`
     el.addEventListener("change", () => (title(), run && drawAll([l])))
     l.at(".remove").onclick = () => {
+        if (chosen.lane === l) chosen.lane = decisions = null, $("told").replaceChildren(make("p", "Choose a code of a picture."))
         lanes.splice(lanes.indexOf(l), 1), el.remove(), title(), show(now), $("add").focus()
         say(`The picture is removed; ${lanes.length} are left.`)
     }
@@ -185,12 +184,11 @@ function title() { // names and numbers of the pictures
 }
 
 // ---- inside one code -----------------------------------------------------------------------------------------------------
-
 async function look(l, y, x) {
     chosen = { lane: l, y, x }
     $("which").value = l.id, $("row").value = y, $("column").value = x
     lanes.forEach(paint)
-    if (!l.result) return $("told").replaceChildren(make("p", "This picture is not drawn yet."))
+    if (!l.result) return decisions = null, $("told").replaceChildren(make("p", "This picture is not drawn yet."))
     const [answer] = await ask({ ask: "code", lane: l.id, y, x })
     if (chosen.lane !== l || chosen.y !== y || chosen.x !== x || !l.result) return
     decisions = answer.what
@@ -267,7 +265,6 @@ function plotDraw(canvas, d, taken, u) {
 }
 
 // ---- start ---------------------------------------------------------------------------------------------------------------
-
 for (const caption of ["two red circles", "three yellow stars above a blue ring", "four small purple squares", "a yellow triangle on a black background"])
     $("examples").append(make("button", caption, { type: "button", className: "plain", onclick: () => ($("caption").value = caption, drawAll([...lanes])) }))
 $("ask").onsubmit = event => (event.preventDefault(), drawAll([...lanes]))
@@ -275,8 +272,9 @@ $("play").onclick = () => play(!playing)
 $("pass").oninput = () => (now = +$("pass").value, play(false))
 $("add").onclick = () => (addLane("s2", "zipar:W"), run && drawAll(lanes.slice(-1)), lanes.at(-1).at(".model").focus())
 $("choose").onchange = event => {
-    if (event.target === $("decision")) return explain()
-    look(lanes.find(l => l.id === +$("which").value), clamp($("row").value), clamp($("column").value))
+    const l = lanes.find(l => l.id === +$("which").value)
+    if (event.target !== $("decision")) l && look(l, clamp($("row").value), clamp($("column").value))
+    else if (decisions) explain()
 }
 matchMedia("(prefers-color-scheme: dark)").onchange = () => decisions && explain()
 for (const [model, order] of [["s1", "raster"], ["s2", "raster"], ["s2", "zipar-adaptive:W"], ["ctf", "raster"]]) addLane(model, order)
