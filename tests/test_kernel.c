@@ -156,9 +156,29 @@ static void test_memory(void)
     CHECK(tsar_matrix_open(&w, SIZE_MAX, 1, TSAR_BF16, "w", &err) == TSAR_ROOM && w.panels == NULL, "matrix of SIZE_MAX rows");
 }
 
+/* Rows of scores, some of them masked, against the formula of tsar.h, row by row; nothing behind a row may change. */
+static void test_softmax(void)
+{
+    enum { ROWS = 19, COLS = 70, LD = COLS + 3 };
+    for (size_t trial = 0; trial < 200; trial++) {
+        const size_t rows = 1 + below(ROWS), n = 1 + below(COLS), ld = n + below(4);
+        double x[ROWS * LD], want[ROWS * LD];
+        for (size_t i = 0; i < ROWS * LD; i++) x[i] = want[i] = below(4) == 0 ? -INFINITY : 20 * number();
+        for (size_t r = 0; r < rows; r++) {
+            double *w = want + r * ld, m = w[0] = x[r * ld] = number(), total = 0;
+            for (size_t i = 0; i < n; i++) m = w[i] > m ? w[i] : m;
+            for (size_t i = 0; i < n; i++) total += w[i] = tsar_exp(w[i] - m);
+            for (size_t i = 0; i < n; i++) w[i] /= total;
+        }
+        tsar_softmax_rows(x, ld, n, rows);
+        CHECK(same(x, want, ROWS * LD), "softmax of %zu rows of %zu numbers", rows, n);
+    }
+}
+
 int main(void)
 {
     test_matrices();
+    test_softmax();
     test_rounding();
     test_uniform();
     test_memory();
