@@ -21,6 +21,7 @@ warnings='-pedantic -Wall -Wextra -Wshadow -Wconversion -Werror'
 table() {
     cat <<'END'
 own|$CC -O2||c|gcc
+plain-c|$CC -O2 -U__unix__||c|gcc
 gcc-12-O0|gcc-12 -O0||d|gcc-12
 gcc-12-O1|gcc-12 -O1||d|gcc-12
 gcc-12-O3|gcc-12 -O3||d|gcc-12
