@@ -96,10 +96,9 @@ TSAR_INLINE size_t tsar_product(size_t a, size_t b) { return b != 0 && a > SIZE_
 
 /* ----------------------------------------------- 2. arithmetic (weights/numbers.c, weights/files/base.c; the self-check: tests/selfcheck.c) */
 
-/* Proves at start-up that this build in this process keeps the contract of SPEC 1: no contraction, no excess
- * precision or double rounding, no flush-to-zero, round-to-nearest, no reassociation, known bits of tsar_exp, of a dot
- * product through the kernel, of tsar_uniform. Costs microseconds. TSAR_INPUT and what is broken in err otherwise. (Sets x87 and
- * 68881 to 53-bit precision first, where that is the unit in use.) */
+/* Proves at start-up that this build in this process keeps the contract of SPEC 1: no contraction, no excess precision or double rounding, no flush-to-zero,
+ * round-to-nearest, no reassociation, known bits of tsar_exp, of a dot product through the kernel, of tsar_uniform. Costs microseconds. TSAR_INPUT and what is
+ * broken in err otherwise. (Sets x87 and 68881 to 53-bit precision first, where that is the unit in use.) */
 tsar_status tsar_self_check(tsar_error *err);
 
 /* Elementary functions, within 1 ULP of the true value, the same bits on every machine: + - * / and bit operations. */
@@ -137,8 +136,7 @@ size_t tsar_dtype_size(tsar_dtype dtype);       /* bytes of one element */
 const char *tsar_dtype_name(tsar_dtype dtype);  /* "F64", ... as safetensors writes it */
 int tsar_dtype_is_float(tsar_dtype dtype);      /* F64, F32, F16 or BF16 */
 
-/* As text, which is returned: a shape, "[3, 64]", cut to `size` bytes; a number in the fewest of 15, 16 or 17 digits that read back as the
- * same, text [32]. */
+/* As text, which is returned: a shape, "[3, 64]", cut to `size` bytes; a number in the fewest of 15, 16 or 17 digits that read back as the same, text [32]. */
 const char *tsar_shape_text(char *text, size_t size, size_t rank, const size_t *shape);
 const char *tsar_real_text(char *text, double value);
 /* A decimal number (sign, digits, '.', exponent), correctly rounded under any locale; beyond the doubles it is infinite or 0. 0: there is
@@ -456,9 +454,8 @@ tsar_status tsar_config_grid(tsar_config *config, const size_t grid[2], tsar_err
 /* Reads and checks a configuration; `name` (a path) is named in errors. */
 tsar_status tsar_config_read(tsar_config *config, tsar_lookup lookup, const void *source, const char *name, tsar_error *err);
 
-/* A convolution: weight [out][in*taps*size*size], bias [out]; out = 0: absent. taps is the length of the kernel in time, the slowest axis
- * behind `in`: 4 in the encoder's time_conv, else 1 (of kernels of three taps, which in a picture meet data with the last one alone, only
- * that one is in memory). size 1 or 3. */
+/* A convolution: weight [out][in*taps*size*size], bias [out]; out = 0: absent. taps is the length of the kernel in time, the slowest axis behind `in`: 4 in the
+ * encoder's time_conv, else 1 (of kernels of three taps, which in a picture meet data with the last one alone, only that one is in memory). size 1 or 3. */
 typedef struct { tsar_matrix weight; double *bias; size_t in, out, size, taps; } tsar_conv;
 
 /* A GroupNorm: [channels] each; in Emu3's decoder guided: y = groupnorm(x) * conv_y(guide) + conv_b(guide), both [channels][embed] of size 1; else absent. */
@@ -582,8 +579,7 @@ typedef struct {
  * what an implementation that computes in F32, F16 or BF16 cannot avoid (SPEC 10). */
 void tsar_round_to(const tsar_model *model, double *x, size_t n);
 
-/* What a tensor becomes in memory, and where: the one table of all weights. Loading, synthesis, import, counting and
- * freeing are loops over it. */
+/* What a tensor becomes in memory, and where: the one table of all weights. Loading, synthesis, import, counting and freeing are loops over it. */
 typedef enum { TSAR_AS_MATRIX, TSAR_AS_TABLE, TSAR_AS_VECTOR, TSAR_AS_INTEGERS } tsar_use;
 typedef struct {
     char name[128];
@@ -600,9 +596,8 @@ typedef tsar_status (*tsar_weight_fn)(void *context, const tsar_weight *weight, 
  * tsar_model_allocate has prepared) each weight names its slot. Stops at the first failure. */
 tsar_status tsar_weights(const tsar_config *config, tsar_model *model, tsar_weight_fn visit, void *context, tsar_error *err);
 
-/* Prepares a zeroed model whose config is read for its weights: the sizes of the stacks, and the arrays of layers, blocks and levels
- * in which tsar_weights finds the slots; parts becomes all of the configuration's. tsar_model_close gives them back, with whatever stands
- * in the slots; also after a failure. */
+/* Prepares a zeroed model whose config is read for its weights: the sizes of the stacks, and the arrays of layers, blocks and levels in which tsar_weights
+ * finds the slots; parts becomes all of the configuration's. tsar_model_close gives them back, with whatever stands in the slots; also after a failure. */
 tsar_status tsar_model_allocate(tsar_model *model, tsar_error *err);
 
 /* Opens a model file: every tensor that its configuration needs must be there, of its shape, in F64, F32, BF16 or F16. Of the `parts`
@@ -666,8 +661,7 @@ tsar_status tsar_spiece_decode(const tsar_spiece *spiece, const int64_t *ids, si
  * a %XX; TSAR_INPUT, with the character, for other text. */
 tsar_status tsar_caption_clean(const char *prompt, size_t bytes, char **clean, size_t *n, tsar_error *err);
 
-/* A tokenizer that is a file of its own: tokenizer.json, tiktoken's ranks, or spiece.model. One of the two is there; tsar_tokenizer_close
- * releases both. */
+/* A tokenizer that is a file of its own: tokenizer.json, tiktoken's ranks, or spiece.model. One of the two is there; tsar_tokenizer_close releases both. */
 typedef struct { tsar_bpe bpe; tsar_spiece *spiece; char *file; } tsar_tokenizer;
 tsar_status tsar_tokenizer_open(tsar_tokenizer *tokenizer, const char *path, tsar_error *err);
 void tsar_tokenizer_close(tsar_tokenizer *tokenizer);
@@ -683,9 +677,8 @@ typedef struct {
 } tsar_sentence;
 extern const char tsar_negative_prompt[]; /* emu3's published one */
 
-/* The prefix of a sentence by the model's template (SPEC 11), or its ids for the model's T5 encoder: *ids [*n]
- * is the caller's to tsar_free. TSAR_INPUT if the model takes no text, has no tokenizer or lacks an id of its template, if its tokenizer cannot take the
- * text, or the size is none of its sizes. */
+/* The prefix of a sentence by the model's template (SPEC 11), or its ids for the model's T5 encoder: *ids [*n] is the caller's to tsar_free. TSAR_INPUT if the
+ * model takes no text, has no tokenizer or lacks an id of its template, if its tokenizer cannot take the text, or the size is none of its sizes. */
 tsar_status tsar_text_prefix(const tsar_model *model, const tsar_sentence *sentence, int64_t **ids, size_t *n, tsar_error *err);
 /* The ids of a sentence for the T5 encoder of a model: cleaned where t5_clean says so and `raw` does not, cut to most - 1 pieces, then the end (1). */
 tsar_status tsar_text_t5(const tsar_model *t5, const tsar_sentence *sentence, size_t most, int64_t **ids, size_t *n, tsar_error *err);
@@ -702,9 +695,8 @@ tsar_status tsar_text_decode(const tsar_model *model, const int64_t *ids, size_t
 
 /* ------------------------------------------------------------------------------------------------------ 6. intermediates */
 
-/* Receives the intermediate tensors of a run by their names in SPEC 8, in the order of computation. data is double for
- * F64, int64_t for I64, uint8_t for U8, and lives during the call only. An F64 tensor that is no input may be overwritten in place: the run
- * goes on with what then stands there. */
+/* Receives the intermediate tensors of a run by their names in SPEC 8, in the order of computation. data is double for F64, int64_t for I64, uint8_t for U8,
+ * and lives during the call only. An F64 tensor that is no input may be overwritten in place: the run goes on with what then stands there. */
 typedef struct {
     tsar_status (*put)(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, void *data, tsar_error *err);
     void *context;
@@ -773,8 +765,7 @@ typedef struct {
     double *logits;       /* [s*s][V] out, or NULL if not wanted */
 } tsar_feed;
 
-/* Feeds `rows` rows in one pass that reads the weights once. No two rows share sequence and place; a place that is fed again takes the
- * new keys and values. */
+/* Feeds `rows` rows in one pass that reads the weights once. No two rows share sequence and place; a place that is fed again takes the new keys and values. */
 tsar_status tsar_forward(tsar_state *state, const tsar_feed *feed, size_t rows, tsar_error *err);
 
 /* A trace of the autoregressive transformer over prompt and all N codes [gh][gw] (coarse labels in a CTF model): gpt.* of SPEC 8. */
@@ -853,10 +844,9 @@ typedef struct {
     size_t candidate;     /* TSAR_ACCEPT: the code that is tested */
 } tsar_decision;
 
-/* Has the last word on a code: *code comes as the one that the rule takes (DRAW, FINE: tsar_draw by u; ACCEPT: tsar_adapt by u and
- * replace; greedy: tsar_argmax), and may be changed to any other of the vocabulary. Every code of a generation passes through it, images
- * of a batch in turn, slots of a token ascending, so that drawing, forcing the codes of a file and showing the choices are one path.
- * Anything but TSAR_OK stops the generation with that status. */
+/* Has the last word on a code: *code comes as the one that the rule takes (DRAW, FINE: tsar_draw by u; ACCEPT: tsar_adapt by u and replace; greedy:
+ * tsar_argmax), and may be changed to any other of the vocabulary. Every code of a generation passes through it, images of a batch in turn, slots of a token
+ * ascending, so that drawing, forcing the codes of a file and showing the choices are one path. Anything but TSAR_OK stops the generation with that status. */
 typedef tsar_status (*tsar_decide_fn)(void *context, const tsar_decision *decision, size_t *code, tsar_error *err);
 
 typedef struct {
@@ -993,8 +983,7 @@ tsar_status tsar_job_draw_frame(const tsar_model *model, const tsar_job_frame *f
 tsar_status tsar_job_save_frame(const tsar_job *job, const tsar_job_frame *frame, int64_t *room, uint8_t *rgb, tsar_error *err);
 
 /* A list of prompts (weights/prompts.c): one on each line, or one JSON object on each line with "prompt" and, where wanted, "seed" and "n" (other members
- * are left alone); blank lines hold none. Each prompt is a command of its own, so that a list gives the bytes of as many single commands on as many
- * machines. */
+ * are left alone); blank lines hold none. Each prompt is a command of its own: a list gives the bytes of as many single commands, wherever they run. */
 typedef struct {
     const char *text;
     size_t number;   /* of its line, from 0 */
