@@ -13,6 +13,25 @@ check() { # DESCRIPTION COMMAND...: passes if the command succeeds; its output g
     fi
 }
 
+status() { # EXPECTED COMMAND...: whether it ends with that status
+    expected=$1
+    shift
+    "$@" >/dev/null 2>&1
+    [ $? -eq "$expected" ]
+}
+
+check_folder() { # NAME: an empty folder of the test's own becomes the current one; BUILD and TSAR hold from there
+    BUILD=${BUILD:-.build}
+    TSAR=${TSAR:-$BUILD/tsar}
+    case $BUILD in /*) ;; *) BUILD=$PWD/$BUILD ;; esac
+    case $TSAR in /*) ;; *) TSAR=$PWD/$TSAR ;; esac
+    dir=$BUILD/$1
+    rm -rf "$dir"
+    mkdir -p "$dir"
+    cd "$dir" || exit 1
+    check_log=check.log
+}
+
 check_end() { # the closing line, and the status of the test
     echo "$passed passed, $failed failed"
     [ $failed -eq 0 ]

@@ -4,16 +4,8 @@ set -u
 LC_ALL=C
 export LC_ALL
 . tests/check.sh
-BUILD=${BUILD:-.build}
-TSAR=${TSAR:-$BUILD/tsar}
-case $BUILD in /*) ;; *) BUILD=$PWD/$BUILD ;; esac
-case $TSAR in /*) ;; *) TSAR=$PWD/$TSAR ;; esac
+check_folder demo.test
 demo=$BUILD/demo
-dir=$BUILD/demo.test
-rm -rf "$dir"
-mkdir -p "$dir"
-cd "$dir" || exit 1
-check_log=check.log
 
 refused() { # STATUS TEXT COMMAND...: that status, and one line on stderr that holds the text
     expected=$1

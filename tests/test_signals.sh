@@ -5,14 +5,8 @@ set -u
 LC_ALL=C
 export LC_ALL
 . tests/check.sh
-BUILD=${BUILD:-.build}
-TSAR=${TSAR:-$BUILD/tsar}
-case $TSAR in /*) ;; *) TSAR=$PWD/$TSAR ;; esac
-dir=$BUILD/signals
-rm -rf "$dir"
-mkdir -p "$dir/out"
-cd "$dir" || exit 1
-check_log=check.log
+check_folder signals
+mkdir out
 
 shape='arch=token-shuffle dim=32 n_layer=2 n_head=2 n_kv_head=1 ffn_hidden=64 norm_eps=1e-5 rope=1d text_vocab=300 codebook_size=512 shuffle=2 shuffle_blocks=1
        shuffle_hidden=8 vq_ch=8 vq_ch_mult=1,2 vq_res_blocks=1 vq_z_channels=8 vq_embed_dim=4 vq_l2_norm=1 vq_groups=4 seed=7'
