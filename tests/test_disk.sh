@@ -5,15 +5,10 @@ set -u
 LC_ALL=C
 export LC_ALL
 . tests/check.sh
-BUILD=${BUILD:-.build}
-TSAR=${TSAR:-$BUILD/tsar}
-case $TSAR in /*) ;; *) TSAR=$PWD/$TSAR ;; esac
-dir=$BUILD/disk
-[ -d "$dir/tiny" ] && umount "$dir/tiny" 2>/dev/null
-rm -rf "$dir"
-mkdir -p "$dir/frames" "$dir/folder"
-cd "$dir" || exit 1
-check_log=check.log
+tiny=${BUILD:-.build}/disk/tiny
+[ -d "$tiny" ] && umount "$tiny" 2>/dev/null
+check_folder disk
+mkdir frames folder
 
 "$TSAR" synth arch=token-shuffle dim=16 n_layer=1 n_head=2 n_kv_head=1 ffn_hidden=24 norm_eps=1e-5 rope=1d text_vocab=300 codebook_size=32 grid_h=6 grid_w=4 \
     shuffle=2 shuffle_blocks=1 shuffle_hidden=8 vq_ch=8 vq_ch_mult=1,2 vq_res_blocks=1 vq_z_channels=8 vq_embed_dim=4 vq_l2_norm=1 vq_groups=4 seed=7 \

@@ -5,19 +5,11 @@ set -u
 LC_ALL=C
 export LC_ALL
 . tests/check.sh
-BUILD=${BUILD:-.build}
-TSAR=${TSAR:-$BUILD/tsar}
-case $TSAR in /*) ;; *) TSAR=$PWD/$TSAR ;; esac
-TRAIN=${TRAIN:-$BUILD/trainer}
-DEMO=${DEMO:-$BUILD/demo}
-case $TRAIN in /*) ;; *) TRAIN=$PWD/$TRAIN ;; esac
-case $DEMO in /*) ;; *) DEMO=$PWD/$DEMO ;; esac
 small=$PWD/tests/checkpoints/small.npy
-dir=$BUILD/outputs
-rm -rf "$dir"
-mkdir -p "$dir/folder" "$dir/frames"
-cd "$dir" || exit 1
-check_log=check.log
+check_folder outputs
+mkdir folder frames
+TRAIN=$BUILD/trainer
+DEMO=$BUILD/demo
 
 shape='dim=16 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=8 norm_eps=1e-5 codebook_size=16 grid_h=4 grid_w=4'
 vq='vq_ch=4 vq_ch_mult=1,1 vq_res_blocks=1 vq_z_channels=4 vq_embed_dim=4 vq_l2_norm=1 vq_groups=2'

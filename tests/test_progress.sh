@@ -4,15 +4,8 @@ set -u
 LC_ALL=C
 export LC_ALL
 . tests/check.sh
-BUILD=${BUILD:-.build}
-TSAR=${TSAR:-$BUILD/tsar}
-case $TSAR in /*) ;; *) TSAR=$PWD/$TSAR ;; esac
-dir=$BUILD/progress
-rm -rf "$dir"
-mkdir -p "$dir"
 t5like=$PWD/tests/vectors/t5/t5like.model
-cd "$dir" || exit 1
-check_log=check.log
+check_folder progress
 
 if ! command -v python3 >/dev/null 2>&1 || ! python3 -c 'import os, pty; m, s = pty.openpty(); os.close(m)' 2>/dev/null; then
     echo 'no terminal can be had (python3): progress is not tested'
