@@ -36,7 +36,7 @@ all_tests() {
     echo 'bits-1 bits-2 bits-3'
     for script in tests/test_*.sh; do
         case ${script##*/} in # these build copies of their own, or look at objects
-        test_memory.sh | test_libc_memory.sh | test_threads.sh | test_stack.sh | test_selfcheck.sh | test_layers.sh | test_page.sh) [ -z "$quick" ] || continue ;;
+        test_memory.sh | test_libc_memory.sh | test_threads.sh | test_stack.sh | test_selfcheck.sh | test_layers.sh | test_page.sh | test_pages.sh) [ -z "$quick" ] || continue ;;
         esac
         basename "$script"
     done
@@ -52,11 +52,11 @@ rm -rf "$logs"
 mkdir -p "$logs"
 for name in $tests; do : >"$logs/$name.log"; done
 {
-    for name in test_memory.sh test_signals.sh; do
+    for name in test_memory.sh test_train.sh test_conformance.sh test_signals.sh; do
         for test in $tests; do [ "$test" != "$name" ] || echo "$name"; done
     done
     for test in $tests; do
-        case $test in test_memory.sh | test_signals.sh) ;; *) echo "$test" ;; esac
+        case $test in test_memory.sh | test_train.sh | test_conformance.sh | test_signals.sh) ;; *) echo "$test" ;; esac
     done
 } | xargs -n 1 -P "$JOBS" sh "$0" --one &
 running=$!
