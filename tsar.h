@@ -29,7 +29,7 @@
 extern "C" {
 #endif
 
-#define TSAR_VERSION "0.2.0"
+#define TSAR_VERSION "0.3.0"
 
 #if defined(__FAST_MATH__)
 #error "tsar: built with -ffast-math, which changes results; remove it (also -Ofast and -funsafe-math-optimizations)"
