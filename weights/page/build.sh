@@ -30,7 +30,7 @@ while IFS= read -r line; do
     case $line in
     '<!-- code '*) # the rest of a card: its right side
         echo '</div><div>'
-        while [ $# -gt 3 ]; do cut_function "$3" "$4" && shift 2; done
+        while [ $# -gt 3 ]; do cut_function "$3" "$4" || exit 1; shift 2; done
         echo '</div></div>' ;;
     '<!-- file '*) cat "$3" ;;
     '<!-- library -->')
