@@ -64,12 +64,13 @@ static void generate_late(const tsar_model *by, const tsar_settings *settings, s
 
 static void generate(const tsar_model *by, const tsar_settings *settings, size_t at, int64_t change) { generate_late(by, settings, at, change, 0); }
 
-/* Keeps what is said of step_of. */
-static tsar_comparison passes;
+/* Keeps what is said of step_of and of codes. */
+static tsar_comparison passes, last_codes;
 static tsar_status keep_passes(void *context, const tsar_comparison *r, tsar_error *err)
 {
     (void)context, (void)err;
     if (strcmp(r->name, "step_of") == 0) passes = *r;
+    if (strcmp(r->name, "codes") == 0) last_codes = *r;
     return TSAR_OK;
 }
 
@@ -211,6 +212,68 @@ static void test_edges(const tsar_model *m)
     tsar_rounded_close(rounded, m);
 }
 
+/* Candidates of the adaptive order, whose distributions jump where top-k and top-p cut: what BF16 takes is no error, be it another candidate, another test or
+ * another replacement, and without a precision it is told to pass as a narrower one. */
+static size_t test_rounded_candidates(const tsar_model *m, const tsar_model *rounded, const tsar_settings *s)
+{
+    tsar_status status;
+    generate(rounded, s, 0, 0);
+    const tsar_verify_counts counts = verify(m, s, TSAR_BF16, 0, &status);
+    const size_t near = counts.n_decisions + passes.bad;
+    CHECK(status == TSAR_OK && passes.verdict <= TSAR_NEAR_TIE, "adaptive, seed %d: %zu decisions, first %s, margin %g, of passes %g", (int)s->seed,
+          counts.n_decisions, counts.first, counts.decisions[0].margin, passes.margin);
+    check_near_ties(m, &counts);
+    (void)verify(m, s, TSAR_DTYPES, 0, &status);
+    CHECK((last_codes.verdict < TSAR_DIFFERS || last_codes.passes_in != TSAR_F64) && (passes.verdict < TSAR_DIFFERS || passes.passes_in != TSAR_F64),
+          "adaptive, seed %d, of unknown precision: %d %d", (int)s->seed, last_codes.passes_in, passes.passes_in);
+    return near;
+}
+
+/* Right codes agree as F64; a wrong one is an error at its place; nearly all of them are as BF16, too. */
+static int test_wrong_candidate(const tsar_model *m, const tsar_model *rounded, const tsar_settings *s)
+{
+    const size_t at = (m->config.rows - 1) * m->config.shuffle * m->config.grid_w; /* the first of the last row */
+    const int64_t change = 1 + (int64_t)(s->seed % 7);
+    tsar_status status;
+    generate(m, s, 0, 0);
+    const tsar_verify_counts exact = verify(m, s, TSAR_F64, 0, &status);
+    CHECK(status == TSAR_OK && exact.n_decisions == 0 && passes.verdict == TSAR_IDENTICAL, "adaptive, seed %d in F64: %zu decisions, first %s", (int)s->seed,
+          exact.n_decisions, exact.first);
+    if (m->config.n_coarse) return 0; /* a code is wrong by its label there */
+    generate(m, s, at, change);
+    const tsar_verify_counts changed = verify(m, s, TSAR_F64, 0, &status);
+    const tsar_decision_note *first = &changed.decisions[0];
+    CHECK(status == TSAR_DIFFERENT && changed.n_decisions >= 1 && first->verdict == TSAR_DIFFERS && first->y * m->config.grid_w + first->x == at,
+          "adaptive, seed %d, a wrong code: %zu decisions, first %s, margin %g", (int)s->seed, changed.n_decisions, changed.first, first->margin);
+    generate_late(m, s, m->config.columns, 0, 1);
+    (void)verify(m, s, TSAR_F64, 0, &status);
+    CHECK(status == TSAR_DIFFERENT && passes.verdict == TSAR_DIFFERS && passes.first_bad == m->config.columns, "adaptive, seed %d, a wrong pass: %d at %zu",
+          (int)s->seed, passes.verdict, passes.first_bad);
+    generate(rounded, s, at, change);
+    (void)verify(m, s, TSAR_BF16, 0, &status);
+    return status == TSAR_OK;
+}
+
+static void test_candidates(const tsar_model *m, const char *description, size_t seeds)
+{
+    tsar_model *rounded = NULL;
+    tsar_error err = { "" };
+    size_t near = 0, missed = 0;
+    if (!CHECK(tsar_rounded_open(&rounded, m, TSAR_PART_GPT | TSAR_PART_FINE, TSAR_BF16, &err) == TSAR_OK, "%s", err.text)) return;
+    without_logits = 1;
+    for (uint64_t seed = 0; seed < seeds; seed++) {
+        tsar_settings s = tsar_settings_default(m);
+        CHECK(tsar_order_parse(&s, "zipar-adaptive:1", NULL) == TSAR_OK, "the order");
+        s.seed = seed, s.cfg = 1, s.top_k = seed % 2 ? 4 : 0, s.top_p = seed % 2 ? 1 : 0.3, s.greedy = seed % 8 == 7;
+        if (seed % 4 == 2 && m->config.shuffle > 1) s.top_p = 1, s.temperature = 8; /* all codes of a token come through a test */
+        near += test_rounded_candidates(m, rounded, &s);
+        missed += (size_t)test_wrong_candidate(m, rounded, &s);
+    }
+    CHECK(near >= 1 && 8 * missed <= seeds, "%.14s, adaptive: %zu near-ties, %zu of %zu wrong codes are none in BF16", description, near, missed, seeds);
+    without_logits = 0;
+    tsar_rounded_close(rounded, m);
+}
+
 int main(void)
 {
     for (size_t i = 0; i < KINDS; i++) {
@@ -223,6 +286,7 @@ int main(void)
         test_precisions(m, kinds[i].keys);
         if (i != COARSE) test_earlier(m);
         if (kinds[i].keys == classes) test_edges(m);
+        test_candidates(m, kinds[i].keys, kinds[i].keys == classes ? 240 : 8);
         tsar_model_close(m);
     }
     CHECK(near_ties >= 10, "only %zu near-ties in all", near_ties);

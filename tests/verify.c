@@ -662,6 +662,35 @@ static tsar_status keep_result(void *context, const tsar_comparison *r, tsar_err
     return TSAR_OK;
 }
 
+/* Of a group of decisions that differs: the narrower precision in which it would pass. */
+static tsar_status keep_narrower(void *context, const tsar_comparison *r, tsar_error *err)
+{
+    verifier *v = context;
+    (void)err;
+    for (size_t i = v->first; i < v->n; i++)
+        if (strcmp(v->results[i].name, r->name) == 0 && v->results[i].verdict == TSAR_DIFFERS && v->results[i].passes_in == TSAR_F64 &&
+            r->verdict < TSAR_DIFFERS)
+            v->results[i].passes_in = v->p;
+    return TSAR_OK;
+}
+
+/* Codes alone do not tell their precision: those that differ as F64 are judged in each narrower one, until every group has one in which it passes. */
+static tsar_status narrow_decisions(verifier *v, const tsar_prompt *prompt, tsar_error *err)
+{
+    static const tsar_dtype narrower[] = { TSAR_F32, TSAR_F16, TSAR_BF16 };
+    tsar_verify_counts counts;
+    tsar_status status = TSAR_OK;
+    for (size_t k = 0; status == TSAR_OK && k < sizeof narrower / sizeof *narrower; k++) {
+        int open = 0;
+        for (size_t i = v->first; i < v->n; i++) open |= v->results[i].verdict == TSAR_DIFFERS && v->results[i].passes_in == TSAR_F64;
+        if (!open) break;
+        memset(&counts, 0, sizeof counts);
+        v->p = narrower[k];
+        status = tsar_judge_decisions(v->model, v->file, v->options, prompt, v->p, v->K, &counts, keep_narrower, v, err);
+    }
+    return status;
+}
+
 /* The decisions of a generation. Their precision is that of gpt.*, or of the logits where the file has no tensor of it. */
 static tsar_status verify_decisions(verifier *v, tsar_verify_counts *counts, tsar_error *err)
 {
@@ -669,10 +698,12 @@ static tsar_status verify_decisions(verifier *v, tsar_verify_counts *counts, tsa
     tsar_dtype p = v->options->precision;
     tsar_status status = TSAR_OK;
     if (p == TSAR_DTYPES) status = find_precision(v, held_name(v->file, "gpt.") ? "gpt." : "logits", &p, err);
-    if (v->options->precision == TSAR_DTYPES && !held_name(v->file, "gpt.") && !tsar_file_find(v->file, "logits")) p = TSAR_F64;
-    v->prefix = "gpt.", v->K = 1;
+    const int unknown = v->options->precision == TSAR_DTYPES && !held_name(v->file, "gpt.") && !tsar_file_find(v->file, "logits");
+    if (unknown) p = TSAR_F64;
+    v->prefix = "gpt.", v->K = 1, v->first = v->n;
     if (status == TSAR_OK) status = tsar_weights(&v->model->config, NULL, find_longest, v, err);
-    return status == TSAR_OK ? tsar_judge_decisions(v->model, v->file, v->options, &prompt, p, v->K, counts, keep_result, v, err) : status;
+    if (status == TSAR_OK) status = tsar_judge_decisions(v->model, v->file, v->options, &prompt, p, v->K, counts, keep_result, v, err);
+    return status == TSAR_OK && unknown && v->options->rtol < 0 ? narrow_decisions(v, &prompt, err) : status;
 }
 
 static tsar_status verify_file(verifier *v, tsar_inputs *inputs, tsar_verify_counts *counts, tsar_error *err)
