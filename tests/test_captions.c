@@ -143,16 +143,16 @@ int main(void)
         const size_t shape[2] = { 3, wrong == 1 ? 5 : 4 };
         const float features[15] = { 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8 }, real[3] = { 0, 1, wrong == 2 ? 0.5f : 1.0f };
         status = tsar_writer_open(&writer, INPUT, &err);
-        if (!status) status = tsar_writer_declare(writer, "caption", TSAR_F32, 2, shape, &err);
-        if (!status) status = tsar_writer_declare(writer, wrong == 3 ? "masks" : "mask", TSAR_F32, 1, shape, &err);
-        if (!status && tsar_writer_next(writer)) status = tsar_writer_put(writer, features, 3 * shape[1], &err);
-        if (!status && tsar_writer_next(writer)) status = tsar_writer_put(writer, real, 3, &err);
-        if (!status) status = tsar_writer_commit(writer, &err);
+        if (status == TSAR_OK) status = tsar_writer_declare(writer, "caption", TSAR_F32, 2, shape, &err);
+        if (status == TSAR_OK) status = tsar_writer_declare(writer, wrong == 3 ? "masks" : "mask", TSAR_F32, 1, shape, &err);
+        if (status == TSAR_OK && tsar_writer_next(writer)) status = tsar_writer_put(writer, features, 3 * shape[1], &err);
+        if (status == TSAR_OK && tsar_writer_next(writer)) status = tsar_writer_put(writer, real, 3, &err);
+        if (status == TSAR_OK) status = tsar_writer_commit(writer, &err);
         CHECK(status == TSAR_OK, "%s", err.text);
         status = tsar_caption_read(model, INPUT, &caption, &mask, &err);
         CHECK(status == (wrong ? TSAR_INPUT : TSAR_OK), "safetensors caption %d: %s", wrong, err.text);
-        if (!status) CHECK(caption[5] == 2 && mask[0] == 0 && mask[2] == 1, "caption and mask are as they were");
-        if (!status) tsar_free(caption), tsar_free(mask);
+        if (status == TSAR_OK) CHECK(caption[5] == 2 && mask[0] == 0 && mask[2] == 1, "caption and mask are as they were");
+        if (status == TSAR_OK) tsar_free(caption), tsar_free(mask);
     }
     tsar_model_close(model);
     remove(INPUT);

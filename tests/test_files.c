@@ -68,7 +68,7 @@ static tsar_status write_everything(const char *name, int reverse_metadata, unsi
     const double scalar = 0.5;
     tsar_writer *writer;
     tsar_status status = tsar_writer_open(&writer, name, err);
-    if (status) return status;
+    if (status != TSAR_OK) return status;
     for (int i = 0; i < 3 && status == TSAR_OK; i++) status = tsar_writer_meta(writer, keys[reverse_metadata ? 2 - i : i], "line\none\ttab\x01", err);
     if (status == TSAR_OK) status = tsar_writer_meta(writer, "b", "replaced", err);
     for (int d = TSAR_DTYPES - 1; d >= 0 && status == TSAR_OK; d--)

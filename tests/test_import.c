@@ -572,17 +572,17 @@ static void write_safetensors(const char *path, tsar_dtype dtype, int shard)
     tsar_writer *writer;
     const tsar_tensor *next;
     tsar_status status = tsar_writer_open(&writer, path, &err);
-    for (size_t t = 0; !status && t < N_TINY; t++)
+    for (size_t t = 0; status == TSAR_OK && t < N_TINY; t++)
         if (!shard || t % 2 == (size_t)shard - 1) status = tsar_writer_declare(writer, TINY[t].name, dtype, TINY[t].rank, TINY[t].shape, &err);
-    while (!status && (next = tsar_writer_next(writer)))
+    while (status == TSAR_OK && (next = tsar_writer_next(writer)))
         for (size_t t = 0; t < N_TINY; t++)
-            for (size_t i = 0; !status && strcmp(TINY[t].name, next->name) == 0 && i < next->count; i++) {
+            for (size_t i = 0; status == TSAR_OK && strcmp(TINY[t].name, next->name) == 0 && i < next->count; i++) {
                 double x = value(t, i);
                 float single = (float)x;
                 uint16_t half = dtype == TSAR_F16 ? tsar_round_f16(single) : tsar_round_bf16(single);
                 status = tsar_writer_put(writer, dtype == TSAR_F64 ? (void *)&x : dtype == TSAR_F32 ? (void *)&single : (void *)&half, 1, &err);
             }
-    if (!status) status = tsar_writer_commit(writer, &err);
+    if (status == TSAR_OK) status = tsar_writer_commit(writer, &err);
     CHECK(status == TSAR_OK, "%s: %s", path, err.text);
 }
 
@@ -775,13 +775,13 @@ static void write_misshapen(const char *name, size_t rank, size_t rows, size_t c
     tsar_writer *writer;
     const tsar_tensor *next;
     tsar_status status = tsar_writer_open(&writer, INPUT, &err);
-    for (size_t t = 0; !status && t < N_TINY; t++) {
+    for (size_t t = 0; status == TSAR_OK && t < N_TINY; t++) {
         const int changed = strcmp(TINY[t].name, name) == 0;
         if (!changed || rank)
             status = tsar_writer_declare(writer, TINY[t].name, TSAR_F32, changed ? rank : TINY[t].rank, changed ? shape : TINY[t].shape, &err);
     }
-    while (!status && (next = tsar_writer_next(writer))) status = tsar_writer_put(writer, zeros, next->count, &err);
-    if (!status) status = tsar_writer_commit(writer, &err);
+    while (status == TSAR_OK && (next = tsar_writer_next(writer))) status = tsar_writer_put(writer, zeros, next->count, &err);
+    if (status == TSAR_OK) status = tsar_writer_commit(writer, &err);
     CHECK(status == TSAR_OK, "%s", err.text);
 }
 
@@ -851,19 +851,19 @@ static void check_other_archs(void)
         snprintf(vector, sizeof vector, "tests/vectors/%s.safetensors", cases[i].vector);
         synth(TMP "synth", vector, TSAR_F32);
         tsar_status status = tsar_file_open(&file, TMP "synth", &err);
-        if (!status) status = tsar_writer_open(&writer, INPUT, &err);
-        for (size_t t = 0; !status && t < tsar_file_count(file); t++) {
+        if (status == TSAR_OK) status = tsar_writer_open(&writer, INPUT, &err);
+        for (size_t t = 0; status == TSAR_OK && t < tsar_file_count(file); t++) {
             const tsar_tensor *tensor = tsar_file_at(file, t);
             status = tsar_writer_declare(writer, tensor->name, tensor->dtype, tensor->rank, tensor->shape, &err);
         }
-        while (!status && (next = tsar_writer_next(writer))) {
+        while (status == TSAR_OK && (next = tsar_writer_next(writer))) {
             const tsar_tensor *tensor = tsar_file_find(file, next->name);
             void *values = malloc((size_t)tensor->count * 8);
             status = tsar_file_read(file, tensor, 0, tensor->count, values, &err);
-            if (!status) status = tsar_writer_put(writer, values, tensor->count, &err);
+            if (status == TSAR_OK) status = tsar_writer_put(writer, values, tensor->count, &err);
             free(values);
         }
-        if (!status) status = tsar_writer_commit(writer, &err);
+        if (status == TSAR_OK) status = tsar_writer_commit(writer, &err);
         tsar_file_close(file);
         if (!CHECK(status == TSAR_OK, "%s: %s", vector, err.text)) continue;
         if (cases[i].question) expect(INPUT, "", TSAR_USAGE, cases[i].question);
