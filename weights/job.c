@@ -163,17 +163,18 @@ static tsar_status check_frames(const tsar_job *job, const tsar_names *names, si
 
 tsar_status tsar_job_check(const tsar_job *job, tsar_names *names, char *done, tsar_error *err)
 {
-    tsar_job_files files;
-    tsar_status status = TSAR_OK;
+    tsar_job_files *files = tsar_alloc(1, sizeof *files, "names of files", err); /* 12 kB: too much for a small stack */
+    tsar_status status = files ? TSAR_OK : TSAR_ROOM;
     for (size_t i = 0; status == TSAR_OK && i < job->images; i++) {
-        status = tsar_job_names(&files, job, i, err);
+        status = tsar_job_names(files, job, i, err);
         for (int k = 0; k < TSAR_JOB_KINDS && status == TSAR_OK; k++)
-            if (files.paths[k]) status = tsar_names_write(names, files.paths[k], err);
+            if (files->paths[k]) status = tsar_names_write(names, files->paths[k], err);
         for (int k = 0; k < TSAR_JOB_KINDS && status == TSAR_OK && (i == 0 || i + 1 == job->images); k++) /* the last names are the longest */
-            if (files.paths[k]) status = tsar_output_check(files.paths[k], err);
-        if (status == TSAR_OK && done != NULL) done[i] = (char)is_done(job, &files, i);
+            if (files->paths[k]) status = tsar_output_check(files->paths[k], err);
+        if (status == TSAR_OK && done != NULL) done[i] = (char)is_done(job, files, i);
     }
     for (size_t i = 0; status == TSAR_OK && i < job->images; i++) status = check_frames(job, names, i, err);
+    tsar_free(files);
     return status;
 }
 
