@@ -35,8 +35,9 @@ all_tests() {
     done
     echo 'bits-1 bits-2 bits-3'
     for script in tests/test_*.sh; do
-        case ${script##*/} in # these build copies of their own, or look at objects
-        test_memory.sh | test_libc_memory.sh | test_threads.sh | test_stack.sh | test_selfcheck.sh | test_layers.sh | test_page.sh | test_pages.sh) [ -z "$quick" ] || continue ;;
+        case ${script##*/} in # these build copies of their own, look at objects or pages, or wait for Python and long prompts
+        test_memory.sh | test_libc_memory.sh | test_threads.sh | test_stack.sh | test_selfcheck.sh | test_layers.sh | test_page.sh | test_pages.sh | \
+            test_hooks.sh | test_progress.sh) [ -z "$quick" ] || continue ;;
         esac
         basename "$script"
     done
@@ -52,11 +53,12 @@ rm -rf "$logs"
 mkdir -p "$logs"
 for name in $tests; do : >"$logs/$name.log"; done
 {
-    for name in test_memory.sh test_train.sh test_conformance.sh test_signals.sh; do
+    longest='test_memory.sh test_page.sh test_train.sh test_hooks.sh test_conformance.sh test_signals.sh'
+    for name in $longest; do
         for test in $tests; do [ "$test" != "$name" ] || echo "$name"; done
     done
     for test in $tests; do
-        case $test in test_memory.sh | test_train.sh | test_conformance.sh | test_signals.sh) ;; *) echo "$test" ;; esac
+        case " $longest " in *" $test "*) ;; *) echo "$test" ;; esac
     done
 } | xargs -n 1 -P "$JOBS" sh "$0" --one &
 running=$!
