@@ -1,4 +1,8 @@
-# Sourced by shell tests: counts checks.
+# Sourced by shell tests from the top folder: where the programs are, one locale, and the counting of checks.
+BUILD=${BUILD:-.build}
+TSAR=${TSAR:-$BUILD/tsar}
+LC_ALL=C
+export LC_ALL
 passed=0
 failed=0
 
@@ -21,8 +25,6 @@ status() { # EXPECTED COMMAND...: whether it ends with that status
 }
 
 check_folder() { # NAME: an empty folder of the test's own becomes the current one; BUILD and TSAR hold from there
-    BUILD=${BUILD:-.build}
-    TSAR=${TSAR:-$BUILD/tsar}
     case $BUILD in /*) ;; *) BUILD=$PWD/$BUILD ;; esac
     case $TSAR in /*) ;; *) TSAR=$PWD/$TSAR ;; esac
     dir=$BUILD/$1

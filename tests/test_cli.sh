@@ -1,8 +1,6 @@
 #!/bin/sh
 # The command line: pictures that say how they were made, several images, frames, order maps, codes, help, full disks.
 set -u
-LC_ALL=C
-export LC_ALL
 . tests/check.sh
 check_folder cli
 mkdir frames

@@ -2,11 +2,7 @@
 # The conformance suite (tests/conformance): two builds are identical, the numpy reference passes it, each of the catalogue's mistakes is told at its case.
 # What needs numpy is skipped, and said so, where python3 has none.
 set -u
-LC_ALL=C
-export LC_ALL
 . tests/check.sh
-BUILD=${BUILD:-.build}
-TSAR=${TSAR:-$BUILD/tsar}
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
 check_log=$dir/log

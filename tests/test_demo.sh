@@ -1,8 +1,6 @@
 #!/bin/sh
 # The demo on a small synthetic model: the sheet's size, its captions, its pictures the same as those of tsar generate, flags, errors.
 set -u
-LC_ALL=C
-export LC_ALL
 . tests/check.sh
 check_folder demo.test
 demo=$BUILD/demo

@@ -2,8 +2,6 @@
 # Disks and names: what cannot be written is refused before the work, a full disk leaves the old file, modes and links stay, devices are written
 # to, inputs are not overwritten, closed descriptors are no files. A tiny disk of its own where this user may mount one.
 set -u
-LC_ALL=C
-export LC_ALL
 . tests/check.sh
 tiny=${BUILD:-.build}/disk/tiny
 [ -d "$tiny" ] && umount "$tiny" 2>/dev/null

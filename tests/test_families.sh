@@ -1,11 +1,10 @@
 #!/bin/sh
 # The command line on the families' golden vectors: synth, verify, and a trace with what is inside of blocks, which verify finds identical.
 set -u
-TSAR=${TSAR:-.build/tsar}
+. tests/check.sh
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 check_log=$dir/log
-. tests/check.sh
 
 identical() { "$TSAR" verify -m "$dir/m.safetensors" "$1" | tail -n 1 | grep -q ' 0 same, 0 different'; }
 

@@ -4,11 +4,7 @@
 #
 #     TSAR_QUICK     set: s = 2 only
 set -u
-LC_ALL=C
-export LC_ALL
 . tests/check.sh
-BUILD=${BUILD:-.build}
-TSAR=${TSAR:-$BUILD/tsar}
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
 check_log=$dir/log

@@ -1,13 +1,11 @@
 #!/bin/sh
 # What people really have: every case of tests/checkpoints.py gives the model file of the plain state dict, or the status and the sentence that are due.
 set -u
-BUILD=${BUILD:-.build}
-TSAR=${TSAR:-$BUILD/tsar}
+. tests/check.sh
 dir=$BUILD/import_cases
 check_log=$dir/log
 rm -rf "$dir"
 mkdir -p "$dir/in"
-. tests/check.sh
 if ! command -v python3 >/dev/null 2>&1; then
     echo "0 passed, 0 failed, 1 skipped"
     exit 0

@@ -2,13 +2,11 @@
 # Lumina-mGPT, Chameleon's VQGAN, Emu3 and its tokenizer, Janus and T5 in the layouts in which they are published (tests/checkpoints.py makes them of
 # synthetic models, tests/checkpoints holds some that their own code wrote): the bytes of `tsar synth` come back.
 set -u
-BUILD=${BUILD:-.build}
-TSAR=${TSAR:-$BUILD/tsar}
+. tests/check.sh
 dir=$BUILD/import_families
 check_log=$dir/log
 rm -rf "$dir"
 mkdir -p "$dir/in"
-. tests/check.sh
 
 comes_back() { # MODEL ARGUMENTS...: seed is of synthetic models alone
     truth=$1

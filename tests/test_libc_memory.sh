@@ -2,11 +2,7 @@
 # test_memory.sh for what libc allocates as well (fopen's streams, buffers): each of the first allocations of a command fails in turn. The command
 # ends with status 0, where libc does without, or 4 with one line; the old file is whole, no other is left. glibc only.
 set -u
-LC_ALL=C
-export LC_ALL
 . tests/check.sh
-BUILD=${BUILD:-.build}
-TSAR=${TSAR:-$BUILD/tsar}
 case $TSAR in /*) ;; *) TSAR=$PWD/$TSAR ;; esac
 dir=$BUILD/libc_memory
 rm -rf "$dir"

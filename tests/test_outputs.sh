@@ -2,8 +2,6 @@
 # What is read is not written, and nothing is written twice: every output of every command against every input and every other output, by its name, a relative
 # one, through "..", as an absolute path, a symbolic and a hard link; shards, folders and what lies beside them; frames, and what --resume makes of them.
 set -u
-LC_ALL=C
-export LC_ALL
 . tests/check.sh
 small=$PWD/tests/checkpoints/small.npy
 check_folder outputs

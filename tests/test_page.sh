@@ -4,8 +4,6 @@
 # the models and the orders. PAGE_SHOTS=DIR: screenshots into DIR.
 set -u
 . tests/check.sh
-BUILD=${BUILD:-.build}
-TSAR=${TSAR:-$BUILD/tsar}
 CHROMIUM=${CHROMIUM:-$(command -v chromium || command -v chromium-browser || command -v google-chrome)}
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT

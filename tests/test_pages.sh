@@ -2,10 +2,7 @@
 # What pages and comments name is there: links, paths of this tree, functions of the library. Sources keep their limits: a file stays below 1,200 lines
 # (main.c 1,400, tests 1,250, tsar.c 900), a function below 40, a line within 160 characters. TREE is the folder that is looked at.
 set -u
-LC_ALL=C
-export LC_ALL
 . tests/check.sh
-BUILD=${BUILD:-.build}
 dir=$BUILD/pages
 rm -rf "$dir"
 mkdir -p "$dir"

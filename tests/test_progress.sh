@@ -1,8 +1,6 @@
 #!/bin/sh
 # A long computation shows how far it is: on a terminal, not with -q, not in a file; and changes no bit.
 set -u
-LC_ALL=C
-export LC_ALL
 . tests/check.sh
 t5like=$PWD/tests/vectors/t5/t5like.model
 check_folder progress

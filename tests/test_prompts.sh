@@ -1,8 +1,6 @@
 #!/bin/sh
 # Lists of prompts: each picture is that of the single command which it names; shards together are one run; a run that was cut off goes on.
 set -u
-LC_ALL=C
-export LC_ALL
 . tests/check.sh
 check_folder prompts
 

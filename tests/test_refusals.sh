@@ -2,11 +2,10 @@
 # What does not go together is refused by name: one sentence on standard error, nothing on standard output, status 2 for what the command line asks and
 # 3 for what a file or a prefix holds. The table of weights/README.md ("What differs between families, and what goes together"), line by line.
 set -u
-TSAR=${TSAR:-.build/tsar}
+. tests/check.sh
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 check_log=$dir/log
-. tests/check.sh
 
 block='dim=32 n_layer=1 n_head=4 n_kv_head=2 ffn_hidden=16 norm_eps=1e-5 codebook_size=20 grid_h=4 grid_w=4'
 lumina="arch=lumina-mgpt vocab_size=60 image_base=4 eol=33 bos=0 sep=30 boi=31 size_base=40 size_unit=2 rope=1d $block"

@@ -1,10 +1,7 @@
 #!/bin/sh
 # Builds that do not keep the arithmetic (SPEC 1.4): they say what is broken and refuse to run, or do not compile.
 set -u
-LC_ALL=C
-export LC_ALL
 . tests/check.sh
-BUILD=${BUILD:-.build}
 CC=${CC:-cc}
 dir=$BUILD/selfcheck
 rm -rf "$dir"

@@ -4,11 +4,7 @@
 #
 #     TSAR_QUICK     set: one way of decoding in place of three, no trace of the tokenizer, no sheet of the demo (test_demo.sh makes one of a small model)
 set -u
-LC_ALL=C
-export LC_ALL
 . tests/check.sh
-BUILD=${BUILD:-.build}
-TSAR=${TSAR:-$BUILD/tsar}
 TRAIN=$BUILD/trainer
 PROMPT='three yellow stars above a blue ring'
 dir=$(mktemp -d) || exit 1

@@ -1,11 +1,7 @@
 #!/bin/sh
 # tsar text: ids of a text and back, from published tokenizers and from a model, by argument and from standard input.
 set -u
-LC_ALL=C
-export LC_ALL
 . tests/check.sh
-BUILD=${BUILD:-.build}
-TSAR=${TSAR:-$BUILD/tsar}
 mkdir -p "$BUILD/text"
 check_log=$BUILD/text/check.log
 bpe=tests/vectors/bpe/tok

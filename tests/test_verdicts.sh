@@ -7,11 +7,7 @@
 #     KIND      same; differs: TENSOR is the first; open: below the noise of the precision, so that `same` is right, and naming TENSOR or a later one too;
 #               mixed: F32 with matrix products in bf16, which is not F32, and passes as bf16
 set -u
-LC_ALL=C
-export LC_ALL
 . tests/check.sh
-BUILD=${BUILD:-.build}
-TSAR=${TSAR:-$BUILD/tsar}
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
 check_log=$dir/log
