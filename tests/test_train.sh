@@ -117,10 +117,12 @@ for flags in '--temperature 0' '--cfg 0' '--top-p 2' '--top-k 2.5' '--cfg-schedu
     [ $? -eq 2 ] || fail "$flags: $(cat "$WORK/log")"
 done
 
-# SIGINT, SIGTERM and SIGHUP end a run with a checkpoint from which it continues to the same bytes.
+# SIGINT, SIGTERM and SIGHUP end a run with a checkpoint from which it continues to the same bytes. (Under nohup a hangup would be ignored.)
+heard='import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])'
 for signal in INT TERM HUP; do
     rm -f "$WORK/long.checkpoint" "$WORK/whole.checkpoint"
-    "$TRAIN" gpt --vq "$WORK/two/vq" --codes "$WORK/codes" --shuffle 4 --steps 20000 --batch 1 --layers 1 -o "$WORK/long" 2>"$WORK/log" &
+    python3 -c "$heard" "$TRAIN" gpt --vq "$WORK/two/vq" --codes "$WORK/codes" --shuffle 4 --steps 20000 --batch 1 --layers 1 -o "$WORK/long" \
+        2>"$WORK/log" &
     process=$!
     sleep 1
     kill -$signal $process
