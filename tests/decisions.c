@@ -194,10 +194,10 @@ typedef struct {
 /* The least factor of the limits with which it is possible; infinite if there is none. */
 static double least_factor(decoder *v, const outcome *o, int (*possible)(decoder *v, const outcome *o, double scale))
 {
-    enum { WIDER = 16, HALVINGS = 12 };
-    const double farthest = 1e15;
+    enum { HALVINGS = 12 };
+    const double wider = 16, farthest = 1e15;
     double low = 0, high = 1;
-    while (high <= farthest && !possible(v, o, high)) low = high, high *= WIDER;
+    while (high <= farthest && !possible(v, o, high)) low = high, high *= wider;
     if (high > farthest) return INFINITY;
     for (int i = 0; i < HALVINGS; i++) {
         const double middle = (low + high) / 2;
