@@ -285,12 +285,27 @@ static tsar_status open_state(tsar_state **state, const tsar_model *model, size_
 }
 
 /* Decoding through tsar_forward: one token, a CFG pair, two, three, four and twelve tokens of one sequence as in ZipAR, and 64 as in a prompt. */
+enum { CASES = 7, PROMPT = CASES - 1 };
+static const struct {
+    size_t sequences, rows;
+} cases[CASES] = { { 1, 1 }, { 2, 2 }, { 1, 2 }, { 1, 3 }, { 1, 4 }, { 1, 12 }, { 1, MOST_ROWS } };
+
+/* Reports their best times [CASES], 0 where a case did not fit into the picture; sum: what one token reads and multiplies. */
+static tsar_status say_decoding(bench *b, const char *name, const double *best, const weight_sum *sum)
+{
+    tsar_status status = say(b, sum->bytes / best[0] * 1e-9, "GB/s", b->read * 1e-9, "%s: one token, weights read", name);
+    if (status == TSAR_OK) status = say(b, best[0] * 1e3, "ms", sum->bytes / b->read * 1e3, "%s: one token, time", name);
+    for (size_t i = 1; i < PROMPT && status == TSAR_OK; i++)
+        if (best[i] > 0)
+            status = say(b, best[i] / best[0], "x", 0, i == 1 ? "%s: CFG pair, time of one" : "%s: %u tokens in a pass, time of one", name,
+                         (unsigned)cases[i].rows);
+    if (status == TSAR_OK && best[PROMPT] > 0)
+        status = say(b, sum->macs * MOST_ROWS / best[PROMPT] * 1e-9, "GMAC/s", b->macs * 1e-9, "%s: %d tokens in a pass", name, MOST_ROWS);
+    return status;
+}
+
 static tsar_status measure_decoding(bench *b, const tsar_model *model, const char *name)
 {
-    enum { CASES = 7, PROMPT = CASES - 1 };
-    static const struct {
-        size_t sequences, rows;
-    } cases[CASES] = { { 1, 1 }, { 2, 2 }, { 1, 2 }, { 1, 3 }, { 1, 4 }, { 1, 12 }, { 1, MOST_ROWS } };
     const tsar_config *c = &model->config;
     const size_t n_logits = c->shuffle * c->shuffle * c->vocab;
     tsar_state *states[CASES] = { NULL };
@@ -312,14 +327,7 @@ static tsar_status measure_decoding(bench *b, const tsar_model *model, const cha
             status = feed(b, states[i], cases[i].sequences, cases[i].rows, &tokens[i], codes, logits, n_logits, &best[i]);
         }
     }
-    if (status == TSAR_OK) status = say(b, sum.bytes / best[0] * 1e-9, "GB/s", b->read * 1e-9, "%s: one token, weights read", name);
-    if (status == TSAR_OK) status = say(b, best[0] * 1e3, "ms", sum.bytes / b->read * 1e3, "%s: one token, time", name);
-    for (size_t i = 1; i < PROMPT && status == TSAR_OK; i++)
-        if (best[i] > 0)
-            status = say(b, best[i] / best[0], "x", 0, i == 1 ? "%s: CFG pair, time of one" : "%s: %u tokens in a pass, time of one", name,
-                         (unsigned)cases[i].rows);
-    if (status == TSAR_OK && best[PROMPT] > 0)
-        status = say(b, sum.macs * MOST_ROWS / best[PROMPT] * 1e-9, "GMAC/s", b->macs * 1e-9, "%s: %d tokens in a pass", name, MOST_ROWS);
+    if (status == TSAR_OK) status = say_decoding(b, name, best, &sum);
     for (size_t i = 0; i < CASES; i++) tsar_state_close(states[i]);
     tsar_free(codes);
     tsar_free(logits);

@@ -711,39 +711,52 @@ static tsar_status check_pieces(const tsar_pieces *p, const char *name, size_t n
                             path, name, n_bytes, name, p->n, name);
 }
 
-/* tokenizer.* and t5.spiece (SPEC 11). */
-static tsar_status load_tokenizer(tsar_model *m, loader *l, tsar_error *err)
+/* Entries of the tensors of tokenizer.* whose number another one's must fit. */
+typedef struct {
+    size_t merge_ids, merge_ranks, bytes, whole_at, special_at, special_pass;
+} tokenizer_entries;
+
+/* The tensors of tokenizer.* fit together. */
+static tsar_status check_text_tokenizer(tsar_model *m, const tokenizer_entries *n, const char *path, tsar_error *err)
 {
-    size_t n_ids = 0, n_ranks = 0, n_bytes = 0, whole_at = 0, special_at = 0, passes = 0;
+    const tsar_bpe *bpe = &m->bpe;
+    tsar_status status = check_merges(m, path, err);
+    if (status == TSAR_OK && ((bpe->merge_ids && n->merge_ids != bpe->n_merges) || (bpe->merge_ranks && n->merge_ranks != bpe->n_merges)))
+        status = tsar_fail(err, TSAR_INPUT, "%s: tokenizer.merges has %zu merges, but merge_ids %zu and merge_ranks %zu", path, bpe->n_merges, n->merge_ids,
+                           n->merge_ranks);
+    if (status == TSAR_OK && bpe->byte_ids && n->bytes != 256)
+        status = tsar_fail(err, TSAR_INPUT, "%s: tokenizer.bytes has %zu ids, there are 256 bytes", path, n->bytes);
+    if (status == TSAR_OK && bpe->special_pass && n->special_pass != bpe->special.n)
+        status = tsar_fail(err, TSAR_INPUT, "%s: tokenizer.special_pass has %zu entries for %zu added tokens", path, n->special_pass, bpe->special.n);
+    if (status == TSAR_OK) status = check_pieces(&bpe->whole, "whole", bpe->whole.n_bytes, n->whole_at, path, err);
+    if (status == TSAR_OK) status = check_pieces(&bpe->special, "special", bpe->special.n_bytes, n->special_at, path, err);
+    if (status == TSAR_OK && bpe->special.n && !bpe->special_pass)
+        status = tsar_fail(err, TSAR_INPUT, "%s: tokenizer.special_ids needs tokenizer.special_pass beside it", path);
+    return status;
+}
+
+/* tokenizer.* and t5.spiece (SPEC 11). */
+static tsar_status load_text_tokenizer(tsar_model *m, loader *l, tsar_error *err)
+{
+    tokenizer_entries n = { 0, 0, 0, 0, 0, 0 };
     tsar_bpe *bpe = &m->bpe;
     const optional_tensor tensors[] = {
         { "tokenizer.merges", TSAR_PART_TEXT, TSAR_I64, 2, &bpe->merges, &bpe->n_merges },
-        { "tokenizer.merge_ids", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->merge_ids, &n_ids },
-        { "tokenizer.merge_ranks", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->merge_ranks, &n_ranks },
-        { "tokenizer.bytes", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->byte_ids, &n_bytes },
+        { "tokenizer.merge_ids", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->merge_ids, &n.merge_ids },
+        { "tokenizer.merge_ranks", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->merge_ranks, &n.merge_ranks },
+        { "tokenizer.bytes", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->byte_ids, &n.bytes },
         { "tokenizer.whole", TSAR_PART_TEXT, TSAR_U8, 1, &bpe->whole.bytes, &bpe->whole.n_bytes },
-        { "tokenizer.whole_at", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->whole.at, &whole_at },
+        { "tokenizer.whole_at", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->whole.at, &n.whole_at },
         { "tokenizer.whole_ids", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->whole.ids, &bpe->whole.n },
         { "tokenizer.special", TSAR_PART_TEXT, TSAR_U8, 1, &bpe->special.bytes, &bpe->special.n_bytes },
-        { "tokenizer.special_at", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->special.at, &special_at },
+        { "tokenizer.special_at", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->special.at, &n.special_at },
         { "tokenizer.special_ids", TSAR_PART_TEXT, TSAR_I64, 1, &bpe->special.ids, &bpe->special.n },
-        { "tokenizer.special_pass", TSAR_PART_TEXT, TSAR_U8, 1, &bpe->special_pass, &passes },
+        { "tokenizer.special_pass", TSAR_PART_TEXT, TSAR_U8, 1, &bpe->special_pass, &n.special_pass },
         { SPIECE, TSAR_PART_T5 | TSAR_PART_TEXT, TSAR_U8, 1, &m->t5_spiece, &m->n_t5_spiece },
     };
     tsar_status status = TSAR_OK;
     for (size_t i = 0; i < sizeof tensors / sizeof *tensors && status == TSAR_OK; i++) status = load_optional(l, &tensors[i], err);
-    if (status == TSAR_OK) status = check_merges(m, l->path, err);
-    if (status == TSAR_OK && ((bpe->merge_ids && n_ids != bpe->n_merges) || (bpe->merge_ranks && n_ranks != bpe->n_merges)))
-        status = tsar_fail(err, TSAR_INPUT, "%s: tokenizer.merges has %zu merges, but merge_ids %zu and merge_ranks %zu", l->path, bpe->n_merges, n_ids,
-                           n_ranks);
-    if (status == TSAR_OK && bpe->byte_ids && n_bytes != 256)
-        status = tsar_fail(err, TSAR_INPUT, "%s: tokenizer.bytes has %zu ids, there are 256 bytes", l->path, n_bytes);
-    if (status == TSAR_OK && bpe->special_pass && passes != bpe->special.n)
-        status = tsar_fail(err, TSAR_INPUT, "%s: tokenizer.special_pass has %zu entries for %zu added tokens", l->path, passes, bpe->special.n);
-    if (status == TSAR_OK) status = check_pieces(&bpe->whole, "whole", bpe->whole.n_bytes, whole_at, l->path, err);
-    if (status == TSAR_OK) status = check_pieces(&bpe->special, "special", bpe->special.n_bytes, special_at, l->path, err);
-    if (status == TSAR_OK && bpe->special.n && !bpe->special_pass)
-        status = tsar_fail(err, TSAR_INPUT, "%s: tokenizer.special_ids needs tokenizer.special_pass beside it", l->path);
+    if (status == TSAR_OK) status = check_text_tokenizer(m, &n, l->path, err);
     bpe->split = (tsar_split)m->config.text_split;
     bpe->nfc = m->config.text_normal_nfc;
     if (status == TSAR_OK && m->t5_spiece) status = tsar_spiece_open(&m->spiece, m->t5_spiece, m->n_t5_spiece, l->path, err);
@@ -885,7 +898,7 @@ static tsar_status load_model(tsar_model *m, loader *l, tsar_error *err)
     if (status == TSAR_OK) status = tsar_weights(&m->config, m, load_weight, l, err);
     if (status == TSAR_OK) status = check_clusters(m, l->path, err);
     if (status == TSAR_OK) status = load_words(m, l, err);
-    return status == TSAR_OK ? load_tokenizer(m, l, err) : status;
+    return status == TSAR_OK ? load_text_tokenizer(m, l, err) : status;
 }
 
 tsar_status tsar_model_open(tsar_model **model, const char *path, unsigned parts, size_t threads, tsar_error *err)

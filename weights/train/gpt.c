@@ -184,8 +184,7 @@ static int open_batch(gpt_net *net, size_t B, size_t N, size_t T, tsar_error *er
                             &net->next_index, &net->code_target, &net->text_target };
     int full = 0;
     for (size_t i = 0; i < 7; i++) full |= !(*arrays[i] = tsar_alloc(sizes[i], sizeof(int64_t), "the batch", err));
-    full |= !(net->ragged.start = tsar_alloc(B, sizeof(size_t), "the batch", err));
-    full |= !(net->ragged.length = tsar_alloc(B, sizeof(size_t), "the batch", err));
+    full |= train_ragged_open(&net->ragged, B, T, err) != TSAR_OK;
     full |= !(net->raster = tsar_alloc(N, sizeof(size_t), "the batch", err));
     full |= !(net->row_loss = tsar_alloc(B * (N + max_text), 3 * sizeof(double), "the batch", err));
     return !full;
@@ -210,8 +209,6 @@ tsar_status gpt_open(gpt_net *net, const gpt_shape *shape, size_t B, size_t max_
     }
     net->text_weight = net->code_weight + B * N;
     rotary_open(&net->turn, net->text_weight + B * max_text, T, B * T, hd, shape->rope_base, shape->rope_2d);
-    net->ragged.n = B;
-    for (size_t b = 0; b < B; b++) net->ragged.length[b] = T;
     for (size_t i = 0; i < N; i++) net->raster[window_code(shape, i / (shape->s * shape->s), i % (shape->s * shape->s))] = i;
     stack_shape body = { shape->dim, shape->n_layer, shape->n_head, shape->ffn, shape->eps, 1, &net->ragged, net->turn.by_row[0], net->turn.by_row[1] };
     size_t table = new_matrix(t, "gpt.", "tok_embeddings.weight", shape->text_vocab + shape->V, shape->dim, 0.1);
@@ -229,7 +226,8 @@ void gpt_close(gpt_net *net)
 {
     train_tape_close(&net->tape);
     void *owned[] = { net->text_index,  net->code_index,   net->row_index,     net->image_index, net->next_index, net->code_target,
-                      net->text_target, net->ragged.start, net->ragged.length, net->raster,      net->row_loss,   net->code_weight };
+                      net->text_target, net->raster,     net->row_loss,  net->code_weight };
+    train_ragged_close(&net->ragged);
     for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) tsar_free(owned[i]);
     memset(net, 0, sizeof *net);
 }
@@ -330,23 +328,17 @@ tsar_status fine_open(fine_net *net, const fine_shape *s, const int64_t *cluster
     train_tape *t = &net->tape;
     train_tape_open(t, seed, threads);
     size_t N = s->side * s->side, hd = s->dim / s->n_head;
-    net->ragged.n = B;
-    net->ragged.start = tsar_alloc(B, sizeof(size_t), "the batch", err);
-    net->ragged.length = tsar_alloc(B, sizeof(size_t), "the batch", err);
+    const tsar_status room = train_ragged_open(&net->ragged, B, N, err);
     net->label_index = tsar_alloc(B * N, sizeof(int64_t), "the batch", err);
     net->target = tsar_alloc(B * N, sizeof(int64_t), "the batch", err);
     net->row_loss = tsar_alloc(B * N, 3 * sizeof(double), "the batch", err);
     net->weight = train_keep(t, B * N + rotary_room(s->side, B * N, hd));
-    if (!net->ragged.start || !net->ragged.length || !net->label_index || !net->target || !net->row_loss || t->status != TSAR_OK) {
+    if (room != TSAR_OK || !net->label_index || !net->target || !net->row_loss || t->status != TSAR_OK) {
         fine_close(net);
         return TSAR_ROOM;
     }
     rotary_open(&net->turn, net->weight + B * N, s->side, B * N, hd, s->rope_base, 1);
     for (size_t i = 0; i < B * N; i++) rotary_set(&net->turn, i, i % N / s->side, i % s->side);
-    for (size_t b = 0; b < B; b++) {
-        net->ragged.start[b] = b * N;
-        net->ragged.length[b] = N;
-    }
     for (size_t i = 0; i < B * N; i++) net->weight[i] = (real)(1.0 / (double)(B * N));
     stack_shape body = { s->dim, s->n_layer, s->n_head, s->ffn, s->eps, 0, &net->ragged, net->turn.by_row[0], net->turn.by_row[1] };
     size_t x = train_lookup(t, new_matrix(t, "fine.", "coarse_embeddings.weight", s->n_coarse, s->dim, 0.1), net->label_index, B * N);
@@ -365,7 +357,8 @@ tsar_status fine_open(fine_net *net, const fine_shape *s, const int64_t *cluster
 void fine_close(fine_net *net)
 {
     train_tape_close(&net->tape);
-    void *owned[] = { net->ragged.start, net->ragged.length, net->label_index, net->target, net->row_loss, net->weight };
+    void *owned[] = { net->label_index, net->target, net->row_loss, net->weight };
+    train_ragged_close(&net->ragged);
     for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) tsar_free(owned[i]);
     memset(net, 0, sizeof *net);
 }

@@ -31,6 +31,25 @@ void train_tape_close(train_tape *tape)
     memset(tape, 0, sizeof *tape);
 }
 
+tsar_status train_ragged_open(train_ragged *ragged, size_t n, size_t length, tsar_error *err)
+{
+    ragged->n = n;
+    ragged->start = tsar_alloc(n, sizeof *ragged->start, "the sequences of a batch", err);
+    ragged->length = ragged->start ? tsar_alloc(n, sizeof *ragged->length, "the sequences of a batch", err) : NULL;
+    if (!ragged->length) return TSAR_ROOM;
+    for (size_t b = 0; b < n; b++) {
+        ragged->start[b] = b * length;
+        ragged->length[b] = length;
+    }
+    return TSAR_OK;
+}
+
+void train_ragged_close(train_ragged *ragged)
+{
+    tsar_free(ragged->start);
+    tsar_free(ragged->length);
+}
+
 /* Room for one more element of an array that doubles when full; 0 after a failure. */
 static int room_for_one(train_tape *tape, void **array, size_t n, size_t *room, size_t size)
 {

@@ -48,6 +48,10 @@ typedef struct {
     size_t n, *start, *length;
 } train_ragged;
 
+/* n sequences of `length` rows each, one behind the other; to be closed. */
+tsar_status train_ragged_open(train_ragged *ragged, size_t n, size_t length, tsar_error *err);
+void train_ragged_close(train_ragged *ragged);
+
 struct train_tape;
 typedef struct train_node {
     void (*forward)(struct train_tape *tape, struct train_node *node);

@@ -234,13 +234,11 @@ tsar_status vq_open(vq_net *net, const vq_shape *shape, size_t B, uint64_t seed,
     train_tape_open(t, seed, threads);
     size_t h = shape->side >> (shape->levels - 1), d = shape->embed;
     net->N = B * h * h;
-    net->ragged.n = B;
-    net->ragged.start = tsar_alloc(B, sizeof(size_t), "the tokenizer", err);
-    net->ragged.length = tsar_alloc(B, sizeof(size_t), "the tokenizer", err);
+    const tsar_status room = train_ragged_open(&net->ragged, B, h * h, err);
     net->codes = tsar_alloc(net->N, sizeof *net->codes, "the tokenizer", err);
     net->used = tsar_alloc(shape->K, sizeof *net->used, "the tokenizer", err);
     net->unit = train_keep(t, (3 * net->N + shape->K) * d + net->N + shape->K);
-    if (!net->ragged.start || !net->ragged.length || !net->codes || !net->used || t->status != TSAR_OK) {
+    if (room != TSAR_OK || !net->codes || !net->used || t->status != TSAR_OK) {
         vq_close(net);
         return tsar_fail(err, TSAR_ROOM, "out of memory for the tokenizer");
     }
@@ -248,10 +246,6 @@ tsar_status vq_open(vq_net *net, const vq_shape *shape, size_t B, uint64_t seed,
     net->held_words = net->words + shape->K * d;
     net->held_unit = net->held_words + net->N * d;
     net->norms = net->held_unit + net->N * d;
-    for (size_t b = 0; b < B; b++) {
-        net->ragged.start[b] = b * h * h;
-        net->ragged.length[b] = h * h;
-    }
     net->image = train_value_new(t, B, shape->side, shape->side, 3, 1);
     if (t->status == TSAR_OK) {
         tsar_free(t->values[net->image].g); /* pixels need no gradient */
@@ -270,8 +264,7 @@ tsar_status vq_open(vq_net *net, const vq_shape *shape, size_t B, uint64_t seed,
 void vq_close(vq_net *net)
 {
     train_tape_close(&net->tape);
-    tsar_free(net->ragged.start);
-    tsar_free(net->ragged.length);
+    train_ragged_close(&net->ragged);
     tsar_free(net->codes);
     tsar_free(net->used);
     tsar_free(net->unit);
