@@ -141,12 +141,8 @@ static void score(const tsar_state *state, const query_group *g, double *q, doub
 {
     const size_t hd = state->stack->head_dim, positions = g->cache->positions;
     const double scale = 1.0 / sqrt((double)hd);
-    const size_t whole = tsar_panels(g->length) * TSAR_PANEL, reach = whole < positions ? whole : positions; /* what the kernel touches */
-    for (size_t c = 0; c < g->count; c++) {
-        memcpy(q + c * hd, g->q[c], hd * sizeof *q);
-        memset(score + c * positions, 0, reach * sizeof *score);
-    }
-    tsar_accumulate(score, positions, q, hd, &g->cache->keys[g->kept], 0, hd, g->count, 0, tsar_panels(g->length), g->scratch);
+    for (size_t c = 0; c < g->count; c++) memcpy(q + c * hd, g->q[c], hd * sizeof *q);
+    tsar_accumulate(score, positions, q, hd, &g->cache->keys[g->kept], NULL, 0, hd, g->count, 0, tsar_panels(g->length), g->scratch);
     for (size_t c = 0; c < g->count; c++) {
         double *score_c = score + c * positions;
         tsar_round_to(state->model, score_c, g->length);
@@ -177,8 +173,7 @@ static void mask(const tsar_state *state, const query_group *g, double *score)
 static void mix(const tsar_state *state, const query_group *g, const double *p, double *mixed)
 {
     const size_t hd = state->stack->head_dim;
-    memset(mixed, 0, g->count * hd * sizeof *mixed);
-    tsar_accumulate(mixed, hd, p, g->cache->positions, &g->cache->values[g->kept], 0, g->length, g->count, 0, tsar_panels(hd), g->scratch);
+    tsar_accumulate(mixed, hd, p, g->cache->positions, &g->cache->values[g->kept], NULL, 0, g->length, g->count, 0, tsar_panels(hd), g->scratch);
     tsar_round_to(state->model, mixed, g->count * hd);
     for (size_t c = 0; c < g->count; c++) memcpy(g->mixed[c], mixed + c * hd, hd * sizeof *mixed);
 }

@@ -175,11 +175,10 @@ void tsar_matmul(double *y, const double *x, const tsar_matrix *w, const double 
 /* Doubles that tsar_matmul and tsar_accumulate (threads 1) want for T vectors: at most 33 kB for each thread. SIZE_MAX on overflow. */
 size_t tsar_scratch(size_t T, size_t threads);
 
-/* The kernel of it: y[t][r] += sum over k0 <= k < k0+kn, ascending, of w[r][k] * x[t][k-k0], continuing the accumulator
- * that y holds, for t < T and the rows of panels p0 <= p < p1. Single-threaded; scratch as above.
- * y [T] rows ldy apart, written for real rows only; x [T] rows ldx apart.
- * A dot product may so be taken in pieces without changing a bit. */
-void tsar_accumulate(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w,
+/* The kernel of it, for a dot product that may be taken in pieces without changing a bit: the piece from k0 = 0 on begins as tsar_matmul does,
+ * a later one continues the sums that y holds; each adds sum over k0 <= k < k0+kn, ascending, of w[r][k] * x[t][k-k0], for t < T and
+ * the rows of panels p0 <= p < p1. Single-threaded; scratch as above. y [T] rows ldy apart, written for real rows only; x [T] rows ldx apart. */
+void tsar_accumulate(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, const double *bias,
                      size_t k0, size_t kn, size_t T, size_t p0, size_t p1, double *scratch);
 
 /* A table of rows that are looked up, not multiplied: [rows][cols] in the dtype of its file. */

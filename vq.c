@@ -423,8 +423,7 @@ static void positions(double *rows, const double *x, size_t C, size_t P, size_t 
 /* y[t][r] = sum over k of w[r][k] * x[t][k].   y [T] rows ldy apart, x [T][w.cols] */
 static void products(double *y, size_t ldy, const double *x, const tsar_matrix *w, size_t T, double *scratch)
 {
-    for (size_t t = 0; t < T; ++t) memset(y + t * ldy, 0, w->rows * sizeof *y);
-    tsar_accumulate(y, ldy, x, w->cols, w, 0, w->cols, T, 0, tsar_panels(w->rows), scratch);
+    tsar_accumulate(y, ldy, x, w->cols, w, NULL, 0, w->cols, T, 0, tsar_panels(w->rows), scratch);
 }
 
 /* x[c][p] = sum over positions j of softmax_j(sum over c' of x[c'][p] key[j][c'] * (1 / sqrt(C))) value[c][j], for T positions p of the

@@ -126,7 +126,7 @@ static tsar_status check_kernel(tsar_error *err)
     const size_t panels = (ROWS + TSAR_PANEL - 1) / TSAR_PANEL;
     volatile uint64_t seed = 1;
     float weights[ROWS * COLS];
-    double x[T * COLS], y[3][T * ROWS] = { { 0.0 } };
+    double x[T * COLS], y[3][T * ROWS];
     for (size_t i = 0; i < ROWS * COLS; i++) weights[i] = (float)((double)(tsar_mix(seed + i) >> 40) * 0x1p-23 - 1.0);
     for (size_t i = 0; i < T * COLS; i++) x[i] = (double)(tsar_mix(seed + ROWS * COLS + i) >> 11) * 0x1p-52 - 1.0;
     tsar_matrix w;
@@ -139,8 +139,8 @@ static tsar_status check_kernel(tsar_error *err)
     tsar_matrix_set_rows(&w, 0, ROWS, weights);
     tsar_matmul(y[0], x, &w, NULL, T, 1, scratch);
     for (size_t t = 0; t < T; t++) tsar_matmul(y[1] + t * ROWS, x + t * COLS, &w, NULL, 1, 1, scratch);
-    tsar_accumulate(y[2], ROWS, x, COLS, &w, 0, SPLIT, T, 0, panels, NULL);
-    tsar_accumulate(y[2], ROWS, x + SPLIT, COLS, &w, SPLIT, COLS - SPLIT, T, 0, panels, scratch);
+    tsar_accumulate(y[2], ROWS, x, COLS, &w, NULL, 0, SPLIT, T, 0, panels, NULL);
+    tsar_accumulate(y[2], ROWS, x + SPLIT, COLS, &w, NULL, SPLIT, COLS - SPLIT, T, 0, panels, scratch);
     tsar_matrix_close(&w);
     tsar_free(scratch);
     for (size_t way = 0; way < 3; way++) {

@@ -67,7 +67,10 @@ static void test_matrix(tsar_dtype dtype, size_t rows, size_t cols, size_t T, si
     for (size_t r = 0; r < rows; r++) bias[r] = number();
     for (size_t t = 0; t < T; t++) {
         for (size_t k = 0; k < cols; k++) dense[t * cols + k] = x[t * ldx + k] = number();
-        for (size_t i = 0; i < ldy; i++) naive[t * ldy + i] = y[t * ldy + i] = i < rows ? bias[i] : 7.0;
+        for (size_t i = 0; i < ldy; i++) {
+            naive[t * ldy + i] = i < rows ? bias[i] : 7.0;
+            y[t * ldy + i] = 7.0;
+        }
         for (size_t r = 0; r < rows; r++) {
             double sum = 0.0;
             for (size_t k = 0; k < cols; k++) {
@@ -84,7 +87,7 @@ static void test_matrix(tsar_dtype dtype, size_t rows, size_t cols, size_t T, si
         n = 1 + below(cols - k);
         for (size_t p = 0, m; p < panels; p += m) {
             m = 1 + below(panels - p);
-            tsar_accumulate(y, ldy, x + k, ldx, &w, k, n, T, p, p + m, below(2) ? scratch : NULL);
+            tsar_accumulate(y, ldy, x + k, ldx, &w, bias, k, n, T, p, p + m, below(2) ? scratch : NULL);
         }
     }
     CHECK(same(y, naive, T * ldy), "pieces of %s [%d][%d], %d vectors", name, (int)rows, (int)cols, (int)T);

@@ -60,10 +60,7 @@ void tsar_matmul(double *y, const double *x, const tsar_matrix *w, const double 
     for (size_t i = 0; i < crew; i++) {
         const size_t p0 = by_panel ? panels * i / crew : 0, p1 = by_panel ? panels * (i + 1) / crew : panels;
         const size_t t0 = by_panel ? 0 : T * i / crew, t1 = by_panel ? T : T * (i + 1) / crew;
-        const size_t r1 = p1 * TSAR_PANEL < rows ? p1 * TSAR_PANEL : rows;
-        for (size_t t = t0; t < t1; t++)
-            for (size_t r = p0 * TSAR_PANEL; r < r1; r++) y[t * rows + r] = bias != NULL ? bias[r] : 0.0;
-        tsar_accumulate(y + t0 * rows, rows, x + t0 * cols, cols, w, 0, cols, t1 - t0, p0, p1, scratch ? scratch + i * share : NULL);
+        tsar_accumulate(y + t0 * rows, rows, x + t0 * cols, cols, w, bias, 0, cols, t1 - t0, p0, p1, scratch ? scratch + i * share : NULL);
     }
 }
 
@@ -309,36 +306,52 @@ static void panel_many(double *sums, size_t ld, const double *x, size_t ldx, con
     }
 }
 
+/* n <= PANEL doubles; that a whole panel has a size known to the compiler makes it a few registers' moves. */
+TSAR_INLINE void copy_rows(double *to, const double *from, size_t n)
+{
+    if (n == PANEL)
+        memcpy(to, from, PANEL * sizeof *to);
+    else
+        for (size_t r = 0; r < n; r++) to[r] = from[r];
+}
+
+/* What the sums of panel p begin with: y from column k0 > 0 on, before it the bias or 0.   sums [T][rows], ld apart; y and bias of row 0 */
+static void begin_sums(double *sums, size_t ld, const double *y, size_t ldy, const double *bias, size_t k0, size_t T, size_t p, size_t rows)
+{
+    static const double zero[PANEL];
+    const double *start = bias != NULL ? bias + p * PANEL : zero;
+    if (k0 > 0 && sums == y + p * PANEL) return;
+    for (size_t t = 0; t < T; t++) copy_rows(sums + t * ld, k0 > 0 ? y + t * ldy + p * PANEL : start, rows);
+}
+
 /* Up to GROUP vectors, panel by panel. The sums of a panel that takes several chunks are kept together meanwhile: in y they lie far apart,
  * often in the same few places of the cache; so are those of a panel that is not whole. */
-static void accumulate_many(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, size_t k0, size_t kn, size_t T, size_t p0,
-                            size_t p1, double *scratch)
+static void accumulate_many(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, const double *bias, size_t k0, size_t kn, size_t T,
+                            size_t p0, size_t p1, double *scratch)
 {
-    double *wide = scratch + (64 - (uintptr_t)scratch % 64) % 64 / sizeof(double), *sums = wide + PANEL * CHUNK; /* from a line's beginning */
+    double *wide = scratch + (64 - (uintptr_t)scratch % 64) % 64 / sizeof(double), *together = wide + PANEL * CHUNK; /* from a line's beginning */
     for (size_t p = p0; p < p1; p++) {
         const size_t rows = rows_of_panel(w, p);
-        const char *panel = (const char *)w->panels + p * columns_size(w->dtype, w->cols);
-        double *y_p = y + p * PANEL;
-        if (rows == PANEL && kn <= CHUNK) {
-            panel_many(y_p, ldy, x, ldx, w, panel, k0, kn, T, wide);
-            continue;
-        }
+        const int in_y = rows == PANEL && kn <= CHUNK;
+        double *sums = in_y ? y + p * PANEL : together;
+        const size_t ld = in_y ? ldy : PANEL;
         if (rows < PANEL) memset(sums, 0, T * PANEL * sizeof *sums);
-        for (size_t t = 0; t < T; t++) memcpy(sums + t * PANEL, y_p + t * ldy, rows * sizeof *sums);
-        panel_many(sums, PANEL, x, ldx, w, panel, k0, kn, T, wide);
-        for (size_t t = 0; t < T; t++) memcpy(y_p + t * ldy, sums + t * PANEL, rows * sizeof *sums);
+        begin_sums(sums, ld, y, ldy, bias, k0, T, p, rows);
+        panel_many(sums, ld, x, ldx, w, (const char *)w->panels + p * columns_size(w->dtype, w->cols), k0, kn, T, wide);
+        for (size_t t = 0; t < T && !in_y; t++) copy_rows(y + t * ldy + p * PANEL, sums + t * PANEL, rows);
     }
 }
 
 /* Up to TILE vectors: weights go from memory to the registers, and are widened there. A lone column of a word of two is
  * widened before. */
-static void accumulate_few(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, size_t k0, size_t kn, size_t T, size_t p0,
-                           size_t p1)
+static void accumulate_few(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, const double *bias, size_t k0, size_t kn, size_t T,
+                           size_t p0, size_t p1)
 {
     const int words = w->dtype == TSAR_F16 || w->dtype == TSAR_BF16;
     double wide[PANEL];
     for (size_t p = p0; p < p1; p++) {
         const char *panel = (const char *)w->panels + p * columns_size(w->dtype, w->cols);
+        begin_sums(y + p * PANEL, ldy, y, ldy, bias, k0, T, p, rows_of_panel(w, p));
         for (size_t k = 0, n; k < kn; k += n) {
             const int lone = words && ((k0 + k) % 2 == 1 || kn - k == 1);
             const char *columns = lone ? (const char *)wide : panel + columns_size(w->dtype, k0 + k);
@@ -349,17 +362,17 @@ static void accumulate_few(double *y, size_t ldy, const double *x, size_t ldx, c
     }
 }
 
-void tsar_accumulate(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, size_t k0, size_t kn, size_t T, size_t p0, size_t p1,
-                     double *scratch)
+void tsar_accumulate(double *y, size_t ldy, const double *x, size_t ldx, const tsar_matrix *w, const double *bias, size_t k0, size_t kn, size_t T, size_t p0,
+                     size_t p1, double *scratch)
 {
     const size_t most = scratch != NULL ? GROUP : TILE;
     for (size_t t = 0, count; t < T; t += count) {
         const size_t groups = (T - t + most - 1) / most;
         count = (T - t + groups - 1) / groups;
         if (count <= TILE)
-            accumulate_few(y + t * ldy, ldy, x + t * ldx, ldx, w, k0, kn, count, p0, p1);
+            accumulate_few(y + t * ldy, ldy, x + t * ldx, ldx, w, bias, k0, kn, count, p0, p1);
         else
-            accumulate_many(y + t * ldy, ldy, x + t * ldx, ldx, w, k0, kn, count, p0, p1, scratch);
+            accumulate_many(y + t * ldy, ldy, x + t * ldx, ldx, w, bias, k0, kn, count, p0, p1, scratch);
     }
 }
 
@@ -397,7 +410,7 @@ TSAR_INLINE uint64_t mask_above(uint64_t a, uint64_t b) { return (uint64_t)0 - (
 void tsar_round_to(const tsar_model *model, double *x, size_t n)
 {
     static const struct {
-        int digits, least, most; /* of the significand; exponents of normal numbers */
+        int digits, least, most;                                                                 /* of the significand; exponents of normal numbers */
     } formats[] = { { 53, -1022, 1023 }, { 24, -126, 127 }, { 11, -14, 15 }, { 8, -126, 127 } }; /* F64, F32, F16, BF16 */
     if (model->precision == TSAR_F64) return;
     const int digits = formats[model->precision].digits, least = formats[model->precision].least, most = formats[model->precision].most;
