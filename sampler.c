@@ -7,7 +7,8 @@
  *     4. generation      batches, passes, the transformer's two branches, CTF; every code is decided by decide_code
  *     5. likelihood      of given codes, by the same path
  *
- * Letters here: R, C rows and columns of the grid of fused tokens (n = R C); W ZipAR's window; B images of a batch. */
+ * Letters here, besides those of tsar.h: R, C rows and columns of the grid of fused tokens (n = R C); W ZipAR's window; B images of a
+ * batch, b one of them; t a fused token, in raster order, (i, j) its row and column. */
 #include "tsar.h"
 
 #include <math.h>
@@ -385,7 +386,7 @@ static int order_tests(const tsar_settings *settings, size_t columns, const int6
 
 /* ---------------------------------------------------------------------------------------------------- 4. generation */
 
-#define MOST_IMAGES ((size_t)4)     /* of a batch: weights are read once for all of them */
+#define MOST_OF_BATCH ((size_t)4)   /* images: weights are read once for all of them */
 #define MOST_KV_BYTES 1073741824.0  /* of a batch's keys and values */
 #define FINE_CHUNK ((size_t)262144) /* logits of stage two held at once: 2 MB */
 
@@ -397,14 +398,14 @@ typedef struct {
     tsar_prompt prompt[2];   /* conditional, unconditional */
     size_t branches;         /* 1, or 2 with guidance */
     size_t batch;            /* B, images decoded side by side */
-    size_t rows, columns, n; /* the grid of fused tokens */
-    size_t side, slots;      /* s, s*s: codes of a fused token */
+    size_t R, C, n;          /* the grid of fused tokens */
+    size_t s, slots;         /* side of a window, s*s: codes of a fused token */
     size_t V, N;             /* predicted vocabulary, codes of an image */
     size_t width;            /* tokens that a pass decodes of one image, at most */
     int eol;                 /* 1: rows end by a token that is fed, not decoded */
-    size_t chunk;            /* CTF: tokens whose fine logits are held at once; else 0 */
+    size_t chunk;            /* CTF: codes whose fine logits are held at once; else 0 */
     tsar_state *state;
-    /* the buffers of buffer_table */
+    /* the buffers of buffer_table; gh, gw are R*s, C*s */
     int64_t *codes;           /* [B][n][s*s], of decoded tokens and of the candidate */
     int64_t *picture;         /* [B][gh][gw], the same codes in place; -1 where nothing is decoded */
     int64_t *step_of;         /* [B][n], -1 before a token is decoded */
@@ -441,7 +442,7 @@ static size_t batch_size(const generation *g, size_t images)
 {
     const double bytes = image_bytes(g);
     size_t batch = 1;
-    while (batch < MOST_IMAGES && batch < images && (double)(batch + 1) * bytes <= MOST_KV_BYTES) batch++;
+    while (batch < MOST_OF_BATCH && batch < images && (double)(batch + 1) * bytes <= MOST_KV_BYTES) batch++;
     return batch;
 }
 
@@ -491,15 +492,15 @@ static void measure(generation *g, const tsar_model *model, const tsar_prompt *p
     g->prompt[0] = g->prompt[1] = *prompt;
     g->prompt[1].unconditional = 1;
     g->branches = settings->cfg > 1 ? 2 : 1;
-    g->rows = config->rows;
-    g->columns = config->columns;
+    g->R = config->rows;
+    g->C = config->columns;
     g->n = config->tokens;
-    g->side = config->shuffle;
-    g->slots = g->side * g->side;
+    g->s = config->shuffle;
+    g->slots = g->s * g->s;
     g->V = config->vocab;
     g->N = config->grid_h * config->grid_w;
     g->eol = config->eol >= 0;
-    g->width = order_width(settings, g->rows, g->columns);
+    g->width = order_width(settings, g->R, g->C);
     g->batch = batch_size(g, images);
     if (config->n_coarse == 0) return;
     g->chunk = FINE_CHUNK / K > 0 ? FINE_CHUNK / K : 1;
@@ -512,16 +513,16 @@ typedef struct {
     const char *what;
 } buffer;
 
-enum { BUFFERS = 22 };
+enum { GENERATION_BUFFERS = 22 };
 #define BUFFER(pointer, count, what) { offsetof(generation, pointer), count, sizeof *g->pointer, what }
 
 /* Every buffer of a generation: opening and closing are loops over this table. */
-static void buffer_table(const generation *g, buffer table[BUFFERS])
+static void buffer_table(const generation *g, buffer table[GENERATION_BUFFERS])
 {
     const tsar_config *c = &g->model->config;
     const int adaptive = g->settings->order == TSAR_ZIPAR_ADAPTIVE, ctf = c->n_coarse > 0;
     const size_t B = g->batch, Bn = tsar_product(B, g->n), BW = tsar_product(B, g->width), token = tsar_product(g->slots, g->V), K = c->codebook_size;
-    const buffer rows[BUFFERS] = {
+    const buffer all[GENERATION_BUFFERS] = {
         BUFFER(codes, tsar_product(Bn, g->slots), "codes"),
         BUFFER(picture, tsar_product(B, g->N), "codes"),
         BUFFER(step_of, Bn, "the order of tokens"),
@@ -530,7 +531,7 @@ static void buffer_table(const generation *g, buffer table[BUFFERS])
         BUFFER(before_pass, B, "the order of tokens"),
         BUFFER(next, BW, "the order of tokens"),
         BUFFER(n_next, B, "the order of tokens"),
-        BUFFER(lag, tsar_product(B, g->rows), "the order of tokens"),
+        BUFFER(lag, tsar_product(B, g->R), "the order of tokens"),
         BUFFER(evaluations, B, "the order of tokens"),
         BUFFER(feed, tsar_product(2 * g->branches, BW), "the rows of a pass"),
         BUFFER(logits, tsar_product(tsar_product(g->branches, BW), token), "logits"),
@@ -545,7 +546,7 @@ static void buffer_table(const generation *g, buffer table[BUFFERS])
         BUFFER(fine_logits, tsar_product(g->chunk, K), "the fine stage's logits"),
         BUFFER(fine, ctf ? g->N : 0, "fine codes"),
     };
-    memcpy(table, rows, sizeof rows);
+    memcpy(table, all, sizeof all);
 }
 
 /* The pointer at `at` of a generation; pointers to objects look alike on every machine that tsar knows. */
@@ -558,12 +559,12 @@ static void *get_buffer(const generation *g, size_t at)
 
 static tsar_status generation_open(generation *g, tsar_error *err)
 {
-    buffer table[BUFFERS];
+    buffer table[GENERATION_BUFFERS];
     const char *what = g->branches == 2 ? "the keys and values of a picture and its unguided twin" : "the keys and values of a picture";
     tsar_status status = check_fine(g->model, err);
     if (status == TSAR_OK) status = tsar_memory_check(image_bytes(g), what, g->branches == 2 ? "a smaller --grid, or --cfg 1" : "a smaller --grid", err);
     buffer_table(g, table);
-    for (size_t i = 0; status == TSAR_OK && i < BUFFERS; i++) {
+    for (size_t i = 0; status == TSAR_OK && i < GENERATION_BUFFERS; i++) {
         void *memory = table[i].count > 0 ? tsar_alloc(table[i].count, table[i].size, table[i].what, err) : NULL;
         if (table[i].count > 0 && memory == NULL) status = TSAR_ROOM;
         memcpy((char *)g + table[i].at, &memory, sizeof memory);
@@ -575,9 +576,9 @@ static tsar_status generation_open(generation *g, tsar_error *err)
 
 static void generation_close(generation *g)
 {
-    buffer table[BUFFERS];
+    buffer table[GENERATION_BUFFERS];
     buffer_table(g, table);
-    for (size_t i = 0; i < BUFFERS; i++) tsar_free(get_buffer(g, table[i].at));
+    for (size_t i = 0; i < GENERATION_BUFFERS; i++) tsar_free(get_buffer(g, table[i].at));
     tsar_state_close(g->state);
 }
 
@@ -594,11 +595,11 @@ static tsar_decision decision_at(const generation *g, size_t image, size_t t, si
     memset(&d, 0, sizeof d);
     d.image = (size_t)g->settings->first_image + image;
     d.token = t;
-    d.row = t / g->columns;
-    d.column = t % g->columns;
+    d.row = t / g->C;
+    d.column = t % g->C;
     d.slot = slot;
-    d.y = d.row * g->side + slot / g->side;
-    d.x = d.column * g->side + slot % g->side;
+    d.y = d.row * g->s + slot / g->s;
+    d.x = d.column * g->s + slot % g->s;
     d.pass = pass;
     d.purpose = TSAR_DRAW;
     d.settles = 1;
@@ -611,8 +612,8 @@ static tsar_decision decision_of_slot(const generation *g, const tsar_decision *
 {
     tsar_decision d = *first;
     d.slot = slot;
-    d.y += slot / g->side;
-    d.x += slot % g->side;
+    d.y += slot / g->s;
+    d.x += slot % g->s;
     d.logits += slot * g->V;
     d.cond += slot * g->V;
     if (d.uncond != NULL) d.uncond += slot * g->V;
@@ -625,23 +626,23 @@ static tsar_decision decision_of_slot(const generation *g, const tsar_decision *
  *     accept        tsar_adapt: the candidate if u * before[candidate] < p[candidate], else a draw by `replace` from max(0, p - before) */
 static tsar_status decide_code(const generation *g, tsar_decision *d, int64_t *code, tsar_error *err)
 {
-    const tsar_settings *s = g->settings;
+    const tsar_settings *settings = g->settings;
     const int tested = d->purpose == TSAR_ACCEPT;
     const size_t K = d->codes == NULL ? g->V : g->model->config.codebook_size;
     tsar_status status = TSAR_OK;
     size_t choice;
-    d->u = tsar_uniform(s->seed, d->image, d->row, d->column, d->slot, (uint64_t)d->purpose, d->attempt);
-    if (tested) d->replace = tsar_uniform(s->seed, d->image, d->row, d->column, d->slot, TSAR_REPLACE, d->attempt);
-    if (s->greedy)
+    d->u = tsar_uniform(settings->seed, d->image, d->row, d->column, d->slot, (uint64_t)d->purpose, d->attempt);
+    if (tested) d->replace = tsar_uniform(settings->seed, d->image, d->row, d->column, d->slot, TSAR_REPLACE, d->attempt);
+    if (settings->greedy)
         choice = tsar_argmax(d->logits, d->V);
     else {
         memcpy(g->p, d->logits, d->V * sizeof *g->p);
-        tsar_probabilities(g->p, d->V, s, g->scratch);
+        tsar_probabilities(g->p, d->V, settings, g->scratch);
         d->p = g->p;
         choice = tested ? tsar_adapt(d->candidate, d->before, d->p, g->residual, d->V, d->u, d->replace) : tsar_draw(d->p, d->V, d->u);
     }
     if (d->codes != NULL) choice = d->codes[choice];
-    if (s->decide != NULL) status = s->decide(s->decide_context, d, &choice, err);
+    if (settings->decide != NULL) status = settings->decide(settings->decide_context, d, &choice, err);
     if (status == TSAR_OK && choice >= K)
         status = tsar_fail(err, TSAR_USAGE, "code %zu was decided for (%zu, %zu); it must be below %zu", choice, d->y, d->x, K);
     *code = (int64_t)choice;
@@ -653,7 +654,7 @@ static tsar_status decide_code(const generation *g, tsar_decision *d, int64_t *c
  *     authors         the last one of row r-2 that is (QUIRKS-zipar-authors 2); they stay until those of the real token replace them (3) */
 static size_t stand_in(const generation *g, const int64_t *step_of, size_t t)
 {
-    if (g->settings->authors && step_of[t] < 0) t -= g->columns;
+    if (g->settings->authors && step_of[t] < 0) t -= g->C;
     while (step_of[t] < 0) t--;
     return t;
 }
@@ -662,11 +663,11 @@ static size_t stand_in(const generation *g, const int64_t *step_of, size_t t)
  * if at most k tokens of these rows were decoded before it (QUIRKS-zipar-authors 9). Their unconditional sequence sees every token. */
 static double guidance_scale(const generation *g, size_t b, size_t t)
 {
-    tsar_settings s = *g->settings;
-    if (!s.authors || s.cfg_interval < 0 || t < g->columns) return tsar_cfg_scale(&s, t, g->n);
-    if (g->before_pass[b] > g->columns && (uint64_t)(g->before_pass[b] - g->columns) > (uint64_t)s.cfg_interval) return 0;
-    s.cfg_interval = -1;
-    return tsar_cfg_scale(&s, t, g->n);
+    tsar_settings settings = *g->settings;
+    if (!settings.authors || settings.cfg_interval < 0 || t < g->C) return tsar_cfg_scale(&settings, t, g->n);
+    if (g->before_pass[b] > g->C && (uint64_t)(g->before_pass[b] - g->C) > (uint64_t)settings.cfg_interval) return 0;
+    settings.cfg_interval = -1;
+    return tsar_cfg_scale(&settings, t, g->n);
 }
 
 /* Whether no row that guidance covers will ever look at the unconditional keys and values of place t: it covers the first tokens of the raster order. */
@@ -708,7 +709,7 @@ static size_t feed_image(const generation *g, size_t b, tsar_feed *feed)
     size_t count = 0, k = 0;
     for (size_t t = 0; t + 1 < g->n; t++) {
         const int wanted = k < g->n_next[b] && next[k] == t + 1;
-        const int by_eol = g->eol && (t + 1) % g->columns == 0;
+        const int by_eol = g->eol && (t + 1) % g->C == 0;
         const size_t predicts = wanted ? k++ : SIZE_MAX;
         const int fresh = step_of[t] >= 0 && !fed[t];
         if (fresh || (wanted && !by_eol)) count += feed_place(g, b, t, FEED_TOKEN, by_eol ? SIZE_MAX : predicts, feed + count);
@@ -737,8 +738,8 @@ static tsar_status run_pass(const generation *g, size_t images, size_t pass, tsa
 static void settle(generation *g, size_t b, size_t t, size_t pass)
 {
     const int64_t *codes = g->codes + (b * g->n + t) * g->slots;
-    const size_t y = t / g->columns * g->side, x = t % g->columns * g->side, gw = g->columns * g->side;
-    for (size_t slot = 0; slot < g->slots; slot++) g->picture[b * g->N + (y + slot / g->side) * gw + x + slot % g->side] = codes[slot];
+    const size_t y = t / g->C * g->s, x = t % g->C * g->s, gw = g->C * g->s;
+    for (size_t slot = 0; slot < g->slots; slot++) g->picture[b * g->N + (y + slot / g->s) * gw + x + slot % g->s] = codes[slot];
     g->step_of[b * g->n + t] = (int64_t)pass;
     g->decoded[b]++;
 }
@@ -806,11 +807,11 @@ static tsar_status decide_token(generation *g, size_t b, size_t image, size_t k,
         return tsar_fail(err, TSAR_INPUT, "the logits of fused token %zu are not finite; weights, guidance or temperature are out of range", t);
     if (result->logits != NULL) memcpy(result->logits + (image * g->n + t) * count, logits, count * sizeof *logits);
 
-    if (order_tests(g->settings, g->columns, g->step_of + b * g->n, (int64_t)pass, t, &row, &above, &complete)) {
+    if (order_tests(g->settings, g->C, g->step_of + b * g->n, (int64_t)pass, t, &row, &above, &complete)) {
         first.settles = complete;
         status = evaluate_candidate(g, b, &first, &outlived, err);
         if (status != TSAR_OK || (!outlived && !complete)) return status;
-        g->lag[b * g->rows + row] = above;
+        g->lag[b * g->R + row] = above;
         g->evaluations[b] = 0;
     } else
         for (size_t slot = 0; status == TSAR_OK && slot < g->slots; slot++) {
@@ -841,8 +842,8 @@ static tsar_status report(const generation *g, size_t first, size_t images, size
 /* Code i of the picture [gh][gw] from its fine logits [K], of which only those of its label's members count. */
 static tsar_status decide_fine(const generation *g, size_t image, size_t i, int64_t label, double *logits, size_t pass, tsar_error *err)
 {
-    const size_t gw = g->columns * g->side, y = i / gw, x = i % gw;
-    const size_t t = y / g->side * g->columns + x / g->side, slot = y % g->side * g->side + x % g->side;
+    const size_t gw = g->C * g->s, y = i / gw, x = i % gw;
+    const size_t t = y / g->s * g->C + x / g->s, slot = y % g->s * g->s + x % g->s;
     tsar_decision d = decision_at(g, image, t, slot, pass);
     d.purpose = TSAR_FINE;
     d.codes = g->members + g->starts[label];
@@ -897,14 +898,14 @@ static tsar_status generate_batch(generation *g, size_t first, size_t images, ts
     memset(g->fed, 0, g->batch * g->n * sizeof *g->fed);
     for (size_t i = 0; i < g->batch * g->n; i++) g->step_of[i] = -1;
     for (size_t i = 0; i < g->batch * g->N; i++) g->picture[i] = -1;
-    for (size_t i = 0; i < g->batch * g->rows; i++) g->lag[i] = SIZE_MAX;
+    for (size_t i = 0; i < g->batch * g->R; i++) g->lag[i] = SIZE_MAX;
     for (size_t b = 0; b < g->batch; b++) g->decoded[b] = g->evaluations[b] = 0;
 
     for (;; pass++) {
         predicted = 0;
         for (size_t b = 0; b < images; b++)
             predicted += g->n_next[b] =
-                tsar_order_next(g->settings, g->rows, g->columns, g->step_of + b * g->n, g->lag + b * g->rows, g->next + b * g->width);
+                tsar_order_next(g->settings, g->R, g->C, g->step_of + b * g->n, g->lag + b * g->R, g->next + b * g->width);
         if (predicted == 0) break;
         memcpy(g->before_pass, g->decoded, g->batch * sizeof *g->decoded);
         status = run_pass(g, images, pass, err);
@@ -972,19 +973,19 @@ typedef struct {
  * Stage one of CTF decides the code's label, stage two the code among the label's: ln p(code) = ln p(label) + ln p(code | label). */
 static tsar_status score_code(void *context, const tsar_decision *d, size_t *code, tsar_error *err)
 {
-    const scoring *s = context;
-    const tsar_config *config = &s->model->config;
-    const size_t at = d->y * config->grid_w + d->x, given = (size_t)s->codes[at];
+    const scoring *scored = context;
+    const tsar_config *config = &scored->model->config;
+    const size_t at = d->y * config->grid_w + d->x, given = (size_t)scored->codes[at];
     const double max = d->logits[tsar_argmax(d->logits, d->V)];
     double total = 0;
     size_t index = 0;
     (void)err;
-    *code = config->n_coarse > 0 && d->codes == NULL ? (size_t)s->model->cluster_of[given] : given;
+    *code = config->n_coarse > 0 && d->codes == NULL ? (size_t)scored->model->cluster_of[given] : given;
     for (size_t v = 0; v < d->V; v++) {
         total += tsar_exp(d->logits[v] - max);
         if ((d->codes == NULL ? v : d->codes[v]) == *code) index = v;
     }
-    s->nats[at] += d->logits[index] - max - tsar_log(total);
+    scored->nats[at] += d->logits[index] - max - tsar_log(total);
     return TSAR_OK;
 }
 

@@ -125,33 +125,33 @@ static void convolve(network *s, double *out, const double *in, const tsar_conv 
 
 /* The GroupNorm of in [C][H][W], ready to be applied: its moments are taken, and the convolutions of the guide, at the guide's size. The
  * sums of a group take channels, rows, columns in this order. It is good until the next call. */
-static norming group_norm(network *s, const double *in, const tsar_norm *norm, norm_mode mode)
+static norming group_norm(network *net, const double *in, const tsar_norm *norm, norm_mode mode)
 {
-    const size_t H = s->H, W = s->W, P = H * W, G = s->model->config.vq_groups, members = norm->channels / G;
-    const size_t batches = (G + CHAINS - 1) / CHAINS, threads = s->model->threads;
-    const int halves = s->model->precision == TSAR_BF16 || s->model->precision == TSAR_F16;
-    norming v = { s->model, norm->gain, norm->bias, s->mean, s->spread, members, halves, NULL, NULL, s->h, s->w, 0, mode };
+    const size_t H = net->H, W = net->W, P = H * W, G = net->model->config.vq_groups, members = norm->channels / G;
+    const size_t batches = (G + CHAINS - 1) / CHAINS, threads = net->model->threads;
+    const int halves = net->model->precision == TSAR_BF16 || net->model->precision == TSAR_F16;
+    norming v = { net->model, norm->gain, norm->bias, net->mean, net->spread, members, halves, NULL, NULL, net->h, net->w, 0, mode };
 
     TSAR_PARALLEL_FOR(threads)
     for (size_t batch = 0; batch < batches; ++batch) {
         size_t g = batch * CHAINS;
-        group_moments(s->mean + g, s->spread + g, in + g * members * P, members * P, smaller(CHAINS, G - g));
+        group_moments(net->mean + g, net->spread + g, in + g * members * P, members * P, smaller(CHAINS, G - g));
     }
     if (norm->conv_y.out == 0) return v;
-    s->H = s->h, s->W = s->w;
-    convolve(s, s->factor, s->guide, &norm->conv_y, PLAIN, NULL, REPLACE);
-    convolve(s, s->term, s->guide, &norm->conv_b, PLAIN, NULL, REPLACE);
-    s->H = H, s->W = W;
-    v.factor = s->factor, v.term = s->term;
-    while (s->h << v.zoom < H) ++v.zoom;
+    net->H = net->h, net->W = net->w;
+    convolve(net, net->factor, net->guide, &norm->conv_y, PLAIN, NULL, REPLACE);
+    convolve(net, net->term, net->guide, &norm->conv_b, PLAIN, NULL, REPLACE);
+    net->H = H, net->W = W;
+    v.factor = net->factor, v.term = net->term;
+    while (net->h << v.zoom < H) ++v.zoom;
     return v;
 }
 
 /* A batch norm is a GroupNorm of one channel a group with given moments, spread = sqrt(variance + 1e-5). */
-static norming batch_norm(network *s, const tsar_batch_norm *norm, norm_mode mode)
+static norming batch_norm(network *net, const tsar_batch_norm *norm, norm_mode mode)
 {
-    for (size_t c = 0; c < norm->channels; ++c) s->spread[c] = sqrt(norm->variance[c] + BATCH_EPS);
-    return (norming){ s->model, norm->gain, norm->bias, norm->mean, s->spread, 1, 0, NULL, NULL, 0, 0, 0, mode };
+    for (size_t c = 0; c < norm->channels; ++c) net->spread[c] = sqrt(norm->variance[c] + BATCH_EPS);
+    return (norming){ net->model, norm->gain, norm->bias, norm->mean, net->spread, 1, 0, NULL, NULL, 0, 0, 0, mode };
 }
 
 /* For verify (SPEC 10): the value before its weight and the one after it are rounded; BF16 and F16 of a GroupNorm as in torch's CPU
@@ -389,35 +389,35 @@ static void convolve(network *s, double *out, const double *in, const tsar_conv 
 }
 
 /* x = convolution of x. */
-static void conv_layer(network *s, const tsar_conv *conv, resampling mode, const norming *norm)
+static void conv_layer(network *net, const tsar_conv *conv, resampling mode, const norming *norm)
 {
-    const framing v = framing_of(conv, mode, s->H, s->W);
-    convolve(s, s->a, s->x, conv, mode, norm, REPLACE);
-    swap(&s->x, &s->a);
-    s->C = conv->out;
-    s->H = v.out_H;
-    s->W = v.out_W;
+    const framing v = framing_of(conv, mode, net->H, net->W);
+    convolve(net, net->a, net->x, conv, mode, norm, REPLACE);
+    swap(&net->x, &net->a);
+    net->C = conv->out;
+    net->H = v.out_H;
+    net->W = v.out_W;
 }
 
 /* ------------------------------------------------------------------------------------------------------------- blocks */
 
 /* x = shortcut(x) + conv2(swish(norm2(conv1(swish(norm1(x)))))); the shortcut is nin_shortcut where the width changes,
  * else the identity (QUIRKS, VQ 3). */
-static void resnet_block(network *s, const tsar_resblock *block)
+static void resnet_block(network *net, const tsar_resblock *block)
 {
-    const norming norm1 = group_norm(s, s->x, &block->norm1, NORM_SWISH);
-    convolve(s, s->a, s->x, &block->conv1, PLAIN, &norm1, REPLACE);
-    const norming norm2 = group_norm(s, s->a, &block->norm2, NORM_SWISH);
-    if (block->nin_shortcut.out != 0) convolve(s, s->x, s->x, &block->nin_shortcut, PLAIN, NULL, REPLACE);
-    convolve(s, s->x, s->a, &block->conv2, PLAIN, &norm2, ADD);
-    s->C = block->conv2.out;
+    const norming norm1 = group_norm(net, net->x, &block->norm1, NORM_SWISH);
+    convolve(net, net->a, net->x, &block->conv1, PLAIN, &norm1, REPLACE);
+    const norming norm2 = group_norm(net, net->a, &block->norm2, NORM_SWISH);
+    if (block->nin_shortcut.out != 0) convolve(net, net->x, net->x, &block->nin_shortcut, PLAIN, NULL, REPLACE);
+    convolve(net, net->x, net->a, &block->conv2, PLAIN, &norm2, ADD);
+    net->C = block->conv2.out;
 }
 
-/* rows[t][c] = x[c][first + t].   rows [T][C], x [C][P] */
-static void positions(double *rows, const double *x, size_t C, size_t P, size_t first, size_t T)
+/* vectors[t][c] = x[c][first + t].   vectors [T][C], x [C][P] */
+static void positions(double *vectors, const double *x, size_t C, size_t P, size_t first, size_t T)
 {
     for (size_t c = 0; c < C; ++c)
-        for (size_t t = 0; t < T; ++t) rows[t * C + c] = x[c * P + first + t];
+        for (size_t t = 0; t < T; ++t) vectors[t * C + c] = x[c * P + first + t];
 }
 
 /* y[t][r] = sum over k of w[r][k] * x[t][k].   y [T] rows ldy apart, x [T][w.cols] */
@@ -427,58 +427,58 @@ static void products(double *y, size_t ldy, const double *x, const tsar_matrix *
 }
 
 /* x[c][p] = sum over positions j of softmax_j(sum over c' of x[c'][p] key[j][c'] * (1 / sqrt(C))) value[c][j], for T positions p of the
- * queries x.   x [C][P], key [P][C], value [C][P]; scratch: rows [QUERY_RUN][C], score [QUERY_RUN][P], and tsar_scratch(QUERY_RUN, 1) */
-static void attend(const tsar_model *model, double *x, const tsar_matrix *key, const tsar_matrix *value, size_t first, size_t T, double *rows, double *score,
+ * queries x.   x [C][P], key [P][C], value [C][P]; scratch: vectors [QUERY_RUN][C], score [QUERY_RUN][P], and tsar_scratch(QUERY_RUN, 1) */
+static void attend(const tsar_model *model, double *x, const tsar_matrix *key, const tsar_matrix *value, size_t first, size_t T, double *vectors, double *score,
                    double *scratch)
 {
     const size_t C = value->rows, P = value->cols;
     const double scale = 1.0 / sqrt((double)C);
 
-    positions(rows, x, C, P, first, T);
-    products(score, P, rows, key, T, scratch);
+    positions(vectors, x, C, P, first, T);
+    products(score, P, vectors, key, T, scratch);
     tsar_round_to(model, score, T * P);
     for (size_t i = 0; i < T * P; ++i) score[i] *= scale;
     tsar_round_to(model, score, T * P);
     tsar_softmax_rows(score, P, P, T);
     tsar_round_to(model, score, T * P);
-    products(rows, C, score, value, T, scratch);
-    tsar_round_to(model, rows, T * C);
+    products(vectors, C, score, value, T, scratch);
+    tsar_round_to(model, vectors, T * C);
     for (size_t c = 0; c < C; ++c)
-        for (size_t t = 0; t < T; ++t) x[c * P + first + t] = rows[t * C + c];
+        for (size_t t = 0; t < T; ++t) x[c * P + first + t] = vectors[t * C + c];
 }
 
 /* x = x + proj_out(attention(q, k, v)), each of q, k, v a 1x1 convolution of norm(x): one head over all positions
  * (QUIRKS, VQ 4). Queries go in runs, so memory grows with h*w and not with its square. */
-static tsar_status attn_block(network *s, const tsar_attnblock *block)
+static tsar_status attn_block(network *net, const tsar_attnblock *block)
 {
-    const size_t C = s->C, P = s->H * s->W, runs = (P + QUERY_RUN - 1) / QUERY_RUN, workers = smaller(s->model->threads, runs);
+    const size_t C = net->C, P = net->H * net->W, runs = (P + QUERY_RUN - 1) / QUERY_RUN, workers = smaller(net->model->threads, runs);
     tsar_matrix key = { 0, 0, TSAR_F64, NULL }, value = { 0, 0, TSAR_F64, NULL };
-    double *rows = tsar_alloc(tsar_product(workers * QUERY_RUN, C), sizeof *rows, "the queries of an attention block", s->err);
-    double *score = tsar_alloc(tsar_product(workers * QUERY_RUN, P), sizeof *score, "the scores of an attention block", s->err);
-    double *scratch = tsar_alloc(tsar_scratch(QUERY_RUN, workers), sizeof *scratch, "the products of an attention block", s->err);
-    tsar_status status = rows && score && scratch ? TSAR_OK : TSAR_ROOM;
-    if (status == TSAR_OK) status = tsar_matrix_open(&key, P, C, TSAR_F64, "the keys of an attention block", s->err);
-    if (status == TSAR_OK) status = tsar_matrix_open(&value, C, P, TSAR_F64, "the values of an attention block", s->err);
+    double *vectors = tsar_alloc(tsar_product(workers * QUERY_RUN, C), sizeof *vectors, "the queries of an attention block", net->err);
+    double *score = tsar_alloc(tsar_product(workers * QUERY_RUN, P), sizeof *score, "the scores of an attention block", net->err);
+    double *scratch = tsar_alloc(tsar_scratch(QUERY_RUN, workers), sizeof *scratch, "the products of an attention block", net->err);
+    tsar_status status = vectors && score && scratch ? TSAR_OK : TSAR_ROOM;
+    if (status == TSAR_OK) status = tsar_matrix_open(&key, P, C, TSAR_F64, "the keys of an attention block", net->err);
+    if (status == TSAR_OK) status = tsar_matrix_open(&value, C, P, TSAR_F64, "the values of an attention block", net->err);
     if (status == TSAR_OK) {
-        const norming norm = group_norm(s, s->x, &block->norm, NORM_ONLY);
-        convolve(s, s->a, s->x, &block->k, PLAIN, &norm, REPLACE);
+        const norming norm = group_norm(net, net->x, &block->norm, NORM_ONLY);
+        convolve(net, net->a, net->x, &block->k, PLAIN, &norm, REPLACE);
         for (size_t p = 0; p < P; p += QUERY_RUN) {
-            positions(rows, s->a, C, P, p, smaller(QUERY_RUN, P - p));
-            tsar_matrix_set_rows(&key, p, smaller(QUERY_RUN, P - p), rows);
+            positions(vectors, net->a, C, P, p, smaller(QUERY_RUN, P - p));
+            tsar_matrix_set_rows(&key, p, smaller(QUERY_RUN, P - p), vectors);
         }
-        convolve(s, s->a, s->x, &block->v, PLAIN, &norm, REPLACE);
-        tsar_matrix_set_rows(&value, 0, C, s->a);
-        convolve(s, s->a, s->x, &block->q, PLAIN, &norm, REPLACE);
+        convolve(net, net->a, net->x, &block->v, PLAIN, &norm, REPLACE);
+        tsar_matrix_set_rows(&value, 0, C, net->a);
+        convolve(net, net->a, net->x, &block->q, PLAIN, &norm, REPLACE);
         TSAR_PARALLEL_FOR(workers)
         for (size_t worker = 0; worker < workers; ++worker)
             for (size_t run = share(runs, worker, workers); run < share(runs, worker + 1, workers); ++run)
-                attend(s->model, s->a, &key, &value, run * QUERY_RUN, smaller(QUERY_RUN, P - run * QUERY_RUN), rows + worker * QUERY_RUN * C,
+                attend(net->model, net->a, &key, &value, run * QUERY_RUN, smaller(QUERY_RUN, P - run * QUERY_RUN), vectors + worker * QUERY_RUN * C,
                        score + worker * QUERY_RUN * P, scratch + worker * tsar_scratch(QUERY_RUN, 1));
-        convolve(s, s->x, s->a, &block->proj_out, PLAIN, NULL, ADD);
+        convolve(net, net->x, net->a, &block->proj_out, PLAIN, NULL, ADD);
     }
     tsar_matrix_close(&key);
     tsar_matrix_close(&value);
-    tsar_free(rows);
+    tsar_free(vectors);
     tsar_free(score);
     tsar_free(scratch);
     return status;
@@ -486,224 +486,224 @@ static tsar_status attn_block(network *s, const tsar_attnblock *block)
 
 /* ------------------------------------------------------------------------------------------- the encoder, the decoder */
 
-/* Emits t [C][H][W] as vq.{part}.{name}.{number}; without a number where that is NONE. */
-enum { NONE = -1 };
-static tsar_status trace_of(const network *s, double *t, const char *name, int number)
+/* Emits t [C][H][W] as vq.{part}.{name}.{number}; without a number where that is NO_NUMBER. */
+enum { NO_NUMBER = -1 };
+static tsar_status trace_of(const network *net, double *t, const char *name, int number)
 {
-    const size_t shape[3] = { s->C, s->H, s->W };
-    if (number == NONE) return tsar_emit(s->sink, s->err, TSAR_F64, t, 3, shape, "vq.%s.%s", s->part, name);
-    return tsar_emit(s->sink, s->err, TSAR_F64, t, 3, shape, "vq.%s.%s.%d", s->part, name, number);
+    const size_t shape[3] = { net->C, net->H, net->W };
+    if (number == NO_NUMBER) return tsar_emit(net->sink, net->err, TSAR_F64, t, 3, shape, "vq.%s.%s", net->part, name);
+    return tsar_emit(net->sink, net->err, TSAR_F64, t, 3, shape, "vq.%s.%s.%d", net->part, name, number);
 }
 
 static tsar_status trace(const network *s, const char *name, int number) { return trace_of(s, s->x, name, number); }
 
 /* t = t + conv2(silu(bn2(conv1(silu(bn1(t))))))   (SPEC 4, time_res_stack) */
-static void time_block(network *s, double *t, const tsar_time_block *block)
+static void time_block(network *net, double *t, const tsar_time_block *block)
 {
-    const norming norm1 = batch_norm(s, &block->norm1, NORM_SWISH);
-    convolve(s, s->a, t, &block->conv1, PLAIN, &norm1, REPLACE);
-    const norming norm2 = batch_norm(s, &block->norm2, NORM_SWISH);
-    convolve(s, t, s->a, &block->conv2, PLAIN, &norm2, ADD);
+    const norming norm1 = batch_norm(net, &block->norm1, NORM_SWISH);
+    convolve(net, net->a, t, &block->conv1, PLAIN, &norm1, REPLACE);
+    const norming norm2 = batch_norm(net, &block->norm2, NORM_SWISH);
+    convolve(net, t, net->a, &block->conv2, PLAIN, &norm2, ADD);
 }
 
 /* t = silu(conv(t))   (SPEC 4, time_conv). The encoder's halves the frames. */
-static void time_conv(network *s, double *t, const tsar_conv *conv)
+static void time_conv(network *net, double *t, const tsar_conv *conv)
 {
-    convolve(s, s->a, t, conv, PLAIN, NULL, REPLACE);
-    if (conv->taps > 1) s->frames /= 2;
-    const size_t n = conv->out * s->frames * s->H * s->W;
-    memcpy(t, s->a, n * sizeof *t);
+    convolve(net, net->a, t, conv, PLAIN, NULL, REPLACE);
+    if (conv->taps > 1) net->frames /= 2;
+    const size_t n = conv->out * net->frames * net->H * net->W;
+    memcpy(t, net->a, n * sizeof *t);
     tsar_silu_n(t, n);
-    tsar_round_to(s->model, t, n);
+    tsar_round_to(net->model, t, n);
 }
 
 /* Behind the encoder: one picture is vq_temporal equal frames, of which the convolutions make one; then the residual stack. */
-static tsar_status encoder_time(network *s, const tsar_coder *coder)
+static tsar_status encoder_time(network *net, const tsar_coder *coder)
 {
-    const size_t P = s->H * s->W, frames = s->model->config.vq_temporal;
+    const size_t P = net->H * net->W, frames = net->model->config.vq_temporal;
     tsar_status status = TSAR_OK;
     if (coder->n_time_conv > 0) {
-        s->frames = frames;
-        for (size_t c = s->C; c-- > 0;)
-            for (size_t f = frames; f-- > 0;) memmove(s->x + (c * frames + f) * P, s->x + c * P, P * sizeof *s->x);
+        net->frames = frames;
+        for (size_t c = net->C; c-- > 0;)
+            for (size_t f = frames; f-- > 0;) memmove(net->x + (c * frames + f) * P, net->x + c * P, P * sizeof *net->x);
     }
     for (size_t i = 0; i < coder->n_time_conv && status == TSAR_OK; ++i) {
-        time_conv(s, s->x, &coder->time_conv[i]);
-        const size_t shape[4] = { s->C, s->frames, s->H, s->W };
-        status = tsar_emit(s->sink, s->err, TSAR_F64, s->x, 4, shape, "vq.encoder.time_conv.%lu", (unsigned long)i);
+        time_conv(net, net->x, &coder->time_conv[i]);
+        const size_t shape[4] = { net->C, net->frames, net->H, net->W };
+        status = tsar_emit(net->sink, net->err, TSAR_F64, net->x, 4, shape, "vq.encoder.time_conv.%lu", (unsigned long)i);
     }
     for (size_t j = 0; j < coder->n_time_res && status == TSAR_OK; ++j) {
-        time_block(s, s->x, &coder->time_res[j]);
-        status = trace(s, "time_res", (int)j);
+        time_block(net, net->x, &coder->time_res[j]);
+        status = trace(net, "time_res", (int)j);
     }
     return status;
 }
 
 /* In front of the decoder: the stream and its guide go through the same residual stack and convolutions (QUIRKS, Emu3 7). */
-static tsar_status decoder_time(network *s, const tsar_coder *coder)
+static tsar_status decoder_time(network *net, const tsar_coder *coder)
 {
     tsar_status status = TSAR_OK;
     for (size_t j = 0; j < coder->n_time_res && status == TSAR_OK; ++j) {
-        time_block(s, s->x, &coder->time_res[j]);
-        time_block(s, s->guide, &coder->time_res[j]);
-        status = trace(s, "time_res", (int)j);
-        if (status == TSAR_OK) status = trace_of(s, s->guide, "guide_res", (int)j);
+        time_block(net, net->x, &coder->time_res[j]);
+        time_block(net, net->guide, &coder->time_res[j]);
+        status = trace(net, "time_res", (int)j);
+        if (status == TSAR_OK) status = trace_of(net, net->guide, "guide_res", (int)j);
     }
     for (size_t i = 0; i < coder->n_time_conv && status == TSAR_OK; ++i) {
-        time_conv(s, s->x, &coder->time_conv[i]);
-        time_conv(s, s->guide, &coder->time_conv[i]);
-        status = trace(s, "time_conv", (int)i);
-        if (status == TSAR_OK) status = trace_of(s, s->guide, "guide_conv", (int)i);
+        time_conv(net, net->x, &coder->time_conv[i]);
+        time_conv(net, net->guide, &coder->time_conv[i]);
+        status = trace(net, "time_conv", (int)i);
+        if (status == TSAR_OK) status = trace_of(net, net->guide, "guide_conv", (int)i);
     }
     return status;
 }
 
 /* x = norm_out, swish, conv_out: how both coders end. */
-static tsar_status coder_end(network *s, const tsar_coder *coder)
+static tsar_status coder_end(network *net, const tsar_coder *coder)
 {
-    const norming norm = group_norm(s, s->x, &coder->norm_out, NORM_SWISH);
-    conv_layer(s, &coder->conv_out, PLAIN, &norm);
-    return trace(s, "conv_out", NONE);
+    const norming norm = group_norm(net, net->x, &coder->norm_out, NORM_SWISH);
+    conv_layer(net, &coder->conv_out, PLAIN, &norm);
+    return trace(net, "conv_out", NO_NUMBER);
 }
 
-static tsar_status coder_start(network *s, const tsar_coder *coder)
+static tsar_status coder_start(network *net, const tsar_coder *coder)
 {
-    conv_layer(s, &coder->conv_in, PLAIN, NULL);
-    return trace(s, "conv_in", NONE);
+    conv_layer(net, &coder->conv_in, PLAIN, NULL);
+    return trace(net, "conv_in", NO_NUMBER);
 }
 
 /* The middle, at the lowest resolution: ResnetBlock, AttnBlock, ResnetBlock. */
-static tsar_status coder_middle(network *s, const tsar_coder *coder)
+static tsar_status coder_middle(network *net, const tsar_coder *coder)
 {
-    resnet_block(s, &coder->mid0);
-    tsar_status status = trace(s, "mid", 0);
-    if (status == TSAR_OK) status = attn_block(s, &coder->mid1);
-    if (status == TSAR_OK) status = trace(s, "mid", 1);
+    resnet_block(net, &coder->mid0);
+    tsar_status status = trace(net, "mid", 0);
+    if (status == TSAR_OK) status = attn_block(net, &coder->mid1);
+    if (status == TSAR_OK) status = trace(net, "mid", 1);
     if (status == TSAR_OK) {
-        resnet_block(s, &coder->mid2);
-        status = trace(s, "mid", 2);
+        resnet_block(net, &coder->mid2);
+        status = trace(net, "mid", 2);
     }
     return status;
 }
 
 /* conv_blocks.{i}: ResnetBlocks, each followed by an AttnBlock at the lowest resolution, then the change of resolution. */
-static tsar_status coder_levels(network *s, const tsar_coder *coder, resampling mode)
+static tsar_status coder_levels(network *net, const tsar_coder *coder, resampling mode)
 {
     tsar_status status = TSAR_OK;
-    for (size_t i = 0; i < s->model->config.vq_levels && status == TSAR_OK; ++i) {
+    for (size_t i = 0; i < net->model->config.vq_levels && status == TSAR_OK; ++i) {
         const tsar_level *level = &coder->levels[i];
         for (size_t j = 0; j < level->n_res && status == TSAR_OK; ++j) {
-            resnet_block(s, &level->res[j]);
-            if (j < level->n_attn) status = attn_block(s, &level->attn[j]);
+            resnet_block(net, &level->res[j]);
+            if (j < level->n_attn) status = attn_block(net, &level->attn[j]);
         }
         if (status != TSAR_OK) break;
-        if (level->resample.out != 0) conv_layer(s, &level->resample, mode, NULL);
-        status = trace(s, "block", (int)i);
+        if (level->resample.out != 0) conv_layer(net, &level->resample, mode, NULL);
+        status = trace(net, "block", (int)i);
     }
     return status;
 }
 
 /* The encoder: conv_in, levels from the highest resolution to the lowest, middle, conv_out; Emu3's parts in time. */
-static tsar_status encoder(network *s, const tsar_coder *coder)
+static tsar_status encoder(network *net, const tsar_coder *coder)
 {
-    tsar_status status = coder_start(s, coder);
-    if (status == TSAR_OK) status = coder_levels(s, coder, DOWNSAMPLE);
-    if (status == TSAR_OK) status = coder_middle(s, coder);
-    if (status == TSAR_OK) status = coder_end(s, coder);
-    return status == TSAR_OK ? encoder_time(s, coder) : status;
+    tsar_status status = coder_start(net, coder);
+    if (status == TSAR_OK) status = coder_levels(net, coder, DOWNSAMPLE);
+    if (status == TSAR_OK) status = coder_middle(net, coder);
+    if (status == TSAR_OK) status = coder_end(net, coder);
+    return status == TSAR_OK ? encoder_time(net, coder) : status;
 }
 
 /* The decoder: Emu3's parts in time; conv_in, middle, levels from the lowest resolution to the highest, conv_out. */
-static tsar_status decoder(network *s, const tsar_coder *coder)
+static tsar_status decoder(network *net, const tsar_coder *coder)
 {
-    tsar_status status = decoder_time(s, coder);
-    if (status == TSAR_OK) status = coder_start(s, coder);
-    if (status == TSAR_OK) status = coder_middle(s, coder);
-    if (status == TSAR_OK) status = coder_levels(s, coder, UPSAMPLE);
-    return status == TSAR_OK ? coder_end(s, coder) : status;
+    tsar_status status = decoder_time(net, coder);
+    if (status == TSAR_OK) status = coder_start(net, coder);
+    if (status == TSAR_OK) status = coder_middle(net, coder);
+    if (status == TSAR_OK) status = coder_levels(net, coder, UPSAMPLE);
+    return status == TSAR_OK ? coder_end(net, coder) : status;
 }
 
 /* Makes room for what a convolution of an input of H x W pixels reads and writes. */
-static void measure_conv(network *s, const tsar_conv *conv, resampling mode, size_t H, size_t W)
+static void measure_conv(network *net, const tsar_conv *conv, resampling mode, size_t H, size_t W)
 {
     const framing v = framing_of(conv, mode, H, W);
-    s->widest = larger(s->widest, larger(conv->in, conv->out));
-    s->capacity = larger(s->capacity, tsar_product(tsar_product(H, W), conv->in));
-    s->capacity = larger(s->capacity, tsar_product(tsar_product(v.out_H, v.out_W), conv->out));
-    s->band_size = larger(s->band_size, band_size(&v, conv->in * v.taps));
-    s->sums_size = larger(s->sums_size, OUTPUTS * v.outputs);
+    net->widest = larger(net->widest, larger(conv->in, conv->out));
+    net->capacity = larger(net->capacity, tsar_product(tsar_product(H, W), conv->in));
+    net->capacity = larger(net->capacity, tsar_product(tsar_product(v.out_H, v.out_W), conv->out));
+    net->band_size = larger(net->band_size, band_size(&v, conv->in * v.taps));
+    net->sums_size = larger(net->sums_size, OUTPUTS * v.outputs);
 }
 
 /* The same for a residual block, or for what is measured like one: no convolution of an attention block is larger than those of the
  * residual block before it. */
-static void measure_block(network *s, const tsar_resblock *block, size_t H, size_t W)
+static void measure_block(network *net, const tsar_resblock *block, size_t H, size_t W)
 {
-    measure_conv(s, &block->conv1, PLAIN, H, W);
-    measure_conv(s, &block->conv2, PLAIN, H, W);
-    if (block->nin_shortcut.out != 0) measure_conv(s, &block->nin_shortcut, PLAIN, H, W);
+    measure_conv(net, &block->conv1, PLAIN, H, W);
+    measure_conv(net, &block->conv2, PLAIN, H, W);
+    if (block->nin_shortcut.out != 0) measure_conv(net, &block->nin_shortcut, PLAIN, H, W);
 }
 
 /* The same for everything that a coder computes from H x W pixels on. The middle is as wide as the level beside it. */
-static void measure(network *s, const tsar_coder *coder, resampling mode, size_t H, size_t W)
+static void measure(network *net, const tsar_coder *coder, resampling mode, size_t H, size_t W)
 {
-    measure_conv(s, &coder->conv_in, PLAIN, H, W);
-    for (size_t i = 0; i < s->model->config.vq_levels; ++i) {
+    measure_conv(net, &coder->conv_in, PLAIN, H, W);
+    for (size_t i = 0; i < net->model->config.vq_levels; ++i) {
         const tsar_level *level = &coder->levels[i];
-        for (size_t j = 0; j < level->n_res; ++j) measure_block(s, &level->res[j], H, W);
+        for (size_t j = 0; j < level->n_res; ++j) measure_block(net, &level->res[j], H, W);
         if (level->resample.out == 0) continue;
-        measure_conv(s, &level->resample, mode, H, W);
+        measure_conv(net, &level->resample, mode, H, W);
         if (mode == UPSAMPLE) H = tsar_product(H, 2), W = tsar_product(W, 2);
         if (mode == DOWNSAMPLE) H /= 2, W /= 2;
     }
-    measure_conv(s, &coder->conv_out, PLAIN, H, W);
+    measure_conv(net, &coder->conv_out, PLAIN, H, W);
 }
 
 /* The same for the parts in time, at the size of the latent picture. */
-static void measure_time(network *s, const tsar_coder *coder)
+static void measure_time(network *net, const tsar_coder *coder)
 {
-    const size_t volume = tsar_product(s->model->config.vq_temporal, s->model->config.vq_z_channels);
-    for (size_t i = 0; i < coder->n_time_conv; ++i) measure_conv(s, &coder->time_conv[i], PLAIN, s->h, s->w);
-    for (size_t j = 0; j < coder->n_time_res; ++j) measure_conv(s, &coder->time_res[j].conv1, PLAIN, s->h, s->w);
-    s->capacity = larger(s->capacity, tsar_product(tsar_product(s->h, s->w), volume));
+    const size_t volume = tsar_product(net->model->config.vq_temporal, net->model->config.vq_z_channels);
+    for (size_t i = 0; i < coder->n_time_conv; ++i) measure_conv(net, &coder->time_conv[i], PLAIN, net->h, net->w);
+    for (size_t j = 0; j < coder->n_time_res; ++j) measure_conv(net, &coder->time_res[j].conv1, PLAIN, net->h, net->w);
+    net->capacity = larger(net->capacity, tsar_product(tsar_product(net->h, net->w), volume));
 }
 
-static void network_close(network *s)
+static void network_close(network *net)
 {
-    tsar_free(s->x);
-    tsar_free(s->a);
-    tsar_free(s->band);
-    tsar_free(s->sums);
-    tsar_free(s->weights);
-    tsar_free(s->mean);
-    tsar_free(s->spread);
-    tsar_free(s->guide);
-    tsar_free(s->factor);
-    tsar_free(s->term);
+    tsar_free(net->x);
+    tsar_free(net->a);
+    tsar_free(net->band);
+    tsar_free(net->sums);
+    tsar_free(net->weights);
+    tsar_free(net->mean);
+    tsar_free(net->spread);
+    tsar_free(net->guide);
+    tsar_free(net->factor);
+    tsar_free(net->term);
 }
 
 /* The tensors of a network that is measured. */
-static tsar_status network_allocate(network *s, int guided)
+static tsar_status network_allocate(network *net, int guided)
 {
-    const tsar_config *config = &s->model->config;
-    const size_t groups = larger((config->vq_groups + CHAINS - 1) / CHAINS * CHAINS, config->vq_z_channels), threads = s->model->threads;
-    const size_t guide = guided ? tsar_product(s->h, s->w) : 0;
+    const tsar_config *config = &net->model->config;
+    const size_t groups = larger((config->vq_groups + CHAINS - 1) / CHAINS * CHAINS, config->vq_z_channels), threads = net->model->threads;
+    const size_t guide = guided ? tsar_product(net->h, net->w) : 0;
     const struct {
         double **slot;
         size_t count;
     } tensors[] = {
-        { &s->x, s->capacity },
-        { &s->a, s->capacity },
-        { &s->band, s->band_size },
-        { &s->sums, tsar_product(threads, s->sums_size) },
-        { &s->weights, tsar_product(threads, SPREAD) },
-        { &s->mean, groups },
-        { &s->spread, groups },
-        { &s->guide, tsar_product(guide, config->vq_embed_dim) },
-        { &s->factor, tsar_product(guide, s->widest) },
-        { &s->term, tsar_product(guide, s->widest) },
+        { &net->x, net->capacity },
+        { &net->a, net->capacity },
+        { &net->band, net->band_size },
+        { &net->sums, tsar_product(threads, net->sums_size) },
+        { &net->weights, tsar_product(threads, SPREAD) },
+        { &net->mean, groups },
+        { &net->spread, groups },
+        { &net->guide, tsar_product(guide, config->vq_embed_dim) },
+        { &net->factor, tsar_product(guide, net->widest) },
+        { &net->term, tsar_product(guide, net->widest) },
     };
     for (size_t i = 0; i < sizeof tensors / sizeof *tensors; ++i) {
-        double *tensor = tsar_alloc(tensors[i].count, sizeof *tensor, "the tensors of the image tokenizer", s->err);
+        double *tensor = tsar_alloc(tensors[i].count, sizeof *tensor, "the tensors of the image tokenizer", net->err);
         if (tensor == NULL) return TSAR_ROOM;
         *tensors[i].slot = tensor;
     }
@@ -712,15 +712,15 @@ static tsar_status network_allocate(network *s, int guided)
 
 /* A network whose tensors hold what `coder` computes from H x W pixels, and what `outside`, quant_conv or post_quant_conv,
  * does at h x w; to be closed also after a failure. */
-static tsar_status network_open(network *s, const tsar_model *model, const tsar_coder *coder, const tsar_conv *outside, const char *part, size_t H, size_t W,
+static tsar_status network_open(network *net, const tsar_model *model, const tsar_coder *coder, const tsar_conv *outside, const char *part, size_t H, size_t W,
                                 size_t h, size_t w, const tsar_sink *sink, tsar_error *err)
 {
     const int decodes = coder == &model->vq.decoder;
-    *s = (network){ .model = model, .sink = sink, .err = err, .part = part, .frames = 1, .h = h, .w = w };
-    measure(s, coder, decodes ? UPSAMPLE : DOWNSAMPLE, H, W);
-    measure_conv(s, outside, PLAIN, h, w);
-    measure_time(s, coder);
-    return network_allocate(s, decodes && model->config.vq_temporal > 0);
+    *net = (network){ .model = model, .sink = sink, .err = err, .part = part, .frames = 1, .h = h, .w = w };
+    measure(net, coder, decodes ? UPSAMPLE : DOWNSAMPLE, H, W);
+    measure_conv(net, outside, PLAIN, h, w);
+    measure_time(net, coder);
+    return network_allocate(net, decodes && model->config.vq_temporal > 0);
 }
 
 /* ---------------------------------------------------------------------------------------------------------- quantizer */
@@ -751,12 +751,12 @@ void tsar_vq_codeword(const tsar_model *model, size_t code, double *out)
 /* d = (|z|^2 + |e|^2) - 2 z.e, from the two squares and the product (QUIRKS, VQ 6). */
 static double distance(double zz, double ee, double ze) { return (zz + ee) - 2.0 * ze; }
 
-/* For each of n points: the row of `rows` at the least distance, the first of equals.
- * index [n], points [n][E], rows [R][E], squares [R] = |row|^2 */
-static tsar_status nearest(int64_t *index, const double *points, size_t n, const tsar_matrix *rows, const double *squares, size_t threads, tsar_error *err)
+/* For each of n points: which of the words is at the least distance, the first of equals.
+ * index [n], points [n][E], words [count][E], squares [count] = |word|^2 */
+static tsar_status nearest(int64_t *index, const double *points, size_t n, const tsar_matrix *words, const double *squares, size_t threads, tsar_error *err)
 {
-    const size_t R = rows->rows, E = rows->cols, runs = (n + POINTS - 1) / POINTS, workers = smaller(threads, runs);
-    double *dots = tsar_alloc(tsar_product(workers * POINTS, R), sizeof *dots, "the distances to the codewords", err);
+    const size_t count = words->rows, E = words->cols, runs = (n + POINTS - 1) / POINTS, workers = smaller(threads, runs);
+    double *dots = tsar_alloc(tsar_product(workers * POINTS, count), sizeof *dots, "the distances to the codewords", err);
     double *scratch = tsar_alloc(tsar_scratch(POINTS, workers), sizeof *scratch, "the distances to the codewords", err);
     if (!dots || !scratch) {
         tsar_free(dots);
@@ -767,14 +767,14 @@ static tsar_status nearest(int64_t *index, const double *points, size_t n, const
     for (size_t worker = 0; worker < workers; ++worker)
         for (size_t run = share(runs, worker, workers); run < share(runs, worker + 1, workers); ++run) {
             const size_t first = run * POINTS, T = smaller(POINTS, n - first);
-            double *dots_w = dots + worker * POINTS * R;
-            products(dots_w, R, points + first * E, rows, T, scratch + worker * tsar_scratch(POINTS, 1));
+            double *dots_w = dots + worker * POINTS * count;
+            products(dots_w, count, points + first * E, words, T, scratch + worker * tsar_scratch(POINTS, 1));
             for (size_t t = 0; t < T; ++t) {
-                const double *z = points + (first + t) * E, *dots_t = dots_w + t * R;
+                const double *z = points + (first + t) * E, *dots_t = dots_w + t * count;
                 const double zz = dot(z, z, E);
                 size_t best = 0;
                 double least = distance(zz, squares[0], dots_t[0]);
-                for (size_t r = 1; r < R; ++r) {
+                for (size_t r = 1; r < count; ++r) {
                     double d = distance(zz, squares[r], dots_t[r]);
                     if (d < least) {
                         least = d;
@@ -789,11 +789,11 @@ static tsar_status nearest(int64_t *index, const double *points, size_t n, const
     return TSAR_OK;
 }
 
-/* squares[r] = |values[r]|^2, and values packed for the kernel.   squares [R], rows and values [R][E] */
-static void pack_rows(tsar_matrix *rows, double *squares, const double *values)
+/* squares[r] = |values[r]|^2, and values packed for the kernel.   squares [count], packed and values [count][E] */
+static void pack(tsar_matrix *packed, double *squares, const double *values)
 {
-    tsar_matrix_set_rows(rows, 0, rows->rows, values);
-    for (size_t r = 0; r < rows->rows; ++r) squares[r] = dot(values + r * rows->cols, values + r * rows->cols, rows->cols);
+    tsar_matrix_set_rows(packed, 0, packed->rows, values);
+    for (size_t r = 0; r < packed->rows; ++r) squares[r] = dot(values + r * packed->cols, values + r * packed->cols, packed->cols);
 }
 
 /* All codewords as the model takes them.   words [K][E], the caller's to tsar_free; NULL without memory */
@@ -809,18 +809,18 @@ static double *codewords(const tsar_model *model, tsar_error *err)
 static tsar_status quantize(const tsar_model *model, const double *latent, size_t P, int64_t *codes, tsar_error *err)
 {
     const size_t K = model->vq.codebook.rows, E = model->vq.codebook.cols;
-    tsar_matrix rows = { 0, 0, TSAR_F64, NULL };
+    tsar_matrix packed = { 0, 0, TSAR_F64, NULL };
     double *words = codewords(model, err);
     double *squares = words ? tsar_alloc(K, sizeof *squares, "the codewords", err) : NULL;
     double *points = squares ? tsar_alloc(tsar_product(P, E), sizeof *points, "the latent vectors", err) : NULL;
-    tsar_status status = points ? tsar_matrix_open(&rows, K, E, TSAR_F64, "the codewords", err) : TSAR_ROOM;
+    tsar_status status = points ? tsar_matrix_open(&packed, K, E, TSAR_F64, "the codewords", err) : TSAR_ROOM;
     if (status == TSAR_OK) {
-        pack_rows(&rows, squares, words);
+        pack(&packed, squares, words);
         positions(points, latent, E, P, 0, P);
         for (size_t p = 0; p < P; ++p) unit_length(&model->config, points + p * E);
-        status = nearest(codes, points, P, &rows, squares, model->threads, err);
+        status = nearest(codes, points, P, &packed, squares, model->threads, err);
     }
-    tsar_matrix_close(&rows);
+    tsar_matrix_close(&packed);
     tsar_free(words);
     tsar_free(squares);
     tsar_free(points);
@@ -861,37 +861,37 @@ tsar_status tsar_vq_distances(const tsar_model *model, const double *latent, con
 
 /* ------------------------------------------------------------------------------------------------- pictures and codes */
 
-static tsar_status encode(network *s, const uint8_t *rgb, size_t H, size_t W, int64_t *codes)
+static tsar_status encode(network *net, const uint8_t *rgb, size_t H, size_t W, int64_t *codes)
 {
-    const tsar_vq *vq = &s->model->vq;
+    const tsar_vq *vq = &net->model->vq;
     const size_t P = H * W;
 
     /* bytes to [-1, 1] */
-    s->C = 3, s->H = H, s->W = W;
+    net->C = 3, net->H = H, net->W = W;
     for (size_t c = 0; c < 3; ++c)
-        for (size_t p = 0; p < P; ++p) s->x[c * P + p] = rgb[3 * p + c] / 127.5 - 1.0;
-    tsar_status status = encoder(s, &vq->encoder);
+        for (size_t p = 0; p < P; ++p) net->x[c * P + p] = rgb[3 * p + c] / 127.5 - 1.0;
+    tsar_status status = encoder(net, &vq->encoder);
     if (status != TSAR_OK) return status;
-    conv_layer(s, &vq->quant_conv, PLAIN, NULL);
-    const size_t latent_shape[3] = { s->C, s->H, s->W }, *codes_shape = latent_shape + 1;
-    status = tsar_emit(s->sink, s->err, TSAR_F64, s->x, 3, latent_shape, "vq.latent");
-    if (status == TSAR_OK) status = quantize(s->model, s->x, s->H * s->W, codes, s->err);
-    if (status == TSAR_OK) status = tsar_emit(s->sink, s->err, TSAR_I64, codes, 2, codes_shape, "vq.codes");
+    conv_layer(net, &vq->quant_conv, PLAIN, NULL);
+    const size_t latent_shape[3] = { net->C, net->H, net->W }, *codes_shape = latent_shape + 1;
+    status = tsar_emit(net->sink, net->err, TSAR_F64, net->x, 3, latent_shape, "vq.latent");
+    if (status == TSAR_OK) status = quantize(net->model, net->x, net->H * net->W, codes, net->err);
+    if (status == TSAR_OK) status = tsar_emit(net->sink, net->err, TSAR_I64, codes, 2, codes_shape, "vq.codes");
     return status;
 }
 
 tsar_status tsar_vq_encode(const tsar_model *model, const uint8_t *rgb, size_t H, size_t W, int64_t *codes, const tsar_sink *sink, tsar_error *err)
 {
     const size_t f = model->config.vq_factor;
-    network s;
+    network net;
     tsar_status status = check_tokenizer(model, err);
     if (status != TSAR_OK) return status;
     if (H == 0 || W == 0 || H % f != 0 || W % f != 0)
         return tsar_fail(err, TSAR_INPUT, "a picture of %zu x %zu pixels (height x width) cannot be encoded: both must be multiples of %zu; crop or resize it",
                          H, W, f);
-    status = network_open(&s, model, &model->vq.encoder, &model->vq.quant_conv, "encoder", H, W, H / f, W / f, sink, err);
-    if (status == TSAR_OK) status = encode(&s, rgb, H, W, codes);
-    network_close(&s);
+    status = network_open(&net, model, &model->vq.encoder, &model->vq.quant_conv, "encoder", H, W, H / f, W / f, sink, err);
+    if (status == TSAR_OK) status = encode(&net, rgb, H, W, codes);
+    network_close(&net);
     return status;
 }
 
@@ -904,35 +904,35 @@ static uint8_t to_byte(const tsar_config *config, double x)
     return (uint8_t)(level >= 255.0 ? 255 : level > 0.0 ? (int)level : 0);
 }
 
-static tsar_status decode(network *s, const int64_t *codes, size_t h, size_t w, uint8_t *rgb)
+static tsar_status decode(network *net, const int64_t *codes, size_t h, size_t w, uint8_t *rgb)
 {
-    const tsar_vq *vq = &s->model->vq;
+    const tsar_vq *vq = &net->model->vq;
     const size_t E = vq->codebook.cols;
 
-    s->C = E, s->H = h, s->W = w;
+    net->C = E, net->H = h, net->W = w;
     for (size_t p = 0; p < h * w; ++p) {
-        double *word = s->a; /* [E] */
-        tsar_vq_codeword(s->model, (size_t)codes[p], word);
-        for (size_t e = 0; e < E; ++e) s->x[e * h * w + p] = word[e];
+        double *word = net->a; /* [E] */
+        tsar_vq_codeword(net->model, (size_t)codes[p], word);
+        for (size_t e = 0; e < E; ++e) net->x[e * h * w + p] = word[e];
     }
     const size_t shape[3] = { E, h, w };
-    tsar_round_to(s->model, s->x, E * h * w);
-    tsar_status status = tsar_emit(s->sink, s->err, TSAR_F64, s->x, 3, shape, "vq.quantized");
+    tsar_round_to(net->model, net->x, E * h * w);
+    tsar_status status = tsar_emit(net->sink, net->err, TSAR_F64, net->x, 3, shape, "vq.quantized");
     if (status != TSAR_OK) return status;
-    if (s->model->config.vq_temporal) memcpy(s->guide, s->x, E * h * w * sizeof *s->x);
-    conv_layer(s, &vq->post_quant_conv, PLAIN, NULL);
-    status = trace(s, "post_quant", NONE);
-    if (status == TSAR_OK) status = decoder(s, &vq->decoder);
+    if (net->model->config.vq_temporal) memcpy(net->guide, net->x, E * h * w * sizeof *net->x);
+    conv_layer(net, &vq->post_quant_conv, PLAIN, NULL);
+    status = trace(net, "post_quant", NO_NUMBER);
+    if (status == TSAR_OK) status = decoder(net, &vq->decoder);
     if (status != TSAR_OK || rgb == NULL) return status;
-    const size_t P = s->H * s->W;
+    const size_t P = net->H * net->W;
     for (size_t c = 0; c < 3; ++c)
-        for (size_t p = 0; p < P; ++p) rgb[3 * p + c] = to_byte(&s->model->config, s->x[c * P + p]);
+        for (size_t p = 0; p < P; ++p) rgb[3 * p + c] = to_byte(&net->model->config, net->x[c * P + p]);
     return TSAR_OK;
 }
 
 tsar_status tsar_vq_decode(const tsar_model *model, const int64_t *codes, size_t h, size_t w, uint8_t *rgb, const tsar_sink *sink, tsar_error *err)
 {
-    network s;
+    network net;
     tsar_status status = check_tokenizer(model, err);
     if (status != TSAR_OK) return status;
     if (h == 0 || w == 0) return tsar_fail(err, TSAR_INPUT, "%zu x %zu codes make no picture; give at least one row and one column", h, w);
@@ -941,9 +941,9 @@ tsar_status tsar_vq_decode(const tsar_model *model, const int64_t *codes, size_t
     for (size_t p = 0; p < h * w && status == TSAR_OK; ++p) status = check_code(model, codes[p], p, err);
     if (status == TSAR_OK) status = tsar_memory_check(tsar_decoder_bytes(&model->config, h, w), "the tensors of the decoder", "a smaller picture", err);
     if (status != TSAR_OK) return status;
-    status = network_open(&s, model, &model->vq.decoder, &model->vq.post_quant_conv, "decoder", h, w, h, w, sink, err);
-    if (status == TSAR_OK) status = decode(&s, codes, h, w, rgb);
-    network_close(&s);
+    status = network_open(&net, model, &model->vq.decoder, &model->vq.post_quant_conv, "decoder", h, w, h, w, sink, err);
+    if (status == TSAR_OK) status = decode(&net, codes, h, w, rgb);
+    network_close(&net);
     return status;
 }
 
@@ -957,7 +957,7 @@ typedef struct {
     double *weight;       /* [K]: squared distance to the nearest, or the own, centre */
     size_t *members;      /* [k]: points of each cluster */
     int64_t *label;       /* [K]: the cluster of each point */
-    tsar_matrix rows;     /* centres, packed */
+    tsar_matrix packed;   /* centres, as the kernel takes them */
     size_t K, k, E, threads;
 } clusters;
 
@@ -975,27 +975,27 @@ static double gap(const double *a, const double *b, size_t E)
 /* k-means++ (Arthur and Vassilvitskii 2007): centre j is a point drawn with probability proportional to D^2, its squared
  * distance to the nearest centre chosen before; centre 0 is any point (all weights 1). The draw takes the first point whose
  * running sum exceeds u * total, u = tsar_uniform(seed, image 0, row j, column 0, slot 0, TSAR_KMEANS, attempt 0). */
-static tsar_status start_centres(clusters *s, uint64_t seed, tsar_error *err)
+static tsar_status start_centres(clusters *km, uint64_t seed, tsar_error *err)
 {
-    for (size_t i = 0; i < s->K; ++i) s->weight[i] = 1.0;
-    for (size_t j = 0; j < s->k; ++j) {
+    for (size_t i = 0; i < km->K; ++i) km->weight[i] = 1.0;
+    for (size_t j = 0; j < km->k; ++j) {
         double total = 0.0, sum = 0.0;
-        for (size_t i = 0; i < s->K; ++i) total += s->weight[i];
+        for (size_t i = 0; i < km->K; ++i) total += km->weight[i];
         if (total == 0.0)
-            return tsar_fail(err, TSAR_INPUT, "%zu clusters were asked for, but the codebook has only %zu different codewords; ask for at most %zu", s->k, j,
+            return tsar_fail(err, TSAR_INPUT, "%zu clusters were asked for, but the codebook has only %zu different codewords; ask for at most %zu", km->k, j,
                              j);
         const double limit = tsar_uniform(seed, 0, j, 0, 0, TSAR_KMEANS, 0) * total;
         size_t chosen = 0;
-        for (size_t i = 0; i < s->K && !(sum > limit); ++i)
-            if (s->weight[i] > 0.0) {
-                sum += s->weight[i];
+        for (size_t i = 0; i < km->K && !(sum > limit); ++i)
+            if (km->weight[i] > 0.0) {
+                sum += km->weight[i];
                 chosen = i;
             }
-        double *centre = s->centres + j * s->E;
-        memcpy(centre, s->points + chosen * s->E, s->E * sizeof *centre);
-        for (size_t i = 0; i < s->K; ++i) {
-            double d = gap(s->points + i * s->E, centre, s->E);
-            if (j == 0 || d < s->weight[i]) s->weight[i] = d;
+        double *centre = km->centres + j * km->E;
+        memcpy(centre, km->points + chosen * km->E, km->E * sizeof *centre);
+        for (size_t i = 0; i < km->K; ++i) {
+            double d = gap(km->points + i * km->E, centre, km->E);
+            if (j == 0 || d < km->weight[i]) km->weight[i] = d;
         }
     }
     return TSAR_OK;
@@ -1003,51 +1003,51 @@ static tsar_status start_centres(clusters *s, uint64_t seed, tsar_error *err)
 
 /* Each cluster without a point takes the point farthest from its centre, the first of equals, from a cluster that keeps
  * another one. Since K >= k there always is one, so that no cluster is empty afterwards. */
-static void fill_empty(clusters *s)
+static void fill_empty(clusters *km)
 {
-    for (size_t j = 0; j < s->k; ++j) s->members[j] = 0;
-    for (size_t i = 0; i < s->K; ++i) {
-        s->members[s->label[i]] += 1;
-        s->weight[i] = gap(s->points + i * s->E, s->centres + (size_t)s->label[i] * s->E, s->E);
+    for (size_t j = 0; j < km->k; ++j) km->members[j] = 0;
+    for (size_t i = 0; i < km->K; ++i) {
+        km->members[km->label[i]] += 1;
+        km->weight[i] = gap(km->points + i * km->E, km->centres + (size_t)km->label[i] * km->E, km->E);
     }
-    for (size_t j = 0; j < s->k; ++j) {
-        size_t farthest = s->K;
-        if (s->members[j] > 0) continue;
-        for (size_t i = 0; i < s->K; ++i)
-            if (s->members[s->label[i]] > 1 && (farthest == s->K || s->weight[i] > s->weight[farthest])) farthest = i;
-        s->members[s->label[farthest]] -= 1;
-        s->members[j] = 1;
-        s->label[farthest] = (int64_t)j;
+    for (size_t j = 0; j < km->k; ++j) {
+        size_t farthest = km->K;
+        if (km->members[j] > 0) continue;
+        for (size_t i = 0; i < km->K; ++i)
+            if (km->members[km->label[i]] > 1 && (farthest == km->K || km->weight[i] > km->weight[farthest])) farthest = i;
+        km->members[km->label[farthest]] -= 1;
+        km->members[j] = 1;
+        km->label[farthest] = (int64_t)j;
     }
 }
 
 /* centre = (sum of its points, ascending) / their number. A mean of unit vectors is not made a unit vector again (ours). */
-static void move_centres(clusters *s)
+static void move_centres(clusters *km)
 {
-    memset(s->centres, 0, s->k * s->E * sizeof *s->centres);
-    for (size_t i = 0; i < s->K; ++i)
-        for (size_t e = 0; e < s->E; ++e) s->centres[(size_t)s->label[i] * s->E + e] += s->points[i * s->E + e];
-    for (size_t j = 0; j < s->k; ++j)
-        for (size_t e = 0; e < s->E; ++e) s->centres[j * s->E + e] /= (double)s->members[j];
+    memset(km->centres, 0, km->k * km->E * sizeof *km->centres);
+    for (size_t i = 0; i < km->K; ++i)
+        for (size_t e = 0; e < km->E; ++e) km->centres[(size_t)km->label[i] * km->E + e] += km->points[i * km->E + e];
+    for (size_t j = 0; j < km->k; ++j)
+        for (size_t e = 0; e < km->E; ++e) km->centres[j * km->E + e] /= (double)km->members[j];
 }
 
 /* Lloyd's iterations; then labels in the order in which the clusters first appear among the codewords. previous [K] scratch */
-static tsar_status iterate(clusters *s, int64_t *previous, tsar_error *err)
+static tsar_status iterate(clusters *km, int64_t *previous, tsar_error *err)
 {
     for (int round = 0; round < 100; ++round) {
-        pack_rows(&s->rows, s->squares, s->centres);
-        tsar_status status = nearest(s->label, s->points, s->K, &s->rows, s->squares, s->threads, err);
+        pack(&km->packed, km->squares, km->centres);
+        tsar_status status = nearest(km->label, km->points, km->K, &km->packed, km->squares, km->threads, err);
         if (status != TSAR_OK) return status;
-        fill_empty(s);
-        if (round > 0 && memcmp(s->label, previous, s->K * sizeof *previous) == 0) break;
-        memcpy(previous, s->label, s->K * sizeof *previous);
-        move_centres(s);
+        fill_empty(km);
+        if (round > 0 && memcmp(km->label, previous, km->K * sizeof *previous) == 0) break;
+        memcpy(previous, km->label, km->K * sizeof *previous);
+        move_centres(km);
     }
     int64_t *renamed = previous, next = 0; /* [k], k <= K */
-    for (size_t j = 0; j < s->k; ++j) renamed[j] = -1;
-    for (size_t i = 0; i < s->K; ++i) {
-        if (renamed[s->label[i]] < 0) renamed[s->label[i]] = next++;
-        s->label[i] = renamed[s->label[i]];
+    for (size_t j = 0; j < km->k; ++j) renamed[j] = -1;
+    for (size_t i = 0; i < km->K; ++i) {
+        if (renamed[km->label[i]] < 0) renamed[km->label[i]] = next++;
+        km->label[i] = renamed[km->label[i]];
     }
     return TSAR_OK;
 }
@@ -1057,24 +1057,24 @@ tsar_status tsar_cluster(const tsar_model *model, size_t k, uint64_t seed, int64
     static const char *const what = "the clusters of codewords";
     tsar_status status = check_tokenizer(model, err);
     if (status != TSAR_OK) return status;
-    clusters s = { .K = model->vq.codebook.rows, .k = k, .E = model->vq.codebook.cols, .threads = model->threads, .label = cluster_of };
-    if (k == 0 || k > s.K) return tsar_fail(err, TSAR_USAGE, "%zu clusters of %zu codewords cannot be made; ask for 1 to %zu", k, s.K, s.K);
+    clusters km = { .K = model->vq.codebook.rows, .k = k, .E = model->vq.codebook.cols, .threads = model->threads, .label = cluster_of };
+    if (k == 0 || k > km.K) return tsar_fail(err, TSAR_USAGE, "%zu clusters of %zu codewords cannot be made; ask for 1 to %zu", k, km.K, km.K);
     double *points = codewords(model, err);
-    int64_t *previous = points ? tsar_alloc(s.K, sizeof *previous, what, err) : NULL;
-    s.points = points;
-    s.centres = previous ? tsar_alloc(tsar_product(k, s.E), sizeof *s.centres, what, err) : NULL;
-    s.squares = s.centres ? tsar_alloc(k, sizeof *s.squares, what, err) : NULL;
-    s.weight = s.squares ? tsar_alloc(s.K, sizeof *s.weight, what, err) : NULL;
-    s.members = s.weight ? tsar_alloc(k, sizeof *s.members, what, err) : NULL;
-    status = s.members ? tsar_matrix_open(&s.rows, k, s.E, TSAR_F64, what, err) : TSAR_ROOM;
-    if (status == TSAR_OK) status = start_centres(&s, seed, err);
-    if (status == TSAR_OK) status = iterate(&s, previous, err);
-    tsar_matrix_close(&s.rows);
+    int64_t *previous = points ? tsar_alloc(km.K, sizeof *previous, what, err) : NULL;
+    km.points = points;
+    km.centres = previous ? tsar_alloc(tsar_product(k, km.E), sizeof *km.centres, what, err) : NULL;
+    km.squares = km.centres ? tsar_alloc(k, sizeof *km.squares, what, err) : NULL;
+    km.weight = km.squares ? tsar_alloc(km.K, sizeof *km.weight, what, err) : NULL;
+    km.members = km.weight ? tsar_alloc(k, sizeof *km.members, what, err) : NULL;
+    status = km.members ? tsar_matrix_open(&km.packed, k, km.E, TSAR_F64, what, err) : TSAR_ROOM;
+    if (status == TSAR_OK) status = start_centres(&km, seed, err);
+    if (status == TSAR_OK) status = iterate(&km, previous, err);
+    tsar_matrix_close(&km.packed);
     tsar_free(points);
     tsar_free(previous);
-    tsar_free(s.centres);
-    tsar_free(s.squares);
-    tsar_free(s.weight);
-    tsar_free(s.members);
+    tsar_free(km.centres);
+    tsar_free(km.squares);
+    tsar_free(km.weight);
+    tsar_free(km.members);
     return status;
 }

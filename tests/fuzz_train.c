@@ -90,7 +90,7 @@ static tsar_status read_codes(tsar_error *err)
     code_set set;
     const tsar_status status = code_set_read(&set, INPUT, err);
     if (status != TSAR_OK) return status;
-    for (size_t i = 0; i < set.count * set.side * set.side; i++) counters[0] += set.codes[i];
+    for (size_t i = 0; i < set.count * set.grid * set.grid; i++) counters[0] += set.codes[i];
     code_set_close(&set);
     return TSAR_OK;
 }

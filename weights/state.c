@@ -55,9 +55,9 @@ typedef struct {
     const char *what;
     int predicted; /* PASS or PREDICTION */
 } buffer;
-enum { BUFFERS = 12, PASS = 0, PREDICTION = 1 };
+enum { STATE_BUFFERS = 12, PASS = 0, PREDICTION = 1 };
 
-static void buffers(tsar_state *state, buffer table[BUFFERS])
+static void buffers(tsar_state *state, buffer table[STATE_BUFFERS])
 {
     const tsar_stack *stack = state->stack;
     const tsar_config *c = &state->model->config;
@@ -66,7 +66,7 @@ static void buffers(tsar_state *state, buffer table[BUFFERS])
     const size_t widths[] = { tsar_family_of(c)->prefix == TSAR_PREFIX_CAPTION || c->image_embed ? d : 0, c->shuffle_hidden, c->image_head };
     size_t hidden = widths[0];
     for (size_t i = 1; i < 3; i++) hidden = widths[i] > hidden ? widths[i] : hidden;
-    const buffer all[BUFFERS] = {
+    const buffer all[STATE_BUFFERS] = {
         { &state->x, d, "the residual stream", PASS },
         { &state->normed, d, "normalised rows", PASS },
         { &state->qkv, (stack->n_head + 2 * stack->n_kv_head) * stack->head_dim, "queries, keys and values", PASS },
@@ -85,9 +85,9 @@ static void buffers(tsar_state *state, buffer table[BUFFERS])
 
 static tsar_status reserve(tsar_state *state, int predicted, size_t rows, tsar_error *err)
 {
-    buffer table[BUFFERS];
+    buffer table[STATE_BUFFERS];
     buffers(state, table);
-    for (size_t i = 0; i < BUFFERS; i++) {
+    for (size_t i = 0; i < STATE_BUFFERS; i++) {
         if (table[i].predicted != predicted) continue;
         tsar_free(*table[i].at);
         *table[i].at = tsar_alloc(rows, tsar_product(table[i].width, sizeof(double)), table[i].what, err);
@@ -145,11 +145,11 @@ tsar_status tsar_state_make(tsar_state **out, const tsar_model *model, const tsa
 
 void tsar_state_close(tsar_state *state)
 {
-    buffer table[BUFFERS];
+    buffer table[STATE_BUFFERS];
     if (!state) return;
     for (size_t s = 0; state->cache && s < state->sequences; s++) cache_close(&state->cache[s], state->kept_layers * state->stack->n_kv_head);
     buffers(state, table);
-    for (size_t i = 0; i < BUFFERS; i++) tsar_free(*table[i].at);
+    for (size_t i = 0; i < STATE_BUFFERS; i++) tsar_free(*table[i].at);
     void *others[] = { state->cache, state->frequency, state->bias, state->scratch, state->row, state->attend };
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) tsar_free(others[i]);
     tsar_free(state);

@@ -7,25 +7,25 @@
 #include <string.h>
 
 /* Separate multiplications and additions in registers, 192 chains side by side: returns operations per second. */
-#define CHAINS 192
-#define ROUNDS 2000000
+#define SUMS 192
+#define TERMS_OF_SUM 2000000
 static double peak(size_t threads)
 {
     double sink = 0.0, start = tsar_seconds();
-    ptrdiff_t shares = (ptrdiff_t)threads;
+    ptrdiff_t workers = (ptrdiff_t)threads;
     float results[64];
     TSAR_PARALLEL_FOR(threads)
-    for (ptrdiff_t share = 0; share < shares; share++) {
-        float sum[CHAINS], factor = 1.0f - (float)(share + 1) * 1e-7f, step = 1e-6f;
-        for (size_t i = 0; i < CHAINS; i++) sum[i] = (float)i;
-        for (size_t k = 0; k < ROUNDS; k++)
-            for (size_t i = 0; i < CHAINS; i++) sum[i] = sum[i] * factor + step;
-        results[share] = 0.0f;
-        for (size_t i = 0; i < CHAINS; i++) results[share] += sum[i];
+    for (ptrdiff_t worker = 0; worker < workers; worker++) {
+        float sum[SUMS], factor = 1.0f - (float)(worker + 1) * 1e-7f, step = 1e-6f;
+        for (size_t i = 0; i < SUMS; i++) sum[i] = (float)i;
+        for (size_t k = 0; k < TERMS_OF_SUM; k++)
+            for (size_t i = 0; i < SUMS; i++) sum[i] = sum[i] * factor + step;
+        results[worker] = 0.0f;
+        for (size_t i = 0; i < SUMS; i++) results[worker] += sum[i];
     }
     double taken = tsar_seconds() - start;
     for (size_t i = 0; i < threads; i++) sink += (double)results[i];
-    return sink > 0.0 ? 2.0 * CHAINS * ROUNDS * (double)threads / taken : 0.0;
+    return sink > 0.0 ? 2.0 * SUMS * TERMS_OF_SUM * (double)threads / taken : 0.0;
 }
 
 #define STEPS 4 /* the fastest of them counts: others may use the machine */

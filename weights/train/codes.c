@@ -20,11 +20,11 @@
  *
  *     argmin over c of |z - e_c|^2 - PRICE ln p(c)
  *
- * p comes from counts in the first SAMPLE pictures, which are coded ROUNDS times: by the nearest codeword at first, then by the counts
+ * p comes from counts in the first COUNTED_PICTURES pictures, which are coded CODINGS times: by the nearest codeword at first, then by the counts
  * of the round before. (ours) */
 #define PRICE 0.02
-#define SAMPLE 512
-#define ROUNDS 6
+#define COUNTED_PICTURES 512
+#define CODINGS 6
 
 /* Adds to cost [K]: -PRICE ln p(c), from the codes of the sample; every code counts half a time more, so that each has a price. */
 static void price_codes(double *cost, const int16_t *codes, size_t n, size_t K)
@@ -34,17 +34,17 @@ static void price_codes(double *cost, const int16_t *codes, size_t n, size_t K)
     for (size_t c = 0; c < K; c++) cost[c] = -PRICE * tsar_log(cost[c] / ((double)n + 0.5 * (double)K));
 }
 
-/* Codes of n latents z [n][d] of length 1; the lower index of equals. */
+/* Codes of n latents z [n][E] of length 1; the lower index of equals. */
 static void cheapest_codes(int16_t *codes, const double *cost, const real *z, const vq_net *net, size_t n)
 {
-    const size_t K = net->shape.K, d = net->shape.embed;
+    const size_t K = net->shape.K, E = net->shape.embed;
     TSAR_PARALLEL_FOR(net->tape.threads)
     for (ptrdiff_t i = 0; i < (ptrdiff_t)n; i++) {
         double least = 1e30;
         for (size_t c = 0; c < K; c++) {
             double sum = cost[c];
-            for (size_t k = 0; k < d; k++) {
-                double difference = (double)z[(size_t)i * d + k] - (double)net->words[c * d + k];
+            for (size_t k = 0; k < E; k++) {
+                double difference = (double)z[(size_t)i * E + k] - (double)net->words[c * E + k];
                 sum += difference * difference;
             }
             if (sum >= least) continue;
@@ -57,17 +57,17 @@ static void cheapest_codes(int16_t *codes, const double *cost, const real *z, co
 /* cost [K] from the first pictures of `set`. */
 static tsar_status learn_prices(double *cost, vq_net *net, const code_set *set, tsar_error *err)
 {
-    size_t n = set->count < SAMPLE ? set->count : SAMPLE, d = net->shape.embed, batches = (n + ENCODE_BATCH - 1) / ENCODE_BATCH;
-    real *z = tsar_alloc(batches * net->N * d, sizeof *z, "latents", err);
-    int16_t *codes = tsar_alloc(batches * net->N, sizeof *codes, "codes", err);
+    size_t n = set->count < COUNTED_PICTURES ? set->count : COUNTED_PICTURES, E = net->shape.embed, batches = (n + ENCODE_BATCH - 1) / ENCODE_BATCH;
+    real *z = tsar_alloc(batches * net->n_codes * E, sizeof *z, "latents", err);
+    int16_t *codes = tsar_alloc(batches * net->n_codes, sizeof *codes, "codes", err);
     for (size_t b = 0; z && codes && b < batches; b++) {
         vq_draw(net, set->seed, b * ENCODE_BATCH, 0);
         vq_encode(net);
-        memcpy(z + b * net->N * d, net->unit, net->N * d * sizeof *z);
+        memcpy(z + b * net->n_codes * E, net->unit, net->n_codes * E * sizeof *z);
     }
-    for (int round = 0; z && codes && round < ROUNDS; round++) {
-        cheapest_codes(codes, cost, z, net, n * set->side * set->side);
-        price_codes(cost, codes, n * set->side * set->side, net->shape.K);
+    for (int round = 0; z && codes && round < CODINGS; round++) {
+        cheapest_codes(codes, cost, z, net, n * set->grid * set->grid);
+        price_codes(cost, codes, n * set->grid * set->grid, net->shape.K);
     }
     tsar_status status = z && codes ? TSAR_OK : TSAR_ROOM;
     tsar_free(z);
@@ -98,7 +98,7 @@ static tsar_status code_set_write(const code_set *set, const char *path, tsar_er
     char text[32];
     const char *const keys[3] = { "codes.done", "codes.seed", "codes.tokenizer" };
     const uint64_t values[3] = { set->done, set->seed, set->tokenizer };
-    const size_t shape[3] = { set->count, set->side, set->side };
+    const size_t shape[3] = { set->count, set->grid, set->grid };
     tsar_status status = tsar_writer_open(&writer, path, err);
     if (status != TSAR_OK) return status;
     for (size_t i = 0; i < 3 && status == TSAR_OK; i++) {
@@ -106,7 +106,7 @@ static tsar_status code_set_write(const code_set *set, const char *path, tsar_er
         status = tsar_writer_meta(writer, keys[i], text, err);
     }
     if (status == TSAR_OK) status = tsar_writer_declare(writer, "codes", TSAR_I16, 3, shape, err);
-    if (status == TSAR_OK && tsar_writer_next(writer)) status = tsar_writer_put(writer, set->codes, set->count * set->side * set->side, err);
+    if (status == TSAR_OK && tsar_writer_next(writer)) status = tsar_writer_put(writer, set->codes, set->count * set->grid * set->grid, err);
     if (status == TSAR_OK) return tsar_writer_commit(writer, err);
     tsar_writer_abandon(writer);
     return status;
@@ -125,7 +125,7 @@ static tsar_status read_set(code_set *set, const char *path, tsar_error *err)
         status = tsar_fail(err, TSAR_INPUT, "%s holds no codes of pictures (make them with: train codes)", path);
     else {
         set->count = tensor->shape[0];
-        set->side = tensor->shape[1];
+        set->grid = tensor->shape[1];
         uint64_t done = 0;
         status = run_meta_number(&done, file, "codes.done", err);
         if (status == TSAR_OK) status = run_meta_number(&set->seed, file, "codes.seed", err);
@@ -160,9 +160,9 @@ void code_set_close(code_set *set)
 /* The same for a tokenizer that is open. */
 static tsar_status check_set(const code_set *set, const char *path, const vq_net *net, tsar_error *err)
 {
-    if (set->side != net->shape.side >> (net->shape.levels - 1) || set->tokenizer != digest_of(&net->tape))
+    if (set->grid != net->shape.side >> (net->shape.levels - 1) || set->tokenizer != digest_of(&net->tape))
         return tsar_fail(err, TSAR_INPUT, "%s holds the codes of another tokenizer (remove it, or choose another name)", path);
-    for (size_t i = 0; i < set->done * set->side * set->side; i++)
+    for (size_t i = 0; i < set->done * set->grid * set->grid; i++)
         if (set->codes[i] < 0 || (size_t)set->codes[i] >= net->shape.K)
             return tsar_fail(err, TSAR_INPUT, "%s holds the code %d, the tokenizer has 0 ... %zu; it is damaged (remove it)", path, set->codes[i],
                              net->shape.K - 1);
@@ -186,7 +186,7 @@ static tsar_status continue_set(code_set *set, const codes_plan *plan, const vq_
     const code_set fresh = { plan->count, 0, net->shape.side >> (net->shape.levels - 1), plan->seed, digest_of(&net->tape), NULL };
     if (!run_file_exists(path)) {
         *set = fresh;
-        set->codes = tsar_alloc(tsar_product(set->count, set->side * set->side), sizeof *set->codes, "codes", err);
+        set->codes = tsar_alloc(tsar_product(set->count, set->grid * set->grid), sizeof *set->codes, "codes", err);
         return set->codes ? TSAR_OK : TSAR_ROOM;
     }
     tsar_status status = read_set(set, path, err);
@@ -200,7 +200,7 @@ static tsar_status continue_set(code_set *set, const codes_plan *plan, const vq_
 
 static void encode_batch(const double *cost, vq_net *net, code_set *set)
 {
-    size_t N = set->side * set->side, n = net->B < set->count - set->done ? net->B : set->count - set->done;
+    size_t N = set->grid * set->grid, n = net->B < set->count - set->done ? net->B : set->count - set->done;
     vq_draw(net, set->seed, set->done, 0);
     vq_encode(net);
     cheapest_codes(set->codes + set->done * N, cost, net->unit, net, n * N);

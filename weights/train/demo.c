@@ -18,7 +18,7 @@
 #endif
 #define SHIPPED_MODEL "weights/tsar-s2.safetensors"
 #define MAX_PICTURES 400
-#define MAX_THREADS 64
+#define DEMO_THREADS 64
 
 static const char help[] = "usage: demo [-m MODEL] [-o FILE] [-n PICTURES] [--seed N] [--threads N]\n"
                            "Draws a sheet of pictures that the model makes from captions, with the referee's verdict on each.\n"
@@ -73,7 +73,7 @@ static tsar_status read_arguments(options *o, int argc, char **argv, tsar_error 
         if (which == 1) o->output = value;
         if (which == 2) status = read_count(&o->n, name, value, 1, MAX_PICTURES, err);
         if (which == 3) status = read_count(&o->seed, name, value, 0, UINT64_MAX, err);
-        if (which == 4) status = read_count(&o->threads, name, value, 1, MAX_THREADS, err);
+        if (which == 4) status = read_count(&o->threads, name, value, 1, DEMO_THREADS, err);
     }
     return status == TSAR_OK ? tsar_image_name_check(o->output, err) : status;
 }
@@ -82,7 +82,7 @@ static uint64_t machine_threads(void)
 {
 #ifdef _OPENMP
     const int most = omp_get_max_threads();
-    return most > MAX_THREADS ? MAX_THREADS : most > 1 ? (uint64_t)most : 1;
+    return most > DEMO_THREADS ? DEMO_THREADS : most > 1 ? (uint64_t)most : 1;
 #else
     return 1;
 #endif
@@ -133,16 +133,16 @@ static void choose_scenes(picture *pictures, size_t n, uint64_t seed)
 /* A bar on a terminal; elsewhere a line for every four pictures. */
 static void show_progress(size_t before, size_t done, size_t n, double seconds)
 {
-    enum { WIDTH = 30 };
+    enum { PROGRESS = 30 };
     const int bar = tsar_is_terminal(2);
     const double left = done ? seconds / (double)done * (double)(n - done) : 0;
-    const int filled = (int)(done * WIDTH / n);
+    const int filled = (int)(done * PROGRESS / n);
     if (bar && done == n)
         fputs("\r\033[K", stderr);
     else if (bar && done)
-        fprintf(stderr, "\r[%.*s%*s] %zu of %zu pictures, %.0f s left \033[K", filled, "==============================", WIDTH - filled, "", done, n, left);
+        fprintf(stderr, "\r[%.*s%*s] %zu of %zu pictures, %.0f s left \033[K", filled, "==============================", PROGRESS - filled, "", done, n, left);
     else if (bar)
-        fprintf(stderr, "\r[%*s] 0 of %zu pictures", WIDTH, "", n);
+        fprintf(stderr, "\r[%*s] 0 of %zu pictures", PROGRESS, "", n);
     else if (done / 4 > before / 4 || (done == n && n % 4))
         fprintf(stderr, "%zu of %zu pictures\n", done, n);
     fflush(stderr);
@@ -202,26 +202,26 @@ static void draw_mark(uint8_t *rgb, size_t W, size_t x, size_t y, int right)
 /* The sheet on light paper: a grid as square as it gets, each picture above its verdict and its caption. */
 static tsar_status write_sheet(const picture *pictures, size_t n, const options *o, tsar_error *err)
 {
-    enum { GAP = 14, ABOVE_TEXT = 6, INDENT = 11 };
+    enum { SHEET_GAP = 14, ABOVE_TEXT = 6, CAPTION_INDENT = 11 };
     static const uint8_t ink[3] = { 45, 45, 52 };
     char seed[32], *captions = tsar_alloc(n, SCENE_CAPTION + 2, "the captions", err), *end = captions;
     size_t columns = 1, lines = 0;
     while (columns * columns < n) columns++;
     for (size_t i = 0; i < n && captions; i++) {
-        const size_t high = tsar_image_text(NULL, 0, 0, 0, 0, SCENE_SIDE - INDENT, 1, ink, pictures[i].s.caption);
+        const size_t high = tsar_image_text(NULL, 0, 0, 0, 0, SCENE_SIDE - CAPTION_INDENT, 1, ink, pictures[i].s.caption);
         lines = high > lines ? high : lines;
         end += sprintf(end, "%s%s", i ? "\n" : "", pictures[i].s.caption);
     }
-    const size_t row = SCENE_SIDE + ABOVE_TEXT + TSAR_LINE * lines + GAP, column = SCENE_SIDE + GAP;
-    const size_t W = columns * column + GAP, H = (n + columns - 1) / columns * row + GAP;
+    const size_t row = SCENE_SIDE + ABOVE_TEXT + TSAR_LINE * lines + SHEET_GAP, column = SCENE_SIDE + SHEET_GAP;
+    const size_t W = columns * column + SHEET_GAP, H = (n + columns - 1) / columns * row + SHEET_GAP;
     uint8_t *rgb = captions ? tsar_alloc(H, W * 3, "the sheet", err) : NULL;
     tsar_status status = rgb ? TSAR_OK : TSAR_ROOM;
     if (rgb) memset(rgb, 250, H * W * 3);
     for (size_t i = 0; i < n && rgb; i++) {
-        const size_t x = GAP + i % columns * column, y = GAP + i / columns * row, below = y + SCENE_SIDE + ABOVE_TEXT;
+        const size_t x = SHEET_GAP + i % columns * column, y = SHEET_GAP + i / columns * row, below = y + SCENE_SIDE + ABOVE_TEXT;
         for (size_t j = 0; j < SCENE_SIDE; j++) memcpy(rgb + ((y + j) * W + x) * 3, pictures[i].rgb + j * SCENE_SIDE * 3, SCENE_SIDE * 3);
         draw_mark(rgb, W, x, below, pictures[i].right);
-        (void)tsar_image_text(rgb, H, W, x + INDENT, below, SCENE_SIDE - INDENT, 1, ink, pictures[i].s.caption);
+        (void)tsar_image_text(rgb, H, W, x + CAPTION_INDENT, below, SCENE_SIDE - CAPTION_INDENT, 1, ink, pictures[i].s.caption);
     }
     (void)snprintf(seed, sizeof seed, "%" PRIu64, o->seed);
     const char *const keys[] = { "Software", "Model", "Seed", "Captions" }, *const values[] = { "tsar " TSAR_VERSION, o->model, seed, captions };

@@ -121,17 +121,17 @@ static size_t gpt_input(gpt_net *net, size_t table, size_t image_rows, size_t te
 {
     train_tape *t = &net->tape;
     const gpt_shape *s = &net->shape;
-    size_t area = s->s * s->s;
+    size_t slots = s->s * s->s;
     size_t text = train_lookup(t, table, net->text_index, text_rows);
     net->section[ROWS_TEXT] = t->n_values;
-    size_t z = train_lookup(t, table, net->code_index, image_rows * area);
-    if (area > 1) z = linear(t, z, "gpt.shuffle.", "compress.weight", s->dim / area, s->dim, 2.5);
-    if (area > 1 && t->status == TSAR_OK) {
+    size_t z = train_lookup(t, table, net->code_index, image_rows * slots);
+    if (slots > 1) z = linear(t, z, "gpt.shuffle.", "compress.weight", s->dim / slots, s->dim, 2.5);
+    if (slots > 1 && t->status == TSAR_OK) {
         train_name(t, z, "gpt.shuffle.compress");
         t->values[z].order = net->raster;
     }
     net->section[ROWS_CODES] = t->n_values;
-    if (area > 1) {
+    if (slots > 1) {
         z = train_view(t, z, image_rows, s->dim);
         train_name(t, z, "gpt.shuffle.merge");
         z = shuffle_blocks(t, z, "shuffle", s);
@@ -147,22 +147,22 @@ static void gpt_output(gpt_net *net, size_t x, size_t image_rows, size_t text_ro
 {
     train_tape *t = &net->tape;
     const gpt_shape *s = &net->shape;
-    size_t area = s->s * s->s;
+    size_t slots = s->s * s->s;
     size_t gain = new_gain(t, "gpt.", "norm.weight", s->dim);
     size_t head = new_matrix(t, "gpt.", "output.weight", s->text_vocab + s->V, s->dim, linear_bound(s->dim));
     size_t h = train_choose(t, x, x, net->image_index, image_rows);
-    if (area > 1) h = shuffle_blocks(t, h, "unshuffle", s);
+    if (slots > 1) h = shuffle_blocks(t, h, "unshuffle", s);
     net->section[ROWS_IMAGE] = t->n_values;
-    if (area > 1) {
-        h = train_view(t, h, image_rows * area, s->dim / area);
-        h = linear(t, h, "gpt.unshuffle.", "expand.weight", s->dim, s->dim / area, 2.5);
+    if (slots > 1) {
+        h = train_view(t, h, image_rows * slots, s->dim / slots);
+        h = linear(t, h, "gpt.unshuffle.", "expand.weight", s->dim, s->dim / slots, 2.5);
         train_name(t, h, "gpt.unshuffle.expand");
     }
     h = train_rms_norm(t, h, gain, s->eps);
     train_name(t, h, "gpt.norm");
     net->logits = train_linear(t, h, head, s->text_vocab, s->V);
     train_name(t, net->logits, "gpt.logits");
-    for (size_t i = net->section[ROWS_IMAGE]; t->status == TSAR_OK && i < t->n_values; i++) t->values[i].window = area;
+    for (size_t i = net->section[ROWS_IMAGE]; t->status == TSAR_OK && i < t->n_values; i++) t->values[i].slots = slots;
     net->section[ROWS_LOGITS] = t->n_values;
     h = train_rms_norm(t, train_choose(t, x, x, net->next_index, text_rows), gain, s->eps);
     net->text_logits = train_linear(t, h, head, 0, s->text_vocab + s->V);
@@ -172,8 +172,8 @@ static void gpt_output(gpt_net *net, size_t x, size_t image_rows, size_t text_ro
 /* Raster index of code c of window t. */
 static size_t window_code(const gpt_shape *s, size_t t, size_t c)
 {
-    size_t columns = s->side / s->s;
-    return (t / columns * s->s + c / s->s) * s->side + t % columns * s->s + c % s->s;
+    size_t columns = s->grid / s->s;
+    return (t / columns * s->s + c / s->s) * s->grid + t % columns * s->s + c % s->s;
 }
 
 /* Room for the indices and targets of a batch; 0 when memory is out. */
@@ -195,12 +195,12 @@ tsar_status gpt_open(gpt_net *net, const gpt_shape *shape, size_t B, size_t max_
     memset(net, 0, sizeof *net);
     net->shape = *shape;
     net->B = B;
-    net->columns = shape->side / shape->s;
+    net->columns = shape->grid / shape->s;
     net->n = net->columns * net->columns;
     net->max_text = max_text;
     train_tape *t = &net->tape;
     train_tape_open(t, seed, threads);
-    const size_t N = shape->side * shape->side, T = max_text + net->n + (shape->row_ends ? net->columns : 0), hd = shape->dim / shape->n_head;
+    const size_t N = shape->grid * shape->grid, T = max_text + net->n + (shape->row_ends ? net->columns : 0), hd = shape->dim / shape->n_head;
     const int room = open_batch(net, B, N, T, err);
     net->code_weight = train_keep(t, B * N + B * max_text + rotary_room(T, B * T, hd));
     if (!room || t->status != TSAR_OK) {
@@ -267,16 +267,16 @@ static void feed_text(gpt_net *net, size_t start, const int64_t *text, size_t P,
 void gpt_sequence(gpt_net *net, size_t b, const int64_t *text, size_t P, const int64_t *codes, int learn_text)
 {
     const gpt_shape *s = &net->shape;
-    const size_t area = s->s * s->s, start = net->n_rows, C = net->columns, fed_ends = s->row_ends ? net->feed / C : 0;
+    const size_t slots = s->s * s->s, start = net->n_rows, C = net->columns, fed_ends = s->row_ends ? net->feed / C : 0;
     feed_text(net, start, text, P, learn_text);
     for (size_t t = 0; t < net->n; t++) {
         const size_t r = t / C, c = t % C, position = P + t + (s->row_ends ? r : 0), fused = b * net->feed + t;
         net->image_index[b * net->n + t] = (int64_t)(start + position) - 1;
         if (t < net->feed) feed_row(net, start, position, -1 - (int64_t)fused, P + r, P + c);
-        for (size_t k = 0; k < area; k++) {
+        for (size_t k = 0; k < slots; k++) {
             int64_t code = codes[window_code(s, t, k)];
-            net->code_target[(b * net->n + t) * area + k] = code;
-            if (t < net->feed) net->code_index[fused * area + k] = (int64_t)s->text_vocab + code;
+            net->code_target[(b * net->n + t) * slots + k] = code;
+            if (t < net->feed) net->code_index[fused * slots + k] = (int64_t)s->text_vocab + code;
         }
     }
     for (size_t r = 0; r < fed_ends; r++) feed_row(net, start, P + r * (C + 1) + C, 0, P + r, P + C);
@@ -287,8 +287,8 @@ void gpt_sequence(gpt_net *net, size_t b, const int64_t *text, size_t P, const i
 
 void gpt_end(gpt_net *net)
 {
-    size_t area = net->shape.s * net->shape.s, B = net->B;
-    const size_t rows[SECTIONS] = { net->n_text, B * net->feed * area, B * net->feed, net->n_rows, B * net->n, B * net->n * area, net->n_next };
+    size_t slots = net->shape.s * net->shape.s, B = net->B;
+    const size_t rows[SECTIONS] = { net->n_text, B * net->feed * slots, B * net->feed, net->n_rows, B * net->n, B * net->n * slots, net->n_next };
     size_t section = 0;
     for (size_t i = 0; i < net->tape.n_values; i++) {
         while (i >= net->section[section]) section++;
@@ -327,18 +327,18 @@ tsar_status fine_open(fine_net *net, const fine_shape *s, const int64_t *cluster
     net->cluster_of = cluster_of;
     train_tape *t = &net->tape;
     train_tape_open(t, seed, threads);
-    size_t N = s->side * s->side, hd = s->dim / s->n_head;
+    size_t N = s->grid * s->grid, hd = s->dim / s->n_head;
     const tsar_status room = train_ragged_open(&net->ragged, B, N, err);
     net->label_index = tsar_alloc(B * N, sizeof(int64_t), "the batch", err);
     net->target = tsar_alloc(B * N, sizeof(int64_t), "the batch", err);
     net->row_loss = tsar_alloc(B * N, 3 * sizeof(double), "the batch", err);
-    net->weight = train_keep(t, B * N + rotary_room(s->side, B * N, hd));
+    net->weight = train_keep(t, B * N + rotary_room(s->grid, B * N, hd));
     if (room != TSAR_OK || !net->label_index || !net->target || !net->row_loss || t->status != TSAR_OK) {
         fine_close(net);
         return TSAR_ROOM;
     }
-    rotary_open(&net->turn, net->weight + B * N, s->side, B * N, hd, s->rope_base, 1);
-    for (size_t i = 0; i < B * N; i++) rotary_set(&net->turn, i, i % N / s->side, i % s->side);
+    rotary_open(&net->turn, net->weight + B * N, s->grid, B * N, hd, s->rope_base, 1);
+    for (size_t i = 0; i < B * N; i++) rotary_set(&net->turn, i, i % N / s->grid, i % s->grid);
     for (size_t i = 0; i < B * N; i++) net->weight[i] = (real)(1.0 / (double)(B * N));
     stack_shape body = { s->dim, s->n_layer, s->n_head, s->ffn, s->eps, 0, &net->ragged, net->turn.by_row[0], net->turn.by_row[1] };
     size_t x = train_lookup(t, new_matrix(t, "fine.", "coarse_embeddings.weight", s->n_coarse, s->dim, 0.1), net->label_index, B * N);
@@ -365,7 +365,7 @@ void fine_close(fine_net *net)
 
 void fine_sequence(fine_net *net, size_t b, const int64_t *codes)
 {
-    size_t N = net->shape.side * net->shape.side;
+    size_t N = net->shape.grid * net->shape.grid;
     for (size_t i = 0; i < N; i++) {
         net->target[b * N + i] = codes[i];
         net->label_index[b * N + i] = net->cluster_of[codes[i]];
@@ -444,14 +444,14 @@ static tsar_status corpus_open(corpus *c, const gpt_plan *plan, tsar_error *err)
 /* Codes of picture i (labels where the model is coarse). */
 static void corpus_codes(const corpus *c, uint64_t i, int coarse, int64_t *out)
 {
-    size_t N = c->codes.side * c->codes.side;
+    size_t N = c->codes.grid * c->codes.grid;
     for (size_t k = 0; k < N; k++) {
         int64_t code = c->codes.codes[i * N + k];
         out[k] = coarse ? c->cluster_of[code] : code;
     }
 }
 
-#define MAX_TEXT 48 /* ids of a prefix: the longest caption has 21 words */
+#define MAX_PREFIX 48 /* ids of a prefix: the longest caption has 21 words */
 #define MAX_CODES 4096
 
 /* Sequence b of a batch: the caption of a picture as ids, or <bos> <soi> when it is dropped, and its codes. */
@@ -493,8 +493,8 @@ static void describe_gpt(train_run *run, const gpt_shape *s, size_t K)
     run_key(run, "rope_base", "%g", s->rope_base);
     run_key(run, "text_vocab", "%zu", s->text_vocab);
     run_key(run, "codebook_size", "%zu", K);
-    run_key(run, "grid_h", "%zu", s->side);
-    run_key(run, "grid_w", "%zu", s->side);
+    run_key(run, "grid_h", "%zu", s->grid);
+    run_key(run, "grid_w", "%zu", s->grid);
     if (s->row_ends) run_key(run, "eol", "%" PRId64, s->eol);
     run_key(run, "shuffle", "%zu", s->s);
     if (s->s > 1) {
@@ -604,9 +604,9 @@ tsar_status train_gpt(const gpt_plan *plan, tsar_error *err)
     if (status != TSAR_OK) return status;
     gpt_shape shape = plan->gpt;
     shape.text_vocab = c.text.config.text_vocab;
-    shape.side = c.codes.side;
+    shape.grid = c.codes.grid;
     shape.V = plan->n_coarse > 0 ? plan->n_coarse : codebook_size(&c);
-    status = gpt_open(&net, &shape, plan->batch, MAX_TEXT, plan->seed, plan->threads, err);
+    status = gpt_open(&net, &shape, plan->batch, MAX_PREFIX, plan->seed, plan->threads, err);
     if (status != TSAR_OK) {
         corpus_close(&c);
         return status;
@@ -637,8 +637,8 @@ static void describe_fine(train_run *run, const fine_shape *s)
     run_key(run, "fine_ffn_hidden", "%zu", s->ffn);
     run_key(run, "n_coarse", "%zu", s->n_coarse);
     run_key(run, "codebook_size", "%zu", s->K);
-    run_key(run, "grid_h", "%zu", s->side);
-    run_key(run, "grid_w", "%zu", s->side);
+    run_key(run, "grid_h", "%zu", s->grid);
+    run_key(run, "grid_w", "%zu", s->grid);
     run_key(run, "norm_eps", "%g", s->eps);
     run_key(run, "rope_base", "%g", s->rope_base);
 }
@@ -673,7 +673,7 @@ tsar_status train_fine(const gpt_plan *plan, tsar_error *err)
     fine_shape shape = plan->fine;
     shape.n_coarse = plan->n_coarse;
     shape.K = codebook_size(&c);
-    shape.side = c.codes.side;
+    shape.grid = c.codes.grid;
     if (plan->stage_one) status = open_stage_one(&coarse, plan, &c, shape.K, err);
     if (status == TSAR_OK) status = fine_open(&net, &shape, c.cluster_of, plan->batch, plan->seed, plan->threads, err);
     if (status != TSAR_OK) {
@@ -740,13 +740,13 @@ static tsar_status trace_gpt(tsar_file *file, const tsar_config *c, const tsar_m
     status = run_load(&net.tape, file, "gpt.", err);
     if (status == TSAR_OK) {
         train_run run = { 0 };
-        trace_codes(codes, s.side * s.side, s.V, 1);
+        trace_codes(codes, s.grid * s.grid, s.V, 1);
         gpt_begin(&net, net.n);
         gpt_sequence(&net, 0, ids, n, codes, 1);
         gpt_end(&net);
         train_forward(&net.tape);
         const run_input inputs[2] = { { "input.text", TSAR_I64, 1, { n, 0, 0 }, ids },
-                                      { c->n_coarse ? "input.coarse" : "input.codes", TSAR_I64, 2, { s.side, s.side, 0 }, codes } };
+                                      { c->n_coarse ? "input.coarse" : "input.codes", TSAR_I64, 2, { s.grid, s.grid, 0 }, codes } };
         describe_gpt(&run, &s, c->codebook_size);
         status = run_trace(&run, &net.tape, path, inputs, 2, err);
     }
@@ -766,10 +766,10 @@ static tsar_status trace_fine(tsar_file *file, const tsar_config *c, const int64
     status = run_load(&net.tape, file, "fine.", err);
     if (status == TSAR_OK) {
         train_run run = { 0 };
-        trace_codes(codes, s.side * s.side, s.K, 2);
+        trace_codes(codes, s.grid * s.grid, s.K, 2);
         fine_sequence(&net, 0, codes);
         train_forward(&net.tape);
-        const run_input inputs[1] = { { "input.coarse", TSAR_I64, 2, { s.side, s.side, 0 }, net.label_index } };
+        const run_input inputs[1] = { { "input.coarse", TSAR_I64, 2, { s.grid, s.grid, 0 }, net.label_index } };
         describe_fine(&run, &s);
         status = run_trace(&run, &net.tape, path, inputs, 1, err);
     }
@@ -831,7 +831,7 @@ static tsar_status picture_loss(gpt_net *net, const corpus *c, uint64_t picture,
 /* The last n pictures of the corpus. */
 static tsar_status print_losses(gpt_net *net, const corpus *c, size_t n, tsar_error *err)
 {
-    const double N = (double)(c->codes.side * c->codes.side);
+    const double N = (double)(c->codes.grid * c->codes.grid);
     average with = { 0.0, 0.0, 0 }, gain = { 0.0, 0.0, 0 };
     double loss[2] = { 0.0, 0.0 };
     tsar_status status = TSAR_OK;
@@ -862,12 +862,12 @@ tsar_status train_loss(const gpt_plan *plan, const char *path, size_t n, tsar_er
         return status;
     }
     const gpt_shape shape = shape_of(&config);
-    if (shape.side != c.codes.side || shape.text_vocab != c.text.config.text_vocab || shape.V != codebook_size(&c))
-        status = tsar_fail(err, TSAR_INPUT, "%s is of a grid of %zu with %zu ids and %zu codes (labels), %s of %zu with %zu and %zu", path, shape.side,
-                           shape.text_vocab, shape.V, plan->codes, c.codes.side, c.text.config.text_vocab, codebook_size(&c));
+    if (shape.grid != c.codes.grid || shape.text_vocab != c.text.config.text_vocab || shape.V != codebook_size(&c))
+        status = tsar_fail(err, TSAR_INPUT, "%s is of a grid of %zu with %zu ids and %zu codes (labels), %s of %zu with %zu and %zu", path, shape.grid,
+                           shape.text_vocab, shape.V, plan->codes, c.codes.grid, c.text.config.text_vocab, codebook_size(&c));
     if (status == TSAR_OK && (n < 2 || n > c.codes.count))
         status = tsar_fail(err, TSAR_USAGE, "-n is 2 to %zu, the pictures of %s, not %zu", c.codes.count, plan->codes, n);
-    if (status == TSAR_OK) status = gpt_open(&net, &shape, 1, MAX_TEXT, 0, plan->threads, err);
+    if (status == TSAR_OK) status = gpt_open(&net, &shape, 1, MAX_PREFIX, 0, plan->threads, err);
     if (status == TSAR_OK) {
         status = run_load(&net.tape, file, "gpt.", err);
         if (status == TSAR_OK) status = print_losses(&net, &c, n, err);

@@ -16,10 +16,10 @@ tsar_status train_words(uint64_t seed, char **words, tsar_error *err);
 
 /* Codes of pictures 0 ... count-1 of a world, made once and shared by all transformers. */
 typedef struct {
-    size_t count, done, side;
+    size_t count, done, grid; /* pictures; how many of them are coded; codes per row and column of each */
     uint64_t seed, tokenizer;
     int16_t *codes;
-} code_set; /* codes [count][side][side] */
+} code_set; /* codes [count][grid][grid] */
 /* Encodes pictures 0 ... count-1 of a world with the tokenizer in `vq` into a file. Continues the checkpoint that an interrupted run left;
  * nothing is left to do when the file is there. */
 typedef struct {
@@ -39,10 +39,10 @@ void code_set_close(code_set *set);
 
 typedef struct {
     size_t dim, n_layer, n_head, ffn, s, blocks, hidden; /* shuffle s, its blocks and their width */
-    size_t text_vocab, V, side;                          /* V predicted codes or labels; codes per row and column */
+    size_t text_vocab, V, grid;                          /* V predicted codes or labels; codes per row and column */
     int64_t eol;                                         /* the id that ends a row of windows, where row_ends is 1 */
     double eps, rope_base;
-    int rope_2d, row_ends; /* 1: rows and columns turn the two halves of a head; an eol stands behind every row */
+    int rope_2d, row_ends; /* 1: rows and columns turn the two halves of a head; an eol stands behind every row of the grid */
 } gpt_shape;
 
 /* cos and sin of the angles by which rotary positions turn the pairs of a head, see gpt.c; [0] cos, [1] sin. */
@@ -59,7 +59,7 @@ typedef struct {
     train_ragged ragged;         /* [B] */
     int64_t *text_index, *code_index, *row_index, *image_index, *next_index; /* what the lookups and choices take */
     int64_t *code_target, *text_target;
-    size_t *raster; /* [side * side]: place of each code, in raster order, among the codes in window order */
+    size_t *raster; /* [grid * grid]: place of each code, in raster order, among the codes in window order */
     real *code_weight, *text_weight;
     rotary turn;
     double *row_loss;
@@ -71,7 +71,7 @@ typedef struct {
 
 tsar_status gpt_open(gpt_net *net, const gpt_shape *shape, size_t B, size_t max_text, uint64_t seed, size_t threads, tsar_error *err);
 void gpt_close(gpt_net *net);
-/* Sequence b of the next batch, in order of b: P prefix ids (<bos> ... <soi>), codes [side][side] in raster order; learn_text:
+/* Sequence b of the next batch, in order of b: P prefix ids (<bos> ... <soi>), codes [grid][grid] in raster order; learn_text:
  * whether the prefix is to be predicted too. Call gpt_begin first, gpt_end last. */
 void gpt_begin(gpt_net *net, size_t feed);
 void gpt_sequence(gpt_net *net, size_t b, const int64_t *text, size_t P, const int64_t *codes, int learn_text);
@@ -82,7 +82,7 @@ void gpt_backward(gpt_net *net);
 
 /* CTF stage two: labels in, codes of the label's cluster out. */
 typedef struct {
-    size_t dim, n_layer, n_head, ffn, n_coarse, K, side;
+    size_t dim, n_layer, n_head, ffn, n_coarse, K, grid;
     double eps, rope_base;
 } fine_shape;
 typedef struct {

@@ -46,24 +46,24 @@ typedef struct {
 } options;
 
 /* What follows a flag, and where it goes. SWITCH takes no value. */
-typedef enum { TEXT, COUNT, BIG_COUNT, NUMBER, SWITCH } flag_kind;
+typedef enum { STRING, COUNT, BIG_COUNT, NUMBER, SWITCH } flag_kind;
 typedef struct {
     const char *name;
     flag_kind kind;
     size_t offset;
 } flag;
 
-static const flag flags[] = { { "-o", TEXT, offsetof(options, output) },
-                              { "--checkpoint", TEXT, offsetof(options, checkpoint) },
-                              { "--model", TEXT, offsetof(options, model) },
-                              { "--vq", TEXT, offsetof(options, vq) },
-                              { "--codes", TEXT, offsetof(options, codes) },
-                              { "--part", TEXT, offsetof(options, part) },
-                              { "-p", TEXT, offsetof(options, prompt) },
-                              { "--decode", TEXT, offsetof(options, score.decode) },
-                              { "--cfg-schedule", TEXT, offsetof(options, score.schedule) },
-                              { "--markdown", TEXT, offsetof(options, score.markdown) },
-                              { "--agreement", TEXT, offsetof(options, score.agreement) },
+static const flag flags[] = { { "-o", STRING, offsetof(options, output) },
+                              { "--checkpoint", STRING, offsetof(options, checkpoint) },
+                              { "--model", STRING, offsetof(options, model) },
+                              { "--vq", STRING, offsetof(options, vq) },
+                              { "--codes", STRING, offsetof(options, codes) },
+                              { "--part", STRING, offsetof(options, part) },
+                              { "-p", STRING, offsetof(options, prompt) },
+                              { "--decode", STRING, offsetof(options, score.decode) },
+                              { "--cfg-schedule", STRING, offsetof(options, score.schedule) },
+                              { "--markdown", STRING, offsetof(options, score.markdown) },
+                              { "--agreement", STRING, offsetof(options, score.agreement) },
                               { "--header", SWITCH, offsetof(options, header) },
                               { "--seed", BIG_COUNT, offsetof(options, seed) },
                               { "--steps", BIG_COUNT, offsetof(options, steps) },
@@ -89,9 +89,9 @@ static const flag flags[] = { { "-o", TEXT, offsetof(options, output) },
                               { "--greedy", SWITCH, offsetof(options, score.greedy) },
                               { "--each", SWITCH, offsetof(options, score.each) },
                               { "--f32", SWITCH, offsetof(options, f32) },
-                              { "--rope", TEXT, offsetof(options, rope) },
+                              { "--rope", STRING, offsetof(options, rope) },
                               { "--eol", SWITCH, offsetof(options, eol) },
-                              { "--vq-file", TEXT, offsetof(options, vq_file) } };
+                              { "--vq-file", STRING, offsetof(options, vq_file) } };
 
 /* Stores what follows flag f. Every slot has the type that its kind names, so that it may be written by its address. */
 static tsar_status store(options *o, const flag *f, const char *text, tsar_error *err)
@@ -103,7 +103,7 @@ static tsar_status store(options *o, const flag *f, const char *text, tsar_error
         *(int *)slot = 1;
         return TSAR_OK;
     }
-    if (f->kind == TEXT) {
+    if (f->kind == STRING) {
         *(const char **)slot = text;
         return TSAR_OK;
     }
@@ -235,7 +235,7 @@ static tsar_status set_defaults(gpt_plan *plan, options *o, tsar_error *err)
     return o->score.schedule ? tsar_schedule_parse(&schedule, o->score.schedule, err) : TSAR_OK;
 }
 
-#define ROW_END (TSAR_SPECIALS + '\n') /* the id of the byte that ends a line, which no caption has */
+#define EOL_ID (TSAR_SPECIALS + '\n') /* the id of the byte that ends a line, which no caption has */
 
 static tsar_status train_transformer(const char *command, options *o, tsar_error *err)
 {
@@ -267,7 +267,7 @@ static tsar_status train_transformer(const char *command, options *o, tsar_error
     plan.gpt.rope_base = 10000.0;
     plan.gpt.rope_2d = !strcmp(o->rope, "2d");
     plan.gpt.row_ends = o->eol;
-    plan.gpt.eol = ROW_END;
+    plan.gpt.eol = EOL_ID;
     plan.fine = (fine_shape){ d, layers, heads, ffn, 0, 0, 0, 1e-5, 10000.0 };
     if ((fine || coarse) && o->coarse < 2) return tsar_fail(err, TSAR_USAGE, "--coarse K, the number of cluster labels, is at least 2");
     status = check_plan(o, &plan, fine, err);

@@ -1,6 +1,6 @@
 /* Operations of the trainer, forward and backward: see train.h for layout and arithmetic.
  *
- * Nearly all the time goes to one inner loop, `tile`: ROWS x LANES sums in registers, each a chain of its own in
+ * Nearly all the time goes to one inner loop, `tile`: TILE_ROWS x LANES sums in registers, each a chain of its own in
  * ascending order, fed by one broadcast and one vector load per term. Convolutions, linear layers, attention, and the gradients
  * of all three differ only in how their operands are walked:
  *
@@ -21,9 +21,9 @@
 
 #define LANES 16
 #if defined(__AVX512F__)
-#define ROWS 16 /* sums in registers: ROWS vectors of LANES; of 32 registers here, of 16 elsewhere */
+#define TILE_ROWS 16 /* sums in registers: TILE_ROWS vectors of LANES; of 32 registers here, of 16 elsewhere */
 #else
-#define ROWS 4
+#define TILE_ROWS 4
 #endif
 
 /* LOAD and STORE need no alignment. A plain memcpy may pass a vector through memory in halves, which then stall its load as a whole. */
@@ -48,16 +48,16 @@ typedef struct {
 static size_t round_up(size_t n) { return (n + LANES - 1) / LANES * LANES; }
 static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
-/* How the two operands of a block of sums are walked (equation at the head of the file). */
+/* How the two operands of a tile of sums are walked (equation at the head of the file). */
 typedef struct {
     size_t am, as, aj, bs, bj, segments, terms;
-} walk;
+} strides;
 
 /* `rows` x LANES sums; rows is a constant at every call, am or aj is 1. */
 TSAR_INLINE void tile(size_t rows, real *y, size_t ldy, const real *start, size_t lds, const real *a, const real *b, size_t am, size_t aj,
-                      const walk *w)
+                      const strides *w)
 {
-    lanes sum[ROWS];
+    lanes sum[TILE_ROWS];
     for (size_t m = 0; m < rows; m++) sum[m] = LOAD(start + m * lds);
     for (size_t s = 0; s < w->segments; s++) {
         const real *as = a + s * w->as, *bs = b + s * w->bs;
@@ -69,20 +69,20 @@ TSAR_INLINE void tile(size_t rows, real *y, size_t ldy, const real *start, size_
     for (size_t m = 0; m < rows; m++) STORE(y + m * ldy, sum[m]);
 }
 
-static void tile_many(real *y, size_t ldy, const real *start, size_t lds, const real *a, const real *b, const walk *w)
+static void tile_many(real *y, size_t ldy, const real *start, size_t lds, const real *a, const real *b, const strides *w)
 {
     if (w->am == 1)
-        tile(ROWS, y, ldy, start, lds, a, b, 1, w->aj, w);
+        tile(TILE_ROWS, y, ldy, start, lds, a, b, 1, w->aj, w);
     else
-        tile(ROWS, y, ldy, start, lds, a, b, w->am, 1, w);
+        tile(TILE_ROWS, y, ldy, start, lds, a, b, w->am, 1, w);
 }
 
-static void tile_four(real *y, size_t ldy, const real *start, size_t lds, const real *a, const real *b, const walk *w)
+static void tile_four(real *y, size_t ldy, const real *start, size_t lds, const real *a, const real *b, const strides *w)
 {
     tile(4, y, ldy, start, lds, a, b, w->am, w->aj, w);
 }
 
-static void tile_one(real *y, size_t ldy, const real *start, size_t lds, const real *a, const real *b, const walk *w)
+static void tile_one(real *y, size_t ldy, const real *start, size_t lds, const real *a, const real *b, const strides *w)
 {
     tile(1, y, ldy, start, lds, a, b, w->am, w->aj, w);
 }
@@ -90,11 +90,11 @@ static void tile_one(real *y, size_t ldy, const real *start, size_t lds, const r
 static const real zeros[LANES];
 
 /* M x N sums, N <= LANES; start rows lds apart (0: the same for all). Reads LANES numbers of b, writes N. */
-static void block(real *y, size_t ldy, const real *start, size_t lds, const real *a, const real *b, size_t M, size_t N, const walk *w)
+static void panel_product(real *y, size_t ldy, const real *start, size_t lds, const real *a, const real *b, size_t M, size_t N, const strides *w)
 {
-    real room[ROWS * LANES] = { 0 };
+    real room[TILE_ROWS * LANES] = { 0 };
     for (size_t m = 0, rows; m < M; m += rows) {
-        rows = M - m >= ROWS ? ROWS : M - m >= 4 ? 4 : 1;
+        rows = M - m >= TILE_ROWS ? TILE_ROWS : M - m >= 4 ? 4 : 1;
         const real *a_m = a + m * w->am, *start_m = start + m * lds;
         real *y_m = y + m * ldy;
         size_t ldr = ldy;
@@ -105,7 +105,7 @@ static void block(real *y, size_t ldy, const real *start, size_t lds, const real
             start_m = room;
         }
         size_t ldt = N < LANES ? LANES : lds;
-        if (rows == ROWS)
+        if (rows == TILE_ROWS)
             tile_many(y_m, ldr, start_m, ldt, a_m, b, w);
         else if (rows == 4)
             tile_four(y_m, ldr, start_m, ldt, a_m, b, w);
@@ -116,11 +116,11 @@ static void block(real *y, size_t ldy, const real *start, size_t lds, const real
 }
 
 /* M x N sums for any N: b holds N/LANES panels `panel` numbers apart. start NULL: from zero. */
-static void product(real *y, size_t ldy, const real *start, size_t lds, const real *a, const real *b, size_t panel, size_t M, size_t N, const walk *w)
+static void product(real *y, size_t ldy, const real *start, size_t lds, const real *a, const real *b, size_t panel, size_t M, size_t N, const strides *w)
 {
     for (size_t n = 0; n < N; n += LANES) {
         const real *start_n = start ? start + n : zeros;
-        block(y + n, ldy, start_n, start ? lds : 0, a, b + n / LANES * panel, M, smaller(LANES, N - n), w);
+        panel_product(y + n, ldy, start_n, start ? lds : 0, a, b + n / LANES * panel, M, smaller(LANES, N - n), w);
     }
 }
 
@@ -191,7 +191,7 @@ static size_t reals_of(const train_value *t) { return t->B * (t->H + 2 * t->bord
 
 /* ---------------------------------------------------------------------------------------- convolution, linear layer */
 
-#define RUN 64 /* pixels that one piece of work covers */
+#define PIXEL_RUN 64 /* pixels that one piece of work covers */
 
 /* SPEC 4: 3 x 3 pad 1; 3 x 3 stride 2 padded right and bottom; 1 x 1. A linear layer is a 1 x 1 convolution of rows. */
 static size_t conv_terms(const train_node *node, const train_value *in) { return node->size * node->size * in->C; }
@@ -209,73 +209,73 @@ size_t op_conv_scratch(const train_value *in, const train_value *out, size_t siz
 /* Panels of LANES outputs: packed[o / LANES][k][o % LANES], k = (kernel row, kernel column, input channel). */
 static void pack_forward(real *packed, const real *w, size_t C, size_t O, size_t size, size_t threads)
 {
-    size_t area = size * size, K = area * C;
+    size_t kernel = size * size, terms = kernel * C;
     ptrdiff_t panels = (ptrdiff_t)(round_up(O) / LANES);
     TSAR_PARALLEL_FOR(threads)
     for (ptrdiff_t panel = 0; panel < panels; panel++)
         for (size_t l = 0, o = (size_t)panel * LANES; l < LANES; l++, o++)
             for (size_t c = 0; c < C; c++)
-                for (size_t i = 0; i < area; i++) packed[((size_t)panel * K + i * C + c) * LANES + l] = o < O ? w[(o * C + c) * area + i] : 0;
+                for (size_t i = 0; i < kernel; i++) packed[((size_t)panel * terms + i * C + c) * LANES + l] = o < O ? w[(o * C + c) * kernel + i] : 0;
 }
 
 /* The transposed kernel, turned by 180 degrees: packed[c / LANES][(row, column, o)][c % LANES]. */
 static void pack_backward(real *packed, const real *w, size_t C, size_t O, size_t size, size_t threads)
 {
-    size_t area = size * size, K = area * O;
+    size_t kernel = size * size, terms = kernel * O;
     ptrdiff_t panels = (ptrdiff_t)(round_up(C) / LANES);
     TSAR_PARALLEL_FOR(threads)
     for (ptrdiff_t panel = 0; panel < panels; panel++)
         for (size_t o = 0, c0 = (size_t)panel * LANES; o < O; o++)
-            for (size_t i = 0; i < area; i++) {
-                real *y = packed + ((size_t)panel * K + (area - 1 - i) * O + o) * LANES;
-                if (area == 1 && c0 + LANES <= C)
+            for (size_t i = 0; i < kernel; i++) {
+                real *y = packed + ((size_t)panel * terms + (kernel - 1 - i) * O + o) * LANES;
+                if (kernel == 1 && c0 + LANES <= C)
                     STORE(y, LOAD(w + o * C + c0));
                 else
-                    for (size_t l = 0; l < LANES; l++) y[l] = c0 + l < C ? w[(o * C + c0 + l) * area + i] : 0;
+                    for (size_t l = 0; l < LANES; l++) y[l] = c0 + l < C ? w[(o * C + c0 + l) * kernel + i] : 0;
             }
 }
 
 /* g[o][c][i] += dw[(i, c)][o], i in the kernel: a panel of LANES outputs at a time. */
 static void unpack_gradient(real *g, const real *dw, size_t C, size_t O, size_t size, size_t threads)
 {
-    size_t area = size * size;
+    size_t kernel = size * size;
     ptrdiff_t panels = (ptrdiff_t)(round_up(O) / LANES);
     TSAR_PARALLEL_FOR(threads)
     for (ptrdiff_t panel = 0; panel < panels; panel++)
         for (size_t c = 0, o = (size_t)panel * LANES; c < C; c++)
-            for (size_t i = 0; i < area; i++)
-                for (size_t l = 0; l < LANES && o + l < O; l++) g[((o + l) * C + c) * area + i] += dw[(i * C + c) * round_up(O) + o + l];
+            for (size_t i = 0; i < kernel; i++)
+                for (size_t l = 0; l < LANES && o + l < O; l++) g[((o + l) * C + c) * kernel + i] += dw[(i * C + c) * round_up(O) + o + l];
 }
 
-/* One run of RUN pixels of a picture: pieces are numbered (b, y, run of x). */
+/* One run of PIXEL_RUN pixels of a picture: pieces are numbered (b, y, run of x). */
 typedef struct {
     size_t b, y, x, count;
 } pixel_run;
 static pixel_run run_at(const train_value *t, size_t piece)
 {
-    size_t runs = (t->W + RUN - 1) / RUN, x = piece % runs * RUN;
-    pixel_run r = { piece / runs / t->H, piece / runs % t->H, x, smaller(RUN, t->W - x) };
+    size_t runs = (t->W + PIXEL_RUN - 1) / PIXEL_RUN, x = piece % runs * PIXEL_RUN;
+    pixel_run r = { piece / runs / t->H, piece / runs % t->H, x, smaller(PIXEL_RUN, t->W - x) };
     return r;
 }
-static size_t runs_of(const train_value *t) { return t->B * t->H * ((t->W + RUN - 1) / RUN); }
+static size_t runs_of(const train_value *t) { return t->B * t->H * ((t->W + PIXEL_RUN - 1) / PIXEL_RUN); }
 
 /* y = b + w * x */
 void op_conv_forward(train_tape *tape, train_node *node)
 {
     const train_value *in = &tape->values[node->in[0]], *out = &tape->values[node->out];
-    size_t C = in->C, O = out->C, K = conv_terms(node, in);
+    size_t C = in->C, O = out->C, terms = conv_terms(node, in);
     real *packed = node->keep[0], *bias = packed + 3 * node->size * node->size * round_up(C) * round_up(O);
-    pack_forward(packed, tape->params[node->param[0]].w + node->first_row * K, C, O, node->size, tape->threads);
+    pack_forward(packed, tape->params[node->param[0]].w + node->first_row * terms, C, O, node->size, tape->threads);
     memset(bias, 0, round_up(O) * sizeof(real));
     if (node->n_param > 1) memcpy(bias, tape->params[node->param[1]].w, O * sizeof(real));
-    walk w = { node->stride * C, (in->W + 2 * in->border) * C, 1, node->size * C * LANES, LANES, node->size, node->size * C };
+    strides w = { node->stride * C, (in->W + 2 * in->border) * C, 1, node->size * C * LANES, LANES, node->size, node->size * C };
     ptrdiff_t pieces = (ptrdiff_t)runs_of(out);
     TSAR_PARALLEL_FOR(tape->threads)
     for (ptrdiff_t piece = 0; piece < pieces; piece++) {
         pixel_run r = run_at(out, (size_t)piece);
         const real *a =
             in->x + train_at(in, r.b, (ptrdiff_t)(r.y * node->stride) + conv_origin(node), (ptrdiff_t)(r.x * node->stride) + conv_origin(node));
-        product(out->x + train_at(out, r.b, (ptrdiff_t)r.y, (ptrdiff_t)r.x), O, bias, 0, a, packed, K * LANES, r.count, O, &w);
+        product(out->x + train_at(out, r.b, (ptrdiff_t)r.y, (ptrdiff_t)r.x), O, bias, 0, a, packed, terms * LANES, r.count, O, &w);
     }
 }
 
@@ -295,7 +295,7 @@ static void conv_backward_input(train_tape *tape, train_node *node, real *packed
                     memcpy(spread + (b * (in->H + 2) + 2 * y + 2) * pitch + (2 * x + 2) * O, out->g + train_at(out, b, (ptrdiff_t)y, (ptrdiff_t)x),
                            O * sizeof(real));
     }
-    walk w = { O, pitch, 1, size * O * LANES, LANES, size, size * O };
+    strides w = { O, pitch, 1, size * O * LANES, LANES, size, size * O };
     ptrdiff_t pieces = (ptrdiff_t)runs_of(in);
     TSAR_PARALLEL_FOR(tape->threads)
     for (ptrdiff_t piece = 0; piece < pieces; piece++) {
@@ -321,20 +321,20 @@ static void pack_gradient(real *panels, const train_value *out, size_t b, const 
         }
 }
 
-/* dw[k][o] += over those pixels, ascending, of x[k at the pixel] * dy[o], for the strips of ROWS terms strip0 <= strip < strip1.
+/* dw[k][o] += over those pixels, ascending, of x[k at the pixel] * dy[o], for the strips of TILE_ROWS terms strip0 <= strip < strip1.
  * A strip lies in one kernel row. */
 static void conv_weight_strips(const train_tape *tape, const train_node *node, real *dw, const real *panels, size_t b, const size_t area[4],
                                size_t strip0, size_t strip1)
 {
     const train_value *in = &tape->values[node->in[0]], *out = &tape->values[node->out];
-    size_t C = in->C, L = node->size * C, strips = (L + ROWS - 1) / ROWS, ldw = round_up(out->C), H = area[1] - area[0], W = area[3] - area[2];
-    walk w = { 1, node->stride * (in->W + 2 * in->border) * C, node->stride * C, W * LANES, LANES, H, W };
+    size_t C = in->C, L = node->size * C, strips = (L + TILE_ROWS - 1) / TILE_ROWS, ldw = round_up(out->C), H = area[1] - area[0], W = area[3] - area[2];
+    strides w = { 1, node->stride * (in->W + 2 * in->border) * C, node->stride * C, W * LANES, LANES, H, W };
     ptrdiff_t y = (ptrdiff_t)(area[0] * node->stride) + conv_origin(node), x = (ptrdiff_t)(area[2] * node->stride) + conv_origin(node);
     for (size_t strip = strip0; strip < strip1; strip++) {
-        size_t row = strip / strips, j = strip % strips * ROWS;
+        size_t row = strip / strips, j = strip % strips * TILE_ROWS;
         real *dw_k = dw + (row * L + j) * ldw;
         const real *x_k = in->x + train_at(in, b, y + (ptrdiff_t)row, x) + j;
-        product(dw_k, ldw, dw_k, ldw, x_k, panels, H * W * LANES, smaller(ROWS, L - j), ldw, &w);
+        product(dw_k, ldw, dw_k, ldw, x_k, panels, H * W * LANES, smaller(TILE_ROWS, L - j), ldw, &w);
     }
 }
 
@@ -342,14 +342,14 @@ static void conv_weight_strips(const train_tape *tape, const train_node *node, r
 static void conv_backward_weight(train_tape *tape, train_node *node, real *dw, real *panels)
 {
     const train_value *in = &tape->values[node->in[0]], *out = &tape->values[node->out];
-    size_t C = in->C, O = out->C, size = node->size, L = size * C, per_row = (L + ROWS - 1) / ROWS, strips = size * per_row;
+    size_t C = in->C, O = out->C, size = node->size, L = size * C, per_row = (L + TILE_ROWS - 1) / TILE_ROWS, strips = size * per_row;
     size_t dx = out->W < AREA ? out->W + !out->W : AREA, dy = AREA / dx;
-    ptrdiff_t shares = (ptrdiff_t)tape->threads;
+    ptrdiff_t workers = (ptrdiff_t)tape->threads;
     TSAR_PARALLEL_FOR(tape->threads)
-    for (ptrdiff_t share = 0; share < shares; share++) {
-        real *mine = panels + (size_t)share * AREA * round_up(O);
-        size_t strip0 = strips * (size_t)share / tape->threads, strip1 = strips * ((size_t)share + 1) / tape->threads;
-        size_t term0 = strip0 / per_row * L + strip0 % per_row * ROWS, term1 = strip1 / per_row * L + strip1 % per_row * ROWS;
+    for (ptrdiff_t worker = 0; worker < workers; worker++) {
+        real *mine = panels + (size_t)worker * AREA * round_up(O);
+        size_t strip0 = strips * (size_t)worker / tape->threads, strip1 = strips * ((size_t)worker + 1) / tape->threads;
+        size_t term0 = strip0 / per_row * L + strip0 % per_row * TILE_ROWS, term1 = strip1 / per_row * L + strip1 % per_row * TILE_ROWS;
         memset(dw + term0 * round_up(O), 0, (term1 - term0) * round_up(O) * sizeof(real));
         for (size_t b = 0; b < out->B; b++)
             for (size_t y = 0; y < out->H; y += dy)
@@ -758,7 +758,7 @@ static void transpose(real *y, size_t ldy, const real *x, size_t ldx, size_t row
 static void attention_weights(const attention_head *h, size_t t0, size_t count)
 {
     size_t columns = h->causal ? smaller(h->T, t0 + count) : h->T;
-    walk w = { h->hd, 0, 1, 0, h->Tp, 1, h->hd };
+    strides w = { h->hd, 0, 1, 0, h->Tp, 1, h->hd };
     product(h->P + t0 * h->Tp, h->Tp, NULL, 0, h->Q + t0 * h->hd, h->Kt, LANES, count, round_up(columns), &w);
     for (size_t t = t0; t < t0 + count; t++) {
         size_t n = h->causal ? t + 1 : h->T;
@@ -811,14 +811,14 @@ void op_attention_forward(train_tape *tape, train_node *node)
     const train_value *out = &tape->values[node->out];
     size_t items = node->ragged->n * node->groups, threads = tape->threads;
     TSAR_PARALLEL_FOR(threads)
-    for (ptrdiff_t share = 0; share < (ptrdiff_t)threads; share++)
-        for (size_t item = (size_t)share; item < items; item += threads) {
-            attention_head h = head_at(tape, node, item, node->keep[0] + (size_t)share * node->size);
+    for (ptrdiff_t worker = 0; worker < (ptrdiff_t)threads; worker++)
+        for (size_t item = (size_t)worker; item < items; item += threads) {
+            attention_head h = head_at(tape, node, item, node->keep[0] + (size_t)worker * node->size);
             real *o = out->x + (size_t)(node->ragged->start[item / node->groups] * h.ldo + item % node->groups * h.hd);
-            for (size_t t = 0; t < h.T; t += ROWS) {
-                size_t count = smaller(ROWS, h.T - t);
+            for (size_t t = 0; t < h.T; t += TILE_ROWS) {
+                size_t count = smaller(TILE_ROWS, h.T - t);
                 attention_weights(&h, t, count);
-                walk w = { h.Tp, 0, 1, 0, h.ld, 1, h.causal ? smaller(h.T, t + count) : h.T };
+                strides w = { h.Tp, 0, 1, 0, h.ld, 1, h.causal ? smaller(h.T, t + count) : h.T };
                 product(o + t * h.ldo, h.ldo, NULL, 0, h.P + t * h.Tp, h.v, LANES, count, h.hd, &w);
             }
         }
@@ -835,10 +835,10 @@ static void deliver(real *y, size_t ld, const real *x, const attention_head *h, 
 static void attention_score_gradients(const attention_head *h, const real *o)
 {
     transpose(h->Vt, h->Tp, h->v, h->ld, h->T, h->hd);
-    for (size_t t0 = 0; t0 < h->T; t0 += ROWS) {
-        size_t count = smaller(ROWS, h->T - t0), columns = h->causal ? smaller(h->T, t0 + count) : h->T;
+    for (size_t t0 = 0; t0 < h->T; t0 += TILE_ROWS) {
+        size_t count = smaller(TILE_ROWS, h->T - t0), columns = h->causal ? smaller(h->T, t0 + count) : h->T;
         attention_weights(h, t0, count);
-        walk w = { h->ldo, 0, 1, 0, h->Tp, 1, h->hd };
+        strides w = { h->ldo, 0, 1, 0, h->Tp, 1, h->hd };
         product(h->S + t0 * h->Tp, h->Tp, NULL, 0, h->g + t0 * h->ldo, h->Vt, LANES, count, round_up(columns), &w);
         for (size_t t = t0; t < t0 + count; t++) {
             real mean = sum_of(h->g + t * h->ldo, o + t * h->ldo, h->hd), *s = h->S + t * h->Tp;
@@ -851,10 +851,10 @@ static void attention_score_gradients(const attention_head *h, const real *o)
 /* G[rows j] = sum over t, ascending, of x[t][j] * y[t]: x is P or S, [T][Tp]; y rows ldy apart. */
 static void attention_transposed(const attention_head *h, const real *x, const real *y, size_t ldy)
 {
-    for (size_t j = 0; j < h->T; j += ROWS) {
+    for (size_t j = 0; j < h->T; j += TILE_ROWS) {
         size_t from = h->causal ? j : 0;
-        walk w = { 1, 0, h->Tp, 0, ldy, 1, h->T - from };
-        product(h->G + j * h->hd, h->hd, NULL, 0, x + from * h->Tp + j, y + from * ldy, LANES, smaller(ROWS, h->T - j), h->hd, &w);
+        strides w = { 1, 0, h->Tp, 0, ldy, 1, h->T - from };
+        product(h->G + j * h->hd, h->hd, NULL, 0, x + from * h->Tp + j, y + from * ldy, LANES, smaller(TILE_ROWS, h->T - j), h->hd, &w);
     }
 }
 
@@ -866,15 +866,15 @@ void op_attention_backward(train_tape *tape, train_node *node)
     int merged = node->in[0] == node->in[1], add[3];
     for (int k = 0; k < 3; k++) add[k] = merged && k > 0 ? add[0] : adding(tape, node->in[k]);
     TSAR_PARALLEL_FOR(threads)
-    for (ptrdiff_t share = 0; share < (ptrdiff_t)threads; share++)
-        for (size_t item = (size_t)share; item < items; item += threads) {
-            attention_head h = head_at(tape, node, item, node->keep[0] + (size_t)share * node->size);
+    for (ptrdiff_t worker = 0; worker < (ptrdiff_t)threads; worker++)
+        for (size_t item = (size_t)worker; item < items; item += threads) {
+            attention_head h = head_at(tape, node, item, node->keep[0] + (size_t)worker * node->size);
             size_t start = node->ragged->start[item / node->groups], offset = item % node->groups * h.hd;
             size_t at = start * h.ld + offset, d = out->C;
             attention_score_gradients(&h, out->x + start * d + offset);
-            for (size_t t = 0; t < h.T; t += ROWS) {
-                size_t count = smaller(ROWS, h.T - t);
-                walk w = { h.Tp, 0, 1, 0, h.hd, 1, h.causal ? smaller(h.T, t + count) : h.T };
+            for (size_t t = 0; t < h.T; t += TILE_ROWS) {
+                size_t count = smaller(TILE_ROWS, h.T - t);
+                strides w = { h.Tp, 0, 1, 0, h.hd, 1, h.causal ? smaller(h.T, t + count) : h.T };
                 product(h.G + t * h.hd, h.hd, NULL, 0, h.S + t * h.Tp, h.K, LANES, count, h.hd, &w);
             }
             rotate(h.G, h.G, h.hd, &h, -1);

@@ -13,7 +13,7 @@
 #define SPECK 45     /* pixels: smaller pieces are artefacts */
 #define OVERLAP 0.70 /* intersection over union that a piece must reach with its shape */
 #define SIDE ((size_t)SCENE_SIDE)
-#define PIXELS (SIDE * SIDE)
+#define SCENE_PIXELS (SIDE * SIDE)
 
 typedef struct {
     size_t area, left, right, top, bottom;
@@ -26,7 +26,7 @@ static int chroma(const uint8_t *p)
     return (high > p[2] ? high : p[2]) - (low < p[2] ? low : p[2]);
 }
 
-/* Flood fill (four neighbours) of the piece that contains pixel `start`; label marks its pixels. labels, queue [PIXELS]. */
+/* Flood fill (four neighbours) of the piece that contains pixel `start`; label marks its pixels. labels, queue [SCENE_PIXELS]. */
 static piece gather(const uint8_t *rgb, size_t start, uint16_t label, uint16_t *labels, uint16_t *queue)
 {
     piece p = { 0, SIDE, 0, SIDE, 0, 0.0, 0.0, { 0.0, 0.0, 0.0 } };
@@ -118,12 +118,12 @@ static scene_object recognise(const piece *p, uint16_t label, const uint16_t *la
 
 size_t scene_find(const uint8_t *rgb, scene_object *found)
 {
-    uint16_t labels[PIXELS] = { 0 };
-    uint16_t queue[PIXELS];
+    uint16_t labels[SCENE_PIXELS] = { 0 };
+    uint16_t queue[SCENE_PIXELS];
     size_t n = 0;
     size_t areas[SCENE_FOUND];
     uint16_t label = 0;
-    for (size_t at = 0; at < PIXELS; at++) {
+    for (size_t at = 0; at < SCENE_PIXELS; at++) {
         if (labels[at] || chroma(rgb + 3 * at) <= CHROMA) continue;
         piece p = gather(rgb, at, ++label, labels, queue);
         if (p.area < SPECK || n == SCENE_FOUND) continue;

@@ -321,9 +321,9 @@ tsar_status run_trace(const train_run *run, const train_tape *tape, const char *
         status = tsar_writer_declare(writer, inputs[i].name, inputs[i].dtype, inputs[i].rank, inputs[i].shape, err);
     for (size_t i = 0; i < tape->n_values && status == TSAR_OK; i++) {
         const train_value *t = &tape->values[i];
-        const size_t picture[3] = { t->C, t->H, t->W }, rows[2] = { t->W, t->C }, windows[3] = { t->W / (t->window + !t->window), t->window, t->C };
+        const size_t picture[3] = { t->C, t->H, t->W }, rows[2] = { t->W, t->C }, by_window[3] = { t->W / (t->slots + !t->slots), t->slots, t->C };
         if (t->name[0])
-            status = tsar_writer_declare(writer, t->name, TSAR_F32, t->H > 1 || t->window ? 3 : 2, t->H > 1 ? picture : t->window ? windows : rows, err);
+            status = tsar_writer_declare(writer, t->name, TSAR_F32, t->H > 1 || t->slots ? 3 : 2, t->H > 1 ? picture : t->slots ? by_window : rows, err);
         most = t->C * t->H * t->W > most ? t->C * t->H * t->W : most;
     }
     float *plain = tsar_alloc(most, sizeof *plain, "the trace", err);

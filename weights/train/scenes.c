@@ -223,7 +223,7 @@ static void lay_out(scene *s, scene_stream *u)
 }
 
 /* The free border that every object of the wide world keeps around itself. */
-#define GAP 2.5
+#define OBJECT_GAP 2.5
 
 /* The box that a centre is drawn from: the whole picture, or the part that the relation gives to this group. A pair of
  * groups is divided at `cut`, which leaves more room to the larger group. */
@@ -279,7 +279,7 @@ static int place(scene *s, scene_stream *u, const int *group_of, double shrink)
             placed = box[0] <= box[1] && box[2] <= box[3];
             for (int j = 0; j < i && placed; j++) {
                 const scene_object *p = &s->objects[j];
-                double dx = o->x - p->x, dy = o->y - p->y, room = extent + shape_extent(p->shape) * p->r + GAP;
+                double dx = o->x - p->x, dy = o->y - p->y, room = extent + shape_extent(p->shape) * p->r + OBJECT_GAP;
                 placed = dx * dx + dy * dy >= room * room;
             }
         }

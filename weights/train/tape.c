@@ -126,7 +126,7 @@ size_t train_view(train_tape *tape, size_t of, size_t W, size_t C)
     view.W = view.room = W;
     view.C = C;
     view.name[0] = '\0';
-    view.window = 0;
+    view.slots = 0;
     view.order = NULL;
     tape->values[tape->n_values] = view;
     return tape->n_values++;

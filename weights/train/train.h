@@ -8,8 +8,8 @@
  * Layout. Pictures are [B][H][W][C] (channels fastest), with a border of one zero pixel where a 3 x 3 convolution reads
  * them; sequences are rows [R][d]. Weights, gradients and moments have the layout of the model file.
  *
- * Letters: B pictures, H, W rows and columns, C channels in, O channels out, K = size*size*C terms of one output,
- * R rows of all sequences together, T rows of one, d width, hd width of one head. */
+ * Letters: B pictures, H, W rows and columns, C channels in, O channels out, R rows of all sequences together, T rows of one, d width,
+ * hd width of one head; of the models those of tsar.h: K, V, n, N, E = vq_embed_dim. A weight has `terms` = size*size*C terms of one output. */
 #ifndef TRAIN_H
 #define TRAIN_H
 
@@ -39,7 +39,7 @@ typedef struct {
     int has_g;           /* the gradient holds something already: add to it. Views share the owner's flag through `owner` */
     size_t owner;        /* index of the value that owns the memory */
     char name[64];       /* in a trace, or "" */
-    size_t window;       /* in a trace: rows are [W / window][window], 0: [W] */
+    size_t slots;        /* in a trace: rows are [W / slots][slots], those of a window together; 0: [W] */
     const size_t *order; /* in a trace: the t-th row is row order[t]; NULL: t */
 } train_value;
 

@@ -17,7 +17,7 @@ vq_shape vq_standard(void)
 
 /* --------------------------------------------------------------------------------------------------------- network */
 
-#define NAME(text, ...) (snprintf(text, sizeof text, __VA_ARGS__), text)
+#define FORMAT(text, ...) (snprintf(text, sizeof text, __VA_ARGS__), text)
 
 /* x + conv2(swish(norm2(conv1(swish(norm1(x)))))), with a 1 x 1 shortcut where the width changes. */
 static size_t resblock(vq_net *net, size_t in, const char *prefix, size_t out_channels)
@@ -25,11 +25,11 @@ static size_t resblock(vq_net *net, size_t in, const char *prefix, size_t out_ch
     train_tape *t = &net->tape;
     char name[128];
     size_t C = t->status == TSAR_OK ? t->values[in].C : 0;
-    size_t h = train_group_norm(t, in, NAME(name, "%s.norm1", prefix), net->shape.groups, 1);
-    h = train_conv(t, h, NAME(name, "%s.conv1", prefix), out_channels, 3, 1, 1);
-    h = train_group_norm(t, h, NAME(name, "%s.norm2", prefix), net->shape.groups, 1);
-    h = train_conv(t, h, NAME(name, "%s.conv2", prefix), out_channels, 3, 1, 1);
-    size_t skip = C == out_channels ? in : train_conv(t, in, NAME(name, "%s.nin_shortcut", prefix), out_channels, 1, 1, 1);
+    size_t h = train_group_norm(t, in, FORMAT(name, "%s.norm1", prefix), net->shape.groups, 1);
+    h = train_conv(t, h, FORMAT(name, "%s.conv1", prefix), out_channels, 3, 1, 1);
+    h = train_group_norm(t, h, FORMAT(name, "%s.norm2", prefix), net->shape.groups, 1);
+    h = train_conv(t, h, FORMAT(name, "%s.conv2", prefix), out_channels, 3, 1, 1);
+    size_t skip = C == out_channels ? in : train_conv(t, in, FORMAT(name, "%s.nin_shortcut", prefix), out_channels, 1, 1, 1);
     return train_add(t, skip, h);
 }
 
@@ -39,22 +39,22 @@ static size_t attention_block(vq_net *net, size_t in, const char *prefix)
     train_tape *t = &net->tape;
     char name[128];
     size_t C = t->status == TSAR_OK ? t->values[in].C : 0;
-    size_t n = train_group_norm(t, in, NAME(name, "%s.norm", prefix), net->shape.groups, 0);
-    size_t q = train_conv(t, n, NAME(name, "%s.q", prefix), C, 1, 1, 0);
-    size_t k = train_conv(t, n, NAME(name, "%s.k", prefix), C, 1, 1, 0);
-    size_t v = train_conv(t, n, NAME(name, "%s.v", prefix), C, 1, 1, 0);
+    size_t n = train_group_norm(t, in, FORMAT(name, "%s.norm", prefix), net->shape.groups, 0);
+    size_t q = train_conv(t, n, FORMAT(name, "%s.q", prefix), C, 1, 1, 0);
+    size_t k = train_conv(t, n, FORMAT(name, "%s.k", prefix), C, 1, 1, 0);
+    size_t v = train_conv(t, n, FORMAT(name, "%s.v", prefix), C, 1, 1, 0);
     size_t mixed = train_attention(t, q, k, v, 1, &net->ragged, 0, NULL, NULL);
-    return train_add(t, in, train_conv(t, mixed, NAME(name, "%s.proj_out", prefix), C, 1, 1, 1));
+    return train_add(t, in, train_conv(t, mixed, FORMAT(name, "%s.proj_out", prefix), C, 1, 1, 1));
 }
 
 static size_t middle(vq_net *net, size_t h, const char *part, size_t width)
 {
     char name[128];
-    h = resblock(net, h, NAME(name, "vq.%s.mid.0", part), width);
+    h = resblock(net, h, FORMAT(name, "vq.%s.mid.0", part), width);
     train_name(&net->tape, h, "vq.%s.mid.0", part);
-    h = attention_block(net, h, NAME(name, "vq.%s.mid.1", part));
+    h = attention_block(net, h, FORMAT(name, "vq.%s.mid.1", part));
     train_name(&net->tape, h, "vq.%s.mid.1", part);
-    h = resblock(net, h, NAME(name, "vq.%s.mid.2", part), width);
+    h = resblock(net, h, FORMAT(name, "vq.%s.mid.2", part), width);
     train_name(&net->tape, h, "vq.%s.mid.2", part);
     return h;
 }
@@ -63,8 +63,8 @@ static size_t level(vq_net *net, size_t h, const char *part, size_t i, size_t bl
 {
     char name[128];
     for (size_t b = 0; b < blocks; b++) {
-        h = resblock(net, h, NAME(name, "vq.%s.conv_blocks.%zu.res.%zu", part, i, b), width);
-        if (lowest) h = attention_block(net, h, NAME(name, "vq.%s.conv_blocks.%zu.attn.%zu", part, i, b));
+        h = resblock(net, h, FORMAT(name, "vq.%s.conv_blocks.%zu.res.%zu", part, i, b), width);
+        if (lowest) h = attention_block(net, h, FORMAT(name, "vq.%s.conv_blocks.%zu.attn.%zu", part, i, b));
     }
     return h;
 }
@@ -79,7 +79,7 @@ static size_t encoder(vq_net *net, size_t image)
     train_name(t, h, "vq.encoder.conv_in");
     for (size_t i = 0; i <= last; i++) {
         h = level(net, h, "encoder", i, s->res_blocks, s->ch * s->mult[i], i == last);
-        if (i < last) h = train_conv(t, h, NAME(name, "vq.encoder.conv_blocks.%zu.downsample.conv", i), s->ch * s->mult[i], 3, 2, 1);
+        if (i < last) h = train_conv(t, h, FORMAT(name, "vq.encoder.conv_blocks.%zu.downsample.conv", i), s->ch * s->mult[i], 3, 2, 1);
         train_name(t, h, "vq.encoder.block.%zu", i);
     }
     h = middle(net, h, "encoder", deepest);
@@ -104,7 +104,7 @@ static size_t decoder(vq_net *net, size_t h)
     h = middle(net, h, "decoder", deepest);
     for (size_t i = 0; i <= last; i++) {
         h = level(net, h, "decoder", i, s->res_blocks + 1, s->ch * s->mult[last - i], i == 0);
-        if (i < last) h = train_conv(t, train_upsample(t, h), NAME(name, "vq.decoder.conv_blocks.%zu.upsample.conv", i), s->ch * s->mult[last - i], 3, 1, 1);
+        if (i < last) h = train_conv(t, train_upsample(t, h), FORMAT(name, "vq.decoder.conv_blocks.%zu.upsample.conv", i), s->ch * s->mult[last - i], 3, 1, 1);
         train_name(t, h, "vq.decoder.block.%zu", i);
     }
     h = train_group_norm(t, h, "vq.decoder.norm_out", s->groups, 1);
@@ -115,38 +115,38 @@ static size_t decoder(vq_net *net, size_t h)
 
 /* ------------------------------------------------------------------------------------------------------- quantizer */
 
-/* y = x / max(|x|, 1e-12), n rows of d; norms [n]. */
-static void normalise(real *y, real *norms, const real *x, size_t n, size_t d)
+/* y = x / max(|x|, 1e-12), n vectors x of E; norms [n]. */
+static void normalise(real *y, real *norms, const real *x, size_t n, size_t E)
 {
     for (size_t i = 0; i < n; i++) {
         real sum = 0;
-        for (size_t k = 0; k < d; k++) sum += x[i * d + k] * x[i * d + k];
+        for (size_t k = 0; k < E; k++) sum += x[i * E + k] * x[i * E + k];
         norms[i] = (real)sqrt((double)sum);
         norms[i] = norms[i] > (real)1e-12 ? norms[i] : (real)1e-12;
-        for (size_t k = 0; k < d; k++) y[i * d + k] = x[i * d + k] / norms[i];
+        for (size_t k = 0; k < E; k++) y[i * E + k] = x[i * E + k] / norms[i];
     }
 }
 
 /* dx (+)= (dy - y (y . dy)) / |x| for one row. */
-static void normalise_backward(real *dx, const real *dy, const real *y, real norm, size_t d)
+static void normalise_backward(real *dx, const real *dy, const real *y, real norm, size_t E)
 {
     real along = 0;
-    for (size_t k = 0; k < d; k++) along += y[k] * dy[k];
-    for (size_t k = 0; k < d; k++) dx[k] += (dy[k] - y[k] * along) / norm;
+    for (size_t k = 0; k < E; k++) along += y[k] * dy[k];
+    for (size_t k = 0; k < E; k++) dx[k] += (dy[k] - y[k] * along) / norm;
 }
 
 /* The code of each latent: argmin |z|^2 + |e|^2 - 2 z.e, the lower index of equals. */
 static void choose_codes(vq_net *net)
 {
-    size_t d = net->shape.embed, K = net->shape.K;
+    size_t E = net->shape.embed, K = net->shape.K;
     TSAR_PARALLEL_FOR(net->tape.threads)
-    for (ptrdiff_t i = 0; i < (ptrdiff_t)net->N; i++) {
-        const real *z = net->unit + (size_t)i * d;
+    for (ptrdiff_t i = 0; i < (ptrdiff_t)net->n_codes; i++) {
+        const real *z = net->unit + (size_t)i * E;
         real nearest = 1000;
         for (size_t c = 0; c < K; c++) {
-            const real *e = net->words + c * d;
+            const real *e = net->words + c * E;
             real zz = 0, ee = 0, ze = 0;
-            for (size_t k = 0; k < d; k++) {
+            for (size_t k = 0; k < E; k++) {
                 zz += z[k] * z[k];
                 ee += e[k] * e[k];
                 ze += z[k] * e[k];
@@ -161,46 +161,46 @@ static void choose_codes(vq_net *net)
 }
 
 /* out = e(code), passed on straight through: out = z + sg(e - z). The codebook's loss: mean |e - sg z|^2 + 0.25 mean |z - sg e|^2
- * over N * embed numbers. When frozen, sg(...) and the codes are those of the last free pass. */
+ * over n_codes * embed numbers. When frozen, sg(...) and the codes are those of the last free pass. */
 static void quantize_forward(train_tape *tape, train_node *node)
 {
     vq_net *net = node->context;
-    size_t d = net->shape.embed, n = net->N * d;
+    size_t E = net->shape.embed, n = net->n_codes * E;
     real *out = tape->values[node->out].x;
-    normalise(net->unit, net->norms, tape->values[node->in[0]].x, net->N, d);
-    normalise(net->words, net->norms + net->N, tape->params[net->codebook].w, net->shape.K, d);
+    normalise(net->unit, net->norms, tape->values[node->in[0]].x, net->n_codes, E);
+    normalise(net->words, net->norms + net->n_codes, tape->params[net->codebook].w, net->shape.K, E);
     if (!net->frozen) {
         choose_codes(net);
         memcpy(net->held_unit, net->unit, n * sizeof(real));
-        for (size_t i = 0; i < net->N; i++) memcpy(net->held_words + i * d, net->words + (size_t)net->codes[i] * d, d * sizeof(real));
+        for (size_t i = 0; i < net->n_codes; i++) memcpy(net->held_words + i * E, net->words + (size_t)net->codes[i] * E, E * sizeof(real));
     }
     double codebook = 0.0, commitment = 0.0;
     for (size_t i = 0; i < n; i++) {
-        real e = net->words[(size_t)net->codes[i / d] * d + i % d], z = net->unit[i];
+        real e = net->words[(size_t)net->codes[i / E] * E + i % E], z = net->unit[i];
         out[i] = net->open ? z : net->frozen ? z + (net->held_words[i] - net->held_unit[i]) : e;
         double a = (double)(e - net->held_unit[i]), b = (double)(z - net->held_words[i]);
         codebook += a * a;
         commitment += b * b;
     }
     net->loss_codebook = net->open ? 0.0 : (codebook + 0.25 * commitment) / (double)n;
-    for (size_t i = 0; i < net->N && !net->frozen; i++) net->used[net->codes[i]]++;
+    for (size_t i = 0; i < net->n_codes && !net->frozen; i++) net->used[net->codes[i]]++;
 }
 
 static void quantize_backward(train_tape *tape, train_node *node)
 {
     vq_net *net = node->context;
-    size_t d = net->shape.embed;
+    size_t E = net->shape.embed;
     train_value *in = &tape->values[node->in[0]];
     const real *dy = tape->values[node->out].g;
-    real scale = net->open ? 0 : (real)(2.0 / (double)(net->N * d)), g[64];
+    real scale = net->open ? 0 : (real)(2.0 / (double)(net->n_codes * E)), g[64];
     in->has_g = 1;
-    memset(in->g, 0, net->N * d * sizeof(real));
-    for (size_t i = 0; i < net->N; i++) {
-        const real *z = net->unit + i * d, *e = net->words + (size_t)net->codes[i] * d;
-        for (size_t k = 0; k < d; k++) g[k] = dy[i * d + k] + (real)0.25 * scale * (z[k] - e[k]);
-        normalise_backward(in->g + i * d, g, z, net->norms[i], d);
-        for (size_t k = 0; k < d; k++) g[k] = scale * (e[k] - z[k]);
-        normalise_backward(tape->params[net->codebook].g + (size_t)net->codes[i] * d, g, e, net->norms[net->N + (size_t)net->codes[i]], d);
+    memset(in->g, 0, net->n_codes * E * sizeof(real));
+    for (size_t i = 0; i < net->n_codes; i++) {
+        const real *z = net->unit + i * E, *e = net->words + (size_t)net->codes[i] * E;
+        for (size_t k = 0; k < E; k++) g[k] = dy[i * E + k] + (real)0.25 * scale * (z[k] - e[k]);
+        normalise_backward(in->g + i * E, g, z, net->norms[i], E);
+        for (size_t k = 0; k < E; k++) g[k] = scale * (e[k] - z[k]);
+        normalise_backward(tape->params[net->codebook].g + (size_t)net->codes[i] * E, g, e, net->norms[net->n_codes + (size_t)net->codes[i]], E);
     }
 }
 
@@ -232,20 +232,20 @@ tsar_status vq_open(vq_net *net, const vq_shape *shape, size_t B, uint64_t seed,
     net->B = B;
     train_tape *t = &net->tape;
     train_tape_open(t, seed, threads);
-    size_t h = shape->side >> (shape->levels - 1), d = shape->embed;
-    net->N = B * h * h;
+    size_t h = shape->side >> (shape->levels - 1), E = shape->embed;
+    net->n_codes = B * h * h;
     const tsar_status room = train_ragged_open(&net->ragged, B, h * h, err);
-    net->codes = tsar_alloc(net->N, sizeof *net->codes, "the tokenizer", err);
+    net->codes = tsar_alloc(net->n_codes, sizeof *net->codes, "the tokenizer", err);
     net->used = tsar_alloc(shape->K, sizeof *net->used, "the tokenizer", err);
-    net->unit = train_keep(t, (3 * net->N + shape->K) * d + net->N + shape->K);
+    net->unit = train_keep(t, (3 * net->n_codes + shape->K) * E + net->n_codes + shape->K);
     if (room != TSAR_OK || !net->codes || !net->used || t->status != TSAR_OK) {
         vq_close(net);
         return tsar_fail(err, TSAR_ROOM, "out of memory for the tokenizer");
     }
-    net->words = net->unit + net->N * d;
-    net->held_words = net->words + shape->K * d;
-    net->held_unit = net->held_words + net->N * d;
-    net->norms = net->held_unit + net->N * d;
+    net->words = net->unit + net->n_codes * E;
+    net->held_words = net->words + shape->K * E;
+    net->held_unit = net->held_words + net->n_codes * E;
+    net->norms = net->held_unit + net->n_codes * E;
     net->image = train_value_new(t, B, shape->side, shape->side, 3, 1);
     if (t->status == TSAR_OK) {
         tsar_free(t->values[net->image].g); /* pixels need no gradient */
@@ -315,15 +315,15 @@ void vq_backward(vq_net *net) { train_backward(&net->tape, &net->output, 1); }
 
 size_t vq_revive(vq_net *net, uint64_t seed, uint64_t step, int all)
 {
-    size_t d = net->shape.embed, revived = 0;
+    size_t E = net->shape.embed, revived = 0;
     train_param *codebook = &net->tape.params[net->codebook];
     scene_stream stream = scene_stream_open(seed ^ UINT64_C(0x5245564956450000), step);
     for (size_t c = 0; c < net->shape.K; c++) {
         if (all || net->used[c] == 0) {
-            size_t i = scene_below(&stream, net->N);
-            memcpy(codebook->w + c * d, net->unit + i * d, d * sizeof(real));
-            memset(codebook->m + c * d, 0, d * sizeof(real));
-            memset(codebook->v + c * d, 0, d * sizeof(real));
+            size_t i = scene_below(&stream, net->n_codes);
+            memcpy(codebook->w + c * E, net->unit + i * E, E * sizeof(real));
+            memset(codebook->m + c * E, 0, E * sizeof(real));
+            memset(codebook->v + c * E, 0, E * sizeof(real));
             revived++;
         }
         net->used[c] = 0;

@@ -12,15 +12,15 @@ typedef struct {
 typedef struct {
     train_tape tape;
     vq_shape shape;
-    size_t B, N;                                 /* pictures; codes of all of them */
+    size_t B, n_codes;                           /* pictures; codes of all of them */
     size_t image, latent, quantized, output;     /* values */
     size_t first_decoder_node, codebook;         /* node; parameter */
     train_ragged ragged;                         /* [B] the positions of each picture at the lowest resolution, for attention */
-    int64_t *codes;                              /* [N] */
+    int64_t *codes;                              /* [n_codes] */
     int64_t *used;                               /* [K]: how often each code was chosen since the counters were cleared */
-    real *unit, *words;                          /* [N][embed] latents, [K][embed] codewords, both of length 1 */
-    real *norms;                                 /* [N + K] their lengths before */
-    real *held_words, *held_unit;                /* [N][embed] see `frozen` */
+    real *unit, *words;                          /* [n_codes][embed] latents, [K][embed] codewords, both of length 1 */
+    real *norms;                                 /* [n_codes + K] their lengths before */
+    real *held_words, *held_unit;                /* [n_codes][embed] see `frozen` */
     int frozen;                                  /* 1: keep codes, and the constants behind stop-gradients, of the last pass (to check gradients) */
     int open;                                    /* 1: latents pass as they are, the codebook rests (the start of a training) */
     double loss_square, loss_abs, loss_codebook; /* means, of the last pass */
