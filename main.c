@@ -85,9 +85,9 @@ static int has_bar(const arguments *a) { return !a->at[O_QUIET].text && tsar_is_
 
 static void draw_bar(double done)
 {
-    enum { WIDTH = 30 };
-    const int filled = (int)(done * (double)WIDTH);
-    fprintf(stderr, "[%.*s%*s] ", filled, "==============================", WIDTH - filled, "");
+    enum { PROGRESS = 30 };
+    const int filled = (int)(done * (double)PROGRESS);
+    fprintf(stderr, "[%.*s%*s] ", filled, "==============================", PROGRESS - filled, "");
 }
 
 static void erase_bar(void)
@@ -408,12 +408,12 @@ static tsar_status check_outputs(const generation *g, tsar_error *err)
 /* Tells in one line which words of the prompt the model never saw in training, the first few by name. */
 static void note_new_words(const generation *g)
 {
-    enum { NAMED = 6, LONGEST = 40 };
+    enum { NAMED = 6, LONGEST_WORD = 40 };
     const char *prompt = g->a->at[O_PROMPT].text;
-    char names[NAMED * (LONGEST + 8) + 1] = "";
+    char names[NAMED * (LONGEST_WORD + 8) + 1] = "";
     size_t words = 0, used = 0, length = 0, at = prompt ? tsar_text_new_word(g->model, prompt, 0, &length) : SIZE_MAX;
     for (; at != SIZE_MAX && words < NAMED; at = tsar_text_new_word(g->model, prompt, at + length, &length), words++) {
-        size_t shown = length < LONGEST ? length : LONGEST;
+        size_t shown = length < LONGEST_WORD ? length : LONGEST_WORD;
         while (shown > 0 && shown < length && ((unsigned char)prompt[at + shown] & 0xC0) == 0x80) shown--; /* no character is cut in two */
         used += (size_t)snprintf(names + used, sizeof names - used, "%s\"%.*s%s\"", words ? ", " : "", (int)shown, prompt + at, shown < length ? "..." : "");
     }

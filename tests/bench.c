@@ -64,7 +64,7 @@ static void try_read(bench *b)
 /* n steps a = a * m + c on N independent values of a, product and sum rounded apart: N / (vector length) chains, enough
  * to hide the latency, few enough for the registers. Which N that is depends on the CPU: the best counts. The prefetch
  * keeps compilers from exchanging the loops. */
-#define CHAINS(N)                                                                                                                                    \
+#define CHAINS_OF(N)                                                                                                                                    \
     static double chains_##N(size_t n, double m, double c)                                                                                           \
     {                                                                                                                                                \
         double a[N], sum = 0;                                                                                                                        \
@@ -76,8 +76,8 @@ static void try_read(bench *b)
         for (size_t j = 0; j < N; j++) sum += a[j];                                                                                                  \
         return sum;                                                                                                                                  \
     }
-CHAINS(24)
-CHAINS(32) CHAINS(48) CHAINS(64) CHAINS(96)
+CHAINS_OF(24)
+CHAINS_OF(32) CHAINS_OF(48) CHAINS_OF(64) CHAINS_OF(96)
 
     static void try_macs(bench *b)
 {
@@ -196,18 +196,18 @@ static tsar_status open_synthetic(tsar_model **model, const char *const *pairs, 
 /* y = W x with W of about 1 GB in memory: one vector, a pair, four; and 64 vectors with a part of W. */
 static tsar_status measure_matrix(bench *b, tsar_dtype dtype)
 {
-    enum { COLS = 4096, MANY = 64, MANY_ROWS = 4096 };
-    const size_t size = tsar_dtype_size(dtype), rows = BUFFER_BYTES / (COLS * size);
+    enum { BENCH_COLS = 4096, MANY_VECTORS = 64, PART_ROWS = 4096 };
+    const size_t size = tsar_dtype_size(dtype), rows = BUFFER_BYTES / (BENCH_COLS * size);
     const char *name = tsar_dtype_name(dtype);
-    const double bytes = (double)(rows * COLS * size);
+    const double bytes = (double)(rows * BENCH_COLS * size);
     double best[5] = { 0 }, many = 0;
     tsar_matrix w = { 0 };
-    double *x = tsar_alloc(MANY * COLS, sizeof *x, "vectors to measure", b->err), *y = NULL;
-    double *scratch = tsar_alloc(tsar_scratch(MANY, b->threads), sizeof *scratch, "vectors to measure", b->err);
-    tsar_status status = x != NULL && scratch != NULL ? fill_matrix(&w, rows, COLS, dtype, b->err) : TSAR_ROOM;
-    if (status == TSAR_OK) y = tsar_alloc(4 * rows > MANY * MANY_ROWS ? 4 * rows : MANY * MANY_ROWS, sizeof *y, "vectors to measure", b->err);
+    double *x = tsar_alloc(MANY_VECTORS * BENCH_COLS, sizeof *x, "vectors to measure", b->err), *y = NULL;
+    double *scratch = tsar_alloc(tsar_scratch(MANY_VECTORS, b->threads), sizeof *scratch, "vectors to measure", b->err);
+    tsar_status status = x != NULL && scratch != NULL ? fill_matrix(&w, rows, BENCH_COLS, dtype, b->err) : TSAR_ROOM;
+    if (status == TSAR_OK) y = tsar_alloc(4 * rows + MANY_VECTORS * PART_ROWS, sizeof *y, "vectors to measure", b->err);
     if (y == NULL) status = TSAR_ROOM;
-    if (status == TSAR_OK) fill(x, TSAR_F64, MANY * COLS, 1);
+    if (status == TSAR_OK) fill(x, TSAR_F64, MANY_VECTORS * BENCH_COLS, 1);
     for (size_t round = 0; round < ROUNDS && status == TSAR_OK; round++) {
         for (size_t T = 1; T <= 4; T++) {
             try_read(b);
@@ -217,16 +217,16 @@ static tsar_status measure_matrix(bench *b, tsar_dtype dtype)
         }
         try_macs(b);
         tsar_matrix part = w; /* the first rows; not owned */
-        part.rows = MANY_ROWS;
+        part.rows = PART_ROWS;
         const double start = seconds(b->threads);
-        tsar_matmul(y, x, &part, NULL, MANY, b->threads, scratch);
+        tsar_matmul(y, x, &part, NULL, MANY_VECTORS, b->threads, scratch);
         keep_best(b, &many, start);
     }
     if (status == TSAR_OK) status = say(b, bytes / best[1] * 1e-9, "GB/s", b->read * 1e-9, "%s matrix of 1 GB times one vector", name);
     for (size_t T = 2; T <= 4 && status == TSAR_OK; T++) status = say(b, best[T] / best[1], "x", 0, "%s, %u vectors: time of one", name, (unsigned)T);
-    const double rate = (double)MANY_ROWS * (double)COLS * (double)MANY / many;
+    const double rate = (double)PART_ROWS * (double)BENCH_COLS * (double)MANY_VECTORS / many;
     if (dtype == TSAR_F32) b->many = rate;
-    if (status == TSAR_OK) status = say(b, rate * 1e-9, "GMAC/s", b->macs * 1e-9, "%s matrix times %d vectors", name, MANY);
+    if (status == TSAR_OK) status = say(b, rate * 1e-9, "GMAC/s", b->macs * 1e-9, "%s matrix times %d vectors", name, MANY_VECTORS);
     tsar_matrix_close(&w);
     tsar_free(x);
     tsar_free(y);
@@ -337,20 +337,20 @@ static tsar_status measure_decoding(bench *b, const tsar_model *model, const cha
 /* The softmax of as many rows as attention takes at a time. */
 static tsar_status measure_softmax(bench *b)
 {
-    enum { ROWS = 20, COLS = 2048 };
+    enum { SOFTMAX_ROWS = 20, SOFTMAX_COLS = 2048 };
     const size_t threads = b->threads;
-    double best = 0, *x = tsar_alloc(threads * ROWS, COLS * sizeof *x, "scores to measure", b->err);
+    double best = 0, *x = tsar_alloc(threads * SOFTMAX_ROWS, SOFTMAX_COLS * sizeof *x, "scores to measure", b->err);
     if (x == NULL) return TSAR_ROOM;
-    fill(x, TSAR_F64, threads * ROWS * COLS, 8);
+    fill(x, TSAR_F64, threads * SOFTMAX_ROWS * SOFTMAX_COLS, 8);
     for (size_t round = 0; round < 8 * ROUNDS; round++) {
         const double start = seconds(threads);
         TSAR_PARALLEL_FOR(threads)
-        for (size_t i = 0; i < threads; i++) tsar_softmax_rows(x + i * ROWS * COLS, COLS, COLS, ROWS);
+        for (size_t i = 0; i < threads; i++) tsar_softmax_rows(x + i * SOFTMAX_ROWS * SOFTMAX_COLS, SOFTMAX_COLS, SOFTMAX_COLS, SOFTMAX_ROWS);
         keep_best(b, &best, start);
     }
-    b->softmax = (double)(threads * ROWS * COLS) / best;
+    b->softmax = (double)(threads * SOFTMAX_ROWS * SOFTMAX_COLS) / best;
     tsar_free(x);
-    return say(b, b->softmax * 1e-9, "G/s", 0, "softmax of %d rows of %d numbers", ROWS, COLS);
+    return say(b, b->softmax * 1e-9, "G/s", 0, "softmax of %d rows of %d numbers", SOFTMAX_ROWS, SOFTMAX_COLS);
 }
 
 /* A prompt of `length` ids; its limit is the time of its multiply-adds at the speed of 64 F32 vectors, and of its softmax at that of

@@ -414,17 +414,17 @@ static void judge_candidate(decoder *v, const tsar_decision *d)
 /* One evaluation of one code into the trail; tsar's own path beside it. */
 static tsar_status note_evaluation(decoder *v, const tsar_decision *d, size_t code, tsar_error *err)
 {
-    const size_t block = 2 * d->V + 2;
+    const size_t entry = 2 * d->V + 2;
     if (d->purpose == TSAR_DRAW && d->slot == 0) v->n_trail = 0, v->strayed = 0;
     if (v->n_trail == v->trail_room) {
         const size_t room = 2 * v->trail_room + 4 * slots_of(v);
-        double *wider = tsar_alloc(room, tsar_product(block, sizeof *wider), "candidates", err);
+        double *wider = tsar_alloc(room, tsar_product(entry, sizeof *wider), "candidates", err);
         if (!wider) return TSAR_ROOM;
-        if (v->n_trail) memcpy(wider, v->trail, v->n_trail * block * sizeof *wider);
+        if (v->n_trail) memcpy(wider, v->trail, v->n_trail * entry * sizeof *wider);
         tsar_free(v->trail);
         v->trail = wider, v->trail_room = room;
     }
-    double *logits = v->trail + v->n_trail++ * block;
+    double *logits = v->trail + v->n_trail++ * entry;
     set_limits(v, d, d->token * slots_of(v) + d->slot);
     memcpy(logits, d->logits, d->V * sizeof *logits);
     memcpy(logits + d->V, v->limit, d->V * sizeof *logits);

@@ -16,12 +16,12 @@
 
 #define SHARD "model.safetensors"
 
-enum { STORAGES = 11, ROOM = 1 << 20 };
+enum { STORAGES = 11, INPUT_ROOM = 1 << 20 };
 
 int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static uint8_t file[ROOM];
+static uint8_t file[INPUT_ROOM];
 static size_t length;
 
 static void put(const void *bytes, size_t n)
@@ -120,7 +120,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     const char *path = paths[size ? data[0] % 5 : 0], *operand = path;
     static const uint8_t magic[] = { 0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19, '.' };
     tsar_error err = { "" };
-    if (size == 0 || size > ROOM / 2) return 0;
+    if (size == 0 || size > INPUT_ROOM / 2) return 0;
     length = 0;
     if (data[0] % 5 == 1)
         put_archive(data + 1, size - 1);

@@ -233,14 +233,14 @@ static double part_error(const tsar_stage *s, size_t first, size_t count)
 /* Whether a picture [rows][H][W] is right but for a frame of two pixels. */
 static int border_alone(const tsar_stage *s, const tsar_comparison *r)
 {
-    enum { FRAME = 2 };
+    enum { BORDER_WIDTH = 2 };
     const size_t H = r->our_shape[1], W = r->our_shape[2];
     double inner = 0, outer = 0;
-    if (!s->channels || r->our_rank != 3 || H < 3 * FRAME || W < 3 * FRAME) return 0;
+    if (!s->channels || r->our_rank != 3 || H < 3 * BORDER_WIDTH || W < 3 * BORDER_WIDTH) return 0;
     for (size_t i = 0; i < s->rows * s->columns; i++) {
         const size_t y = i % s->columns / W, x = i % W;
         const double d = fabs(s->x[i] - s->y[i]);
-        if (y >= FRAME && y < H - FRAME && x >= FRAME && x < W - FRAME)
+        if (y >= BORDER_WIDTH && y < H - BORDER_WIDTH && x >= BORDER_WIDTH && x < W - BORDER_WIDTH)
             inner = fmax(inner, d);
         else
             outer = fmax(outer, d);
@@ -249,11 +249,11 @@ static int border_alone(const tsar_stage *s, const tsar_comparison *r)
 }
 
 /* Which part of the error's energy the columns of wo of head h can make up: d = wo_h e + what the feed-forward makes of it. The hd columns become an
- * orthonormal basis (Gram and Schmidt, twice over, for the rounding), in place; up to SAMPLE rows of d are looked at. */
+ * orthonormal basis (Gram and Schmidt, twice over, for the rounding), in place; up to SAMPLE_ROWS rows of d are looked at. */
 static double head_share(const tsar_stage *s, size_t hd, size_t h)
 {
-    enum { SAMPLE = 128 };
-    const size_t d = s->columns, step = s->rows / SAMPLE + 1;
+    enum { SAMPLE_ROWS = 128 };
+    const size_t d = s->columns, step = s->rows / SAMPLE_ROWS + 1;
     double *basis = s->wo + h * hd * d, within = 0, all = 0;
     for (size_t i = 0; i < hd; i++) {
         double *b = basis + i * d, length = 0;

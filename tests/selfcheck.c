@@ -122,30 +122,30 @@ static const char *wrong_function(void)
  * loop. */
 static tsar_status check_kernel(tsar_error *err)
 {
-    enum { T = 5, ROWS = 51, COLS = 37, SPLIT = 20 };
-    const size_t panels = (ROWS + TSAR_PANEL - 1) / TSAR_PANEL;
+    enum { T = 5, CHECK_ROWS = 51, CHECK_COLS = 37, SPLIT = 20 };
+    const size_t panels = (CHECK_ROWS + TSAR_PANEL - 1) / TSAR_PANEL;
     volatile uint64_t seed = 1;
-    float weights[ROWS * COLS];
-    double x[T * COLS], y[3][T * ROWS];
-    for (size_t i = 0; i < ROWS * COLS; i++) weights[i] = (float)((double)(tsar_mix(seed + i) >> 40) * 0x1p-23 - 1.0);
-    for (size_t i = 0; i < T * COLS; i++) x[i] = (double)(tsar_mix(seed + ROWS * COLS + i) >> 11) * 0x1p-52 - 1.0;
+    float weights[CHECK_ROWS * CHECK_COLS];
+    double x[T * CHECK_COLS], y[3][T * CHECK_ROWS];
+    for (size_t i = 0; i < CHECK_ROWS * CHECK_COLS; i++) weights[i] = (float)((double)(tsar_mix(seed + i) >> 40) * 0x1p-23 - 1.0);
+    for (size_t i = 0; i < T * CHECK_COLS; i++) x[i] = (double)(tsar_mix(seed + CHECK_ROWS * CHECK_COLS + i) >> 11) * 0x1p-52 - 1.0;
     tsar_matrix w;
     double *scratch = tsar_alloc(tsar_scratch(T, 1), sizeof *scratch, "the self-check", err);
-    tsar_status status = scratch ? tsar_matrix_open(&w, ROWS, COLS, TSAR_F32, "the self-check", err) : TSAR_ROOM;
+    tsar_status status = scratch ? tsar_matrix_open(&w, CHECK_ROWS, CHECK_COLS, TSAR_F32, "the self-check", err) : TSAR_ROOM;
     if (status != TSAR_OK) {
         tsar_free(scratch);
         return status;
     }
-    tsar_matrix_set_rows(&w, 0, ROWS, weights);
+    tsar_matrix_set_rows(&w, 0, CHECK_ROWS, weights);
     tsar_matmul(y[0], x, &w, NULL, T, 1, scratch);
-    for (size_t t = 0; t < T; t++) tsar_matmul(y[1] + t * ROWS, x + t * COLS, &w, NULL, 1, 1, scratch);
-    tsar_accumulate(y[2], ROWS, x, COLS, &w, NULL, 0, SPLIT, T, 0, panels, NULL);
-    tsar_accumulate(y[2], ROWS, x + SPLIT, COLS, &w, NULL, SPLIT, COLS - SPLIT, T, 0, panels, scratch);
+    for (size_t t = 0; t < T; t++) tsar_matmul(y[1] + t * CHECK_ROWS, x + t * CHECK_COLS, &w, NULL, 1, 1, scratch);
+    tsar_accumulate(y[2], CHECK_ROWS, x, CHECK_COLS, &w, NULL, 0, SPLIT, T, 0, panels, NULL);
+    tsar_accumulate(y[2], CHECK_ROWS, x + SPLIT, CHECK_COLS, &w, NULL, SPLIT, CHECK_COLS - SPLIT, T, 0, panels, scratch);
     tsar_matrix_close(&w);
     tsar_free(scratch);
     for (size_t way = 0; way < 3; way++) {
         uint64_t digest = 0;
-        for (size_t i = 0; i < T * ROWS; i++) {
+        for (size_t i = 0; i < T * CHECK_ROWS; i++) {
             uint64_t bits;
             memcpy(&bits, &y[way][i], sizeof bits);
             digest = tsar_mix(digest ^ bits);

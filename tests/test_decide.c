@@ -5,7 +5,7 @@
 #include <stdlib.h>
 
 #define SYNTHETIC "test_decide.safetensors"
-enum { MOST = 100 }; /* codes of an image here */
+enum { IMAGE_CODES = 100 }; /* codes of an image here */
 
 static const char shuffled[] = "arch=token-shuffle dim=48 n_layer=2 n_head=4 n_kv_head=2 ffn_hidden=64 norm_eps=1e-5 rope=1d text_vocab=20 "
                                "codebook_size=40 grid_h=6 grid_w=8 shuffle=2 shuffle_blocks=1 shuffle_hidden=32 seed=5";
@@ -29,8 +29,8 @@ typedef struct {
 /* The rule of a decision written out once more: greedy, draw, or acceptance and residual. */
 static size_t by_rule(const tsar_decision *d, const tsar_settings *s)
 {
-    static double p[MOST], residual[MOST];
-    static size_t scratch[MOST];
+    static double p[IMAGE_CODES], residual[IMAGE_CODES];
+    static size_t scratch[IMAGE_CODES];
     size_t index;
     memcpy(p, d->logits, d->V * sizeof *p);
     if (s->greedy) return d->codes ? d->codes[tsar_argmax(p, d->V)] : tsar_argmax(p, d->V);
@@ -49,7 +49,7 @@ static size_t by_rule(const tsar_decision *d, const tsar_settings *s)
 /* Guidance as it is shown: its scale is the schedule's, and the logits follow from those before it. */
 static int guided_well(const tsar_decision *d, const tsar_settings *s, size_t n)
 {
-    static double guided[MOST];
+    static double guided[IMAGE_CODES];
     const double scale = d->purpose == TSAR_FINE ? 0 : tsar_cfg_scale(s, d->token, n);
     memcpy(guided, d->cond, d->V * sizeof *guided);
     if (d->scale > 0) tsar_guide(guided, d->uncond, d->V, d->scale);
@@ -102,7 +102,7 @@ static void test_orders(const char *description)
     const size_t N = c->grid_h * c->grid_w, size = N * c->vocab;
     double *logits[2] = { calloc(size, sizeof(double)), calloc(size, sizeof(double)) };
     for (size_t i = 0; i < 8; i++) {
-        int64_t codes[2][MOST], steps[2][MOST];
+        int64_t codes[2][IMAGE_CODES], steps[2][IMAGE_CODES];
         seen w;
         tsar_settings s = settings_of(m, orders[i / 2], i % 2 == 1, &w);
         tsar_result plain = { codes[0], NULL, steps[0], logits[0], NULL }, watched = { codes[1], NULL, steps[1], logits[1], NULL };
@@ -136,7 +136,7 @@ static void test_orders(const char *description)
 }
 
 /* Logits of forced codes, one pass a token, are those of one pass over the whole picture: gpt.logits of the trace. */
-static double traced[MOST * MOST];
+static double traced[IMAGE_CODES * IMAGE_CODES];
 static tsar_status keep_logits(void *context, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape, void *data, tsar_error *err)
 {
     (void)context, (void)dtype, (void)err;
@@ -157,8 +157,8 @@ static void test_score(void)
 {
     tsar_model *m = NULL;
     tsar_error err = { "" };
-    int64_t codes[MOST];
-    double nats[MOST], worst = 0, all = 0;
+    int64_t codes[IMAGE_CODES];
+    double nats[IMAGE_CODES], worst = 0, all = 0;
     seen w;
     if (!CHECK(test_synthesise(&m, SYNTHETIC, shuffled, TSAR_F32, 1, &err) == TSAR_OK, "%s", err.text)) return;
     const tsar_config *c = &m->config;
@@ -176,7 +176,7 @@ static void test_score(void)
         all += nats[i];
     }
     CHECK(worst < 1e-13 && all < 0, "the likelihood of a traced picture differs by %g", worst);
-    double other[MOST], guided[MOST];
+    double other[IMAGE_CODES], guided[IMAGE_CODES];
     s.cfg = 3;
     CHECK(tsar_score(m, &prompt, &s, codes, guided, &err) == TSAR_OK && memcmp(guided, nats, N * sizeof *nats) != 0, "guided");
     s.temperature = 0.3, s.top_k = 1, s.seed = 5, s.greedy = 1;
@@ -198,8 +198,8 @@ static void test_score_coarse(void)
 {
     tsar_model *m = NULL;
     tsar_error err = { "" };
-    int64_t codes[MOST];
-    double nats[MOST], total = 0;
+    int64_t codes[IMAGE_CODES];
+    double nats[IMAGE_CODES], total = 0;
     seen w;
     if (!CHECK(test_synthesise(&m, SYNTHETIC, coarse, TSAR_F32, 1, &err) == TSAR_OK, "%s", err.text)) return;
     const size_t N = m->config.grid_h * m->config.grid_w, K = m->config.codebook_size;

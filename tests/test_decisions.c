@@ -36,10 +36,10 @@ static const struct {
               { shuffled, { "raster", "zipar:3", "zipar:1,first-row", "zipar-adaptive:1" }, 1 } };
 enum { KINDS = sizeof kinds / sizeof *kinds, COARSE = 1 };
 
-enum { MOST = 100 };
+enum { IMAGE_CODES = 100 };
 typedef struct {
-    int64_t codes[MOST], labels[MOST], steps[MOST];
-    double logits[MOST * MOST];
+    int64_t codes[IMAGE_CODES], labels[IMAGE_CODES], steps[IMAGE_CODES];
+    double logits[IMAGE_CODES * IMAGE_CODES];
 } generated;
 static generated g;
 

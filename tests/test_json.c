@@ -196,8 +196,8 @@ static void test_damage(void)
 /* 10 MB and 100,000 entries, as a tokenizer has. */
 static void test_large(void)
 {
-    enum { ENTRIES = 100000, ROOM = 110 };
-    char *text = malloc((size_t)ENTRIES * ROOM + 16), *end = text;
+    enum { ENTRIES = 100000, TEXT_ROOM = 110 };
+    char *text = malloc((size_t)ENTRIES * TEXT_ROOM + 16), *end = text;
     const char *key;
     uint64_t value, sum = 0;
     size_t n = 0;

@@ -4,17 +4,17 @@
 
 #include <math.h>
 
-enum { ROWS = 16, COLUMNS = 64, N = ROWS * COLUMNS };
+enum { R = 16, C = 64, N = R * C };
 
 /* The verdict on y + d, where the noise run gave y + n, in BF16. */
 static tsar_comparison judge(const double *y, const double *n, const double *d, const char *name)
 {
-    double x[N], noisy[N], share[COLUMNS];
+    double x[N], noisy[N], share[C];
     for (size_t i = 0; i < N; i++) x[i] = y[i] + d[i], noisy[i] = y[i] + n[i];
-    tsar_stage s = { .rows = ROWS, .columns = COLUMNS, .y = y, .noisy = noisy, .noisy_type = TSAR_F64, .p = TSAR_BF16, .K = COLUMNS, .rtol = -1 };
+    tsar_stage s = { .rows = R, .columns = C, .y = y, .noisy = noisy, .noisy_type = TSAR_F64, .p = TSAR_BF16, .K = C, .rtol = -1 };
     tsar_comparison r = { .our_dtype = TSAR_F64, .our_rank = 2 };
     (void)snprintf(r.name, sizeof r.name, "%s", name);
-    r.our_shape[0] = ROWS, r.our_shape[1] = COLUMNS;
+    r.our_shape[0] = R, r.our_shape[1] = C;
     tsar_column_shares(&s, share);
     s.share = share, s.x = x;
     tsar_judge(&s, &r);
@@ -36,7 +36,7 @@ static void fill(double *y, double *n, double *d)
 static void test_one_number(void)
 {
     double y[N], n[N], d[N];
-    const size_t at = 3 * COLUMNS + 5;
+    const size_t at = 3 * C + 5;
     fill(y, n, d);
     y[at] = 300, n[at] = 0, d[at] = 300 * ldexp(1, -8);
     tsar_comparison r = judge(y, n, d, "gpt.block.0");
@@ -53,13 +53,14 @@ static void test_noisy_column(void)
     const double size = 20 * ldexp(1, -9);
     double y[N], n[N], d[N];
     fill(y, n, d);
-    for (size_t r = 0; r < ROWS; r++) n[r * COLUMNS + NOISY] *= r == 4 ? 0 : 6, y[r * COLUMNS + NOISY] = y[r * COLUMNS + QUIET] = 0.01;
-    d[4 * COLUMNS + NOISY] = size;
+    for (size_t r = 0; r < R; r++)
+        n[r * C + NOISY] *= r == 4 ? 0 : 6, y[r * C + NOISY] = y[r * C + QUIET] = 0.01;
+    d[4 * C + NOISY] = size;
     tsar_comparison r = judge(y, n, d, "gpt.block.0");
     CHECK(r.verdict == TSAR_SAME, "in a noisy column: %g times its limit", r.excess);
-    d[4 * COLUMNS + NOISY] = 0, d[4 * COLUMNS + QUIET] = size;
+    d[4 * C + NOISY] = 0, d[4 * C + QUIET] = size;
     r = judge(y, n, d, "gpt.block.0");
-    CHECK(r.verdict == TSAR_DIFFERS && r.place == 4 * COLUMNS + QUIET && strstr(r.words, "one element"), "in a quiet one: verdict %d, %g times its limit, '%s'",
+    CHECK(r.verdict == TSAR_DIFFERS && r.place == 4 * C + QUIET && strstr(r.words, "one element"), "in a quiet one: verdict %d, %g times its limit, '%s'",
           (int)r.verdict, r.excess, r.words);
 }
 

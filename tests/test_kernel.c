@@ -162,11 +162,11 @@ static void test_memory(void)
 /* Rows of scores, some of them masked, against the formula of tsar.h, row by row; nothing behind a row may change. */
 static void test_softmax(void)
 {
-    enum { ROWS = 19, COLS = 70, LD = COLS + 3 };
+    enum { KERNEL_ROWS = 19, KERNEL_COLS = 70, LD = KERNEL_COLS + 3 };
     for (size_t trial = 0; trial < 200; trial++) {
-        const size_t rows = 1 + below(ROWS), n = 1 + below(COLS), ld = n + below(4);
-        double x[ROWS * LD], want[ROWS * LD];
-        for (size_t i = 0; i < ROWS * LD; i++) x[i] = want[i] = below(4) == 0 ? -INFINITY : 20 * number();
+        const size_t rows = 1 + below(KERNEL_ROWS), n = 1 + below(KERNEL_COLS), ld = n + below(4);
+        double x[KERNEL_ROWS * LD], want[KERNEL_ROWS * LD];
+        for (size_t i = 0; i < KERNEL_ROWS * LD; i++) x[i] = want[i] = below(4) == 0 ? -INFINITY : 20 * number();
         for (size_t r = 0; r < rows; r++) {
             double *w = want + r * ld, m = w[0] = x[r * ld] = number(), total = 0;
             for (size_t i = 0; i < n; i++) m = w[i] > m ? w[i] : m;
@@ -174,7 +174,7 @@ static void test_softmax(void)
             for (size_t i = 0; i < n; i++) w[i] /= total;
         }
         tsar_softmax_rows(x, ld, n, rows);
-        CHECK(same(x, want, ROWS * LD), "softmax of %zu rows of %zu numbers", rows, n);
+        CHECK(same(x, want, KERNEL_ROWS * LD), "softmax of %zu rows of %zu numbers", rows, n);
     }
 }
 

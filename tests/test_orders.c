@@ -237,17 +237,17 @@ static void refuse(const char *description, const char *order, const char *why)
     tsar_model_close(m);
 }
 
-#define LLAMAGEN \
+#define LLAMAGEN_KEYS \
     "arch=llamagen-c2i dim=16 n_layer=1 n_head=2 n_kv_head=2 ffn_hidden=8 norm_eps=1e-5 rope=2d codebook_size=16 cond_tokens=1 num_classes=3 seed=1 "
 static void test_refusals(void)
 {
     static const char shuffled[] = "arch=token-shuffle dim=16 n_layer=1 n_head=2 n_kv_head=1 ffn_hidden=24 norm_eps=1e-5 rope=1d text_vocab=6 codebook_size=12 "
                                    "grid_h=4 grid_w=4 shuffle=1 seed=3";
     refuse(shuffled, "zipar:2,authors", "LlamaGen");
-    refuse(LLAMAGEN "grid_h=4 grid_w=5", "zipar:2,authors", "square grids only and this one is 4 x 5");
-    refuse(LLAMAGEN "grid_h=4 grid_w=4", "zipar:1,authors", "windows from 2 to 3");
-    refuse(LLAMAGEN "grid_h=4 grid_w=4", "zipar:4,authors", "windows from 2 to 3");
-    refuse(LLAMAGEN "grid_h=4 grid_w=4 n_coarse=4", "zipar:2,authors", "coarse labels");
+    refuse(LLAMAGEN_KEYS "grid_h=4 grid_w=5", "zipar:2,authors", "square grids only and this one is 4 x 5");
+    refuse(LLAMAGEN_KEYS "grid_h=4 grid_w=4", "zipar:1,authors", "windows from 2 to 3");
+    refuse(LLAMAGEN_KEYS "grid_h=4 grid_w=4", "zipar:4,authors", "windows from 2 to 3");
+    refuse(LLAMAGEN_KEYS "grid_h=4 grid_w=4 n_coarse=4", "zipar:2,authors", "coarse labels");
 }
 
 int main(void)

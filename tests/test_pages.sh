@@ -75,6 +75,27 @@ for file in $sources; do
     look_at "$file" $most "$aside"
 done >"$dir/limits"
 
+# a constant of one name has one value in the tree (tests aside; letters of shapes, and what #if chooses in a file, may have several)
+# shellcheck disable=SC2086 # patterns
+awk '
+    function add(name, value) { if (length(name) > 2) values[name "\t" FILENAME] = values[name "\t" FILENAME] " " value }
+    FILENAME ~ /^tests\/(.*\/)?(test_|fuzz|damage)/ { next }
+    { gsub(/[ \t]*\/\*.*/, "") }
+    /^#define [A-Z][A-Z0-9_]* / && !/\\$/ { name = $2; sub(/^#define [A-Z0-9_]* */, ""); add(name, $0) }
+    /enum.*{/ {
+        sub(/.*{/, ""); sub(/}.*/, "")
+        n = split($0, entry, /, */)
+        for (i = 1; i <= n; i++) if (split(entry[i], side, / = /) == 2) { sub(/^ */, "", side[1]); sub(/ *$/, "", side[2]); add(side[1], side[2]) }
+    }
+    END {
+        for (key in values) {
+            split(key, part, "\t"); name = part[1]
+            if (name in first && first[name] != values[key]) print name " is" values[key] " in " part[2] ", else" first[name]
+            first[name] = values[key]
+        }
+    }' $sources >"$dir/constants"
+check 'constants have one value' nothing "$dir/constants"
+
 # the rule itself: 39 lines pass, 40 do not, wherever the signature is broken
 for lines in 39 40; do
     {

@@ -4,7 +4,7 @@
 #define _POSIX_C_SOURCE 200112L
 #include <unistd.h>
 #if defined(_POSIX_THREADS) && _POSIX_THREADS > 0 && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define THREADS 1
+#define HAS_THREADS 1
 #include <limits.h>
 #include <pthread.h>
 #endif
@@ -62,7 +62,7 @@ int main(void)
     tsar_error err = { "" };
     test_split(&s, description);
     if (!CHECK(tsar_synth(path, s.keys, s.values, s.n, TSAR_BF16, &err) == TSAR_OK, "%s", err.text)) return test_end();
-#ifdef THREADS
+#ifdef HAS_THREADS
     static unsigned char room[STACK + 65536];
     unsigned char *stack = room + (65536 - (uintptr_t)room % 65536) % 65536;
     pthread_attr_t attributes;

@@ -8,7 +8,7 @@
 #include <time.h>
 
 #define BPE "tests/vectors/bpe/"
-#define T5 "tests/vectors/t5/"
+#define T5_FOLDER "tests/vectors/t5/"
 
 /* ------------------------------------------------------------------------------------------------------------- golden files */
 
@@ -84,9 +84,9 @@ static void test_golden(void)
     check_golden(BPE "tok/edge.json", BPE "edge.tsv", 0); /* two names for one id */
     check_golden(BPE "tok/edge_ignore_merges.json", BPE "edge_ignore_merges.tsv", 0);
     check_golden(BPE "tok/emu3/emu3.tiktoken", BPE "emu3.tsv", 0); /* NFC */
-    check_golden(T5 "t5like.model", T5 "t5like.tsv", 0);
-    check_golden(T5 "cf_bytes.model", T5 "cf_bytes.tsv", 0);
-    check_golden(T5 "ident.model", T5 "ident.tsv", 0);
+    check_golden(T5_FOLDER "t5like.model", T5_FOLDER "t5like.tsv", 0);
+    check_golden(T5_FOLDER "cf_bytes.model", T5_FOLDER "cf_bytes.tsv", 0);
+    check_golden(T5_FOLDER "ident.model", T5_FOLDER "ident.tsv", 0);
 }
 
 /* ------------------------------------------------------------------------------------------------------------- templates */
@@ -218,7 +218,7 @@ static void test_captions(void)
     tsar_error err = { "" };
     size_t bytes, exact = 0, refused = 0, n, n_text = 0, n_clean = 0;
     int more = 1;
-    char *json_text = read_whole(T5 "clean.json", &bytes), *clean = NULL;
+    char *json_text = read_whole(T5_FOLDER "clean.json", &bytes), *clean = NULL;
     const char *key, *text = "", *wanted = "";
     tsar_json json;
     if (!CHECK(json_text != NULL, "clean.json")) return;

@@ -12,7 +12,7 @@
 #include <pthread.h>
 #endif
 
-enum { THREADS = 2, ROUNDS = 6, SIDE = 96, CODES = 8 * 8 };
+enum { THREADS = 2, REPEATS = 6, PICTURE_SIDE = 96, PICTURE_CODES = 8 * 8 };
 
 static const char settings_text[] =
     "arch=token-shuffle dim=16 n_layer=2 n_head=2 n_kv_head=1 ffn_hidden=24 norm_eps=1e-5 rope=1d text_vocab=300 codebook_size=32 "
@@ -22,7 +22,7 @@ static const char settings_text[] =
 typedef struct {
     int number;
     tsar_model *model;
-    int64_t codes[CODES];
+    int64_t codes[PICTURE_CODES];
     uint64_t digest; /* of everything that the thread made */
     int wrong;
 } work;
@@ -41,12 +41,13 @@ static void write_pictures(work *w)
 {
     static const char *const keys[] = { "Software", "Command" }, *const values[] = { "test", "caf\xc3\xa9" };
     char path[64];
-    uint8_t *rgb = malloc(SIDE * SIDE * 3);
-    for (int round = 0; rgb && round < ROUNDS; round++) {
+    uint8_t *rgb = malloc(PICTURE_SIDE * PICTURE_SIDE * 3);
+    for (int round = 0; rgb && round < REPEATS; round++) {
         tsar_error err = { "" };
         snprintf(path, sizeof path, "test_threads.%d.png", w->number);
-        for (size_t i = 0; i < SIDE * SIDE * 3; i++) rgb[i] = (uint8_t)(tsar_mix(i + (uint64_t)round) >> (i % 5 ? 63 : 56));
-        w->wrong += tsar_image_write(path, rgb, SIDE, SIDE, keys, values, 2, &err) != TSAR_OK || !tsar_image_has_text(path, "Command", "caf\xc3\xa9");
+        for (size_t i = 0; i < PICTURE_SIDE * PICTURE_SIDE * 3; i++) rgb[i] = (uint8_t)(tsar_mix(i + (uint64_t)round) >> (i % 5 ? 63 : 56));
+        w->wrong += tsar_image_write(path, rgb, PICTURE_SIDE, PICTURE_SIDE, keys, values, 2, &err) != TSAR_OK ||
+                    !tsar_image_has_text(path, "Command", "caf\xc3\xa9");
         w->digest = tsar_mix(w->digest + digest_of_file(path));
         (void)remove(path);
     }
@@ -65,14 +66,14 @@ static void generate(work *w)
     result.codes = w->codes;
     w->wrong += tsar_generate(w->model, &prompt, &settings, 1, &result, NULL, NULL, &err) != TSAR_OK;
     w->wrong += tsar_vq_decode(w->model, w->codes, 8, 8, rgb, NULL, &err) != TSAR_OK;
-    for (size_t i = 0; i < CODES; i++) w->digest = tsar_mix(w->digest + (uint64_t)w->codes[i]);
+    for (size_t i = 0; i < PICTURE_CODES; i++) w->digest = tsar_mix(w->digest + (uint64_t)w->codes[i]);
     for (size_t i = 0; i < sizeof rgb; i++) w->digest = tsar_mix(w->digest + rgb[i]);
 }
 
 static void write_models(work *w)
 {
     char path[64];
-    for (int round = 0; round < ROUNDS; round++) {
+    for (int round = 0; round < REPEATS; round++) {
         tsar_error err = { "" };
         test_settings s;
         tsar_model *model = NULL;
@@ -106,32 +107,32 @@ static void *run(void *context)
 
 int main(void)
 {
-    enum { KINDS = 4 };
-    static work works[KINDS * THREADS], alone[KINDS];
+    enum { WORKS = 4 };
+    static work works[WORKS * THREADS], alone[WORKS];
     tsar_error err = { "" };
     tsar_model *model = NULL;
     if (!CHECK(test_synthesise(&model, "test_threads.tmp.safetensors", settings_text, TSAR_F32, 1, &err) == TSAR_OK, "%s", err.text)) return test_end();
-    for (int i = 0; i < KINDS; i++) {
+    for (int i = 0; i < WORKS; i++) {
         alone[i].number = i, alone[i].model = model;
         (void)run(&alone[i]);
         CHECK(alone[i].wrong == 0 && alone[i].digest != 0, "work %d, alone: %d failures", i, alone[i].wrong);
     }
 #ifdef HAVE_THREADS
-    pthread_t threads[KINDS * THREADS];
+    pthread_t threads[WORKS * THREADS];
     int n = 0;
-    for (; n < KINDS * THREADS; n++) {
+    for (; n < WORKS * THREADS; n++) {
         works[n].number = n, works[n].model = model;
         if (pthread_create(&threads[n], NULL, run, &works[n]) != 0) break;
     }
     for (int i = 0; i < n; i++) (void)pthread_join(threads[i], NULL);
-    CHECK(n == KINDS * THREADS, "%d threads of %d", n, KINDS * THREADS);
+    CHECK(n == WORKS * THREADS, "%d threads of %d", n, WORKS * THREADS);
 #else
     printf("no threads on this system: one after the other\n");
-    for (int n = 0; n < KINDS * THREADS; n++) works[n].number = n, works[n].model = model, (void)run(&works[n]);
+    for (int n = 0; n < WORKS * THREADS; n++) works[n].number = n, works[n].model = model, (void)run(&works[n]);
 #endif
-    for (int i = 0; i < KINDS * THREADS; i++)
-        CHECK(works[i].wrong == 0 && works[i].digest == alone[i % KINDS].digest, "thread %d: %d failures, %s", i, works[i].wrong,
-              works[i].digest == alone[i % KINDS].digest ? "the same result" : "another result than alone");
+    for (int i = 0; i < WORKS * THREADS; i++)
+        CHECK(works[i].wrong == 0 && works[i].digest == alone[i % WORKS].digest, "thread %d: %d failures, %s", i, works[i].wrong,
+              works[i].digest == alone[i % WORKS].digest ? "the same result" : "another result than alone");
     tsar_model_close(model);
     return test_end();
 }

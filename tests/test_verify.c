@@ -449,8 +449,8 @@ static void test_codes(const tsar_model *model)
  * leaves the encoder is not compared without the picture. */
 static void test_decoder(const tsar_model *model)
 {
-    enum { CODES_ALONE, SAME_CODES, OTHER_CODES, LATENT, CASES };
-    for (int which = 0; which < CASES; which++) {
+    enum { CODES_ALONE, SAME_CODES, OTHER_CODES, LATENT, TRACES };
+    for (int which = 0; which < TRACES; which++) {
         trace t;
         load(&t);
         const tsar_values codes = *find(&t, "vq.codes");

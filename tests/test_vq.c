@@ -17,18 +17,18 @@ typedef struct {
 } tensor; /* [C][H][W] */
 
 /* What the library traced, and every array of the loops: released together. */
-enum { MOST = 4096 };
+enum { MOST_CODES = 4096 };
 static struct {
     char name[64];
     size_t count;
     void *data;
 } traced[64];
 static size_t n_traced, n_owned;
-static void *owned[MOST];
+static void *owned[MOST_CODES];
 
 static void *keep(size_t bytes)
 {
-    void *memory = n_owned < MOST ? calloc(bytes ? bytes : 1, 1) : NULL;
+    void *memory = n_owned < MOST_CODES ? calloc(bytes ? bytes : 1, 1) : NULL;
     if (memory == NULL) {
         printf("FAILED: out of memory\n");
         exit(1);

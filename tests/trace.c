@@ -358,14 +358,14 @@ static tsar_status put_config(tsar_writer *writer, const tsar_config *c, tsar_er
 /* Tensor i from the temporary file into the writer, a piece at a time. */
 static tsar_status copy_waiting(tsar_writer *writer, const kept_trace *trace, size_t i, uint64_t count, tsar_error *err)
 {
-    enum { PIECE = 1 << 16 };
+    enum { COPIED = 1 << 16 };
     const size_t size = tsar_dtype_size(trace->tensors[i].dtype);
     tsar_status status = TSAR_OK;
-    void *piece = tsar_alloc(PIECE, size, "a piece of a trace", err);
+    void *piece = tsar_alloc(COPIED, size, "a piece of a trace", err);
     if (!piece) return TSAR_ROOM;
     if (!tsar_system_seek(trace->waiting, trace->places[i])) status = tsar_fail(err, TSAR_ROOM, "the temporary file of a trace cannot be read");
-    for (uint64_t at = 0; status == TSAR_OK && at < count; at += PIECE) {
-        const size_t n = count - at < PIECE ? (size_t)(count - at) : PIECE;
+    for (uint64_t at = 0; status == TSAR_OK && at < count; at += COPIED) {
+        const size_t n = count - at < COPIED ? (size_t)(count - at) : COPIED;
         status = fread(piece, size, n, trace->waiting) == n ? tsar_writer_put(writer, piece, n, err)
                                                             : tsar_fail(err, TSAR_ROOM, "the temporary file of a trace cannot be read");
     }

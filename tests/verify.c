@@ -19,7 +19,7 @@ typedef struct {
     tsar_dtype type;
 } noisy_tensor;
 
-typedef enum { NOISE, JUDGED, PLAIN, NARROWER } run_kind;
+typedef enum { NOISE, JUDGED, FROM_INPUTS, NARROWER } run_kind;
 
 typedef struct {
     const tsar_model *model;
@@ -129,16 +129,16 @@ static tsar_status replace_codes(const verifier *v, const char *name, size_t ran
 /* The narrowest type that holds every number of the part's own float tensors. */
 static tsar_status find_precision(const verifier *v, const char *prefix, tsar_dtype *p, tsar_error *err)
 {
-    enum { CHUNK = 4096 };
+    enum { SCANNED = 4096 };
     int holds[TSAR_DTYPES];
-    double *x = tsar_alloc(CHUNK, sizeof *x, "a tensor", err);
+    double *x = tsar_alloc(SCANNED, sizeof *x, "a tensor", err);
     tsar_status status = x ? TSAR_OK : TSAR_ROOM;
     for (size_t type = 0; type < TSAR_DTYPES; type++) holds[type] = 1;
     for (size_t i = 0; status == TSAR_OK && i < tsar_file_count(v->file); i++) {
         const tsar_tensor *t = tsar_file_at(v->file, i);
         if (!tsar_has_prefix(t->name, prefix) || !tsar_dtype_is_float(t->dtype)) continue;
-        for (uint64_t at = 0; status == TSAR_OK && at < t->count && (holds[TSAR_F32] || holds[TSAR_F16] || holds[TSAR_BF16]); at += CHUNK) {
-            const size_t n = t->count - at < CHUNK ? (size_t)(t->count - at) : CHUNK;
+        for (uint64_t at = 0; status == TSAR_OK && at < t->count && (holds[TSAR_F32] || holds[TSAR_F16] || holds[TSAR_BF16]); at += SCANNED) {
+            const size_t n = t->count - at < SCANNED ? (size_t)(t->count - at) : SCANNED;
             status = tsar_file_read_f64(v->file, t, at, n, x, err);
             for (size_t k = 0; status == TSAR_OK && k < n; k++)
                 for (int type = TSAR_F32; type <= TSAR_BF16; type++) holds[type] = holds[type] && tsar_holds((tsar_dtype)type, x[k]);
@@ -434,7 +434,7 @@ static tsar_status put_tensor(void *context, const char *name, tsar_dtype dtype,
     verifier *v = context;
     v->next++;
     if (v->kind == NOISE) return put_noise(v, name, dtype, rank, shape, data, err);
-    if (v->kind == PLAIN) return put_plain(v, &v->results[v->first + v->next - 1], data, err);
+    if (v->kind == FROM_INPUTS) return put_plain(v, &v->results[v->first + v->next - 1], data, err);
     tsar_comparison r = { .our_dtype = dtype, .our_rank = rank };
     (void)snprintf(r.name, sizeof r.name, "%s", name);
     memcpy(r.our_shape, shape, rank * sizeof *shape);
@@ -499,7 +499,7 @@ static tsar_status run_part(verifier *v, const struct tsar_named_part *part, tsa
     v->first = v->n, v->prefix = part->prefix, v->K = 1;
     if (status == TSAR_OK) status = tsar_weights(&v->model->config, NULL, find_longest, v, err);
     if (status == TSAR_OK) status = judge_part(v, part, p, JUDGED, err);
-    v->kind = PLAIN, v->next = 0;
+    v->kind = FROM_INPUTS, v->next = 0;
     if (status == TSAR_OK) status = tsar_run_part(v->model, v->inputs, part->part, &sink, err);
     for (size_t i = 0; status == TSAR_OK && i < 3 && v->options->rtol < 0 && p <= TSAR_F32; i++) {
         const double error = narrower[i] > p ? differing(v, v->first) : 0;

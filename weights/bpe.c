@@ -7,7 +7,7 @@
 #include <string.h>
 
 #define FIRST_BYTE ((int64_t)TSAR_SPECIALS)
-#define FIRST_MERGE (FIRST_BYTE + 256)
+#define FIRST_MERGE (TSAR_SPECIALS + 256)
 #define MAX_TEXT ((size_t)1 << 30) /* bytes: a place fits into the low half of a heap's key */
 #define MAX_ID ((int64_t)1 << 24)  /* ids are below it, unless the model says less */
 #define NONE UINT32_MAX
@@ -474,7 +474,7 @@ static size_t count_ids(const tsar_bpe *bpe)
     return (size_t)most + 1;
 }
 
-enum { ROUNDS = 8 }; /* a published list is in an order in which the first finds all */
+enum { SWEEPS = 8 }; /* a published list is in an order in which the first finds all */
 
 static tsar_status open_meanings(meanings *m, const tsar_bpe *bpe, tsar_error *err)
 {
@@ -489,7 +489,7 @@ static tsar_status open_meanings(meanings *m, const tsar_bpe *bpe, tsar_error *e
         if (!bpe->byte_ids || bpe->byte_ids[b] >= 0) mean(m, bpe->byte_ids ? bpe->byte_ids[b] : FIRST_BYTE + (int64_t)b, 1 + b, 1);
     for (size_t i = 0; i < bpe->special.n; i++) mean(m, bpe->special.ids[i], m->first_special + i, piece_size(&bpe->special, i));
     for (size_t i = 0; i < bpe->whole.n; i++) mean(m, bpe->whole.ids[i], m->first_whole + i, piece_size(&bpe->whole, i));
-    for (size_t round = 0, found = 1; found && round < ROUNDS; round++) {
+    for (size_t sweep = 0, found = 1; found && sweep < SWEEPS; sweep++) {
         found = 0;
         for (size_t i = 0; i < bpe->n_merges; i++) {
             const meaning *left = &m->of[bpe->merges[2 * i]], *right = &m->of[bpe->merges[2 * i + 1]];

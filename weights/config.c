@@ -44,9 +44,8 @@ const tsar_family tsar_families[TSAR_ARCHS] = {
 #define FINE TSAR_PART_FINE
 #define VQ TSAR_PART_VQ
 #define T5 TSAR_PART_T5
-#define TEXT TSAR_PART_TEXT
 #define STACKS (GPT | FINE)
-#define CODES (GPT | FINE | VQ)
+#define WITH_CODES (GPT | FINE | VQ)
 #define AT(field) offsetof(tsar_config, field)
 #define OF(arch) (1u << (arch))
 #define OF_SEQUENCES (OF(TSAR_LUMINA_MGPT) | OF(TSAR_EMU3) | OF(TSAR_JANUS))
@@ -75,10 +74,10 @@ static const tsar_key keys[] = {
     SIZE(image_embed, GPT, GPT, TSAR_MAX_DIM, NULL, OF(TSAR_JANUS)),
     SIZE(image_head, GPT, GPT, TSAR_MAX_DIM, NULL, OF(TSAR_JANUS)),
     ID(eol, GPT),
-    SIZE(codebook_size, CODES, CODES, MAX_VOCAB, NULL, 0),
-    SIZE(grid_h, CODES, STACKS, TSAR_MAX_DIM, NULL, 0),
-    SIZE(grid_w, CODES, STACKS, TSAR_MAX_DIM, NULL, 0),
-    SIZE(n_coarse, CODES, FINE, MAX_VOCAB, NULL, 0),
+    SIZE(codebook_size, WITH_CODES, WITH_CODES, MAX_VOCAB, NULL, 0),
+    SIZE(grid_h, WITH_CODES, STACKS, TSAR_MAX_DIM, NULL, 0),
+    SIZE(grid_w, WITH_CODES, STACKS, TSAR_MAX_DIM, NULL, 0),
+    SIZE(n_coarse, WITH_CODES, FINE, MAX_VOCAB, NULL, 0),
     SIZE(shuffle, GPT, GPT, TSAR_MAX_DIM, NULL, OF(TSAR_TOKEN_SHUFFLE)),
     SIZE(shuffle_blocks, GPT, 0, MAX_LAYERS, NULL, OF(TSAR_TOKEN_SHUFFLE)),
     SIZE(shuffle_hidden, GPT, 0, TSAR_MAX_DIM, NULL, OF(TSAR_TOKEN_SHUFFLE)),
@@ -106,19 +105,19 @@ static const tsar_key keys[] = {
     SIZE(t5_max_distance, T5, 0, TSAR_MAX_DIM, "128", 0),
     REAL(t5_norm_eps, T5, 0, t5_norm_eps, "1e-06"),
     CHOICE(t5_clean, T5, 0, t5_clean, "none llamagen", NULL),
-    CHOICE(text_split, TEXT, 0, text_split, "none chameleon chameleon-splits deepseek-llm qwen2", NULL),
-    CHOICE(text_normal, TEXT, 0, text_normal_nfc, "none nfc", NULL),
-    CHOICE(text_template, TEXT, 0, text_template, "none tsar lumina emu3 janus janus-pro", NULL),
-    ID(bos, TEXT),
-    ID(sep, TEXT),
-    ID(boi, TEXT),
-    ID(eoi, TEXT),
-    ID(eof, TEXT),
-    ID(eos, TEXT),
-    ID(img, TEXT),
-    ID(pad, TEXT),
-    ID(size_base, TEXT),
-    SIZE(size_unit, TEXT, 0, TSAR_MAX_DIM, NULL, 0),
+    CHOICE(text_split, TSAR_PART_TEXT, 0, text_split, "none chameleon chameleon-splits deepseek-llm qwen2", NULL),
+    CHOICE(text_normal, TSAR_PART_TEXT, 0, text_normal_nfc, "none nfc", NULL),
+    CHOICE(text_template, TSAR_PART_TEXT, 0, text_template, "none tsar lumina emu3 janus janus-pro", NULL),
+    ID(bos, TSAR_PART_TEXT),
+    ID(sep, TSAR_PART_TEXT),
+    ID(boi, TSAR_PART_TEXT),
+    ID(eoi, TSAR_PART_TEXT),
+    ID(eof, TSAR_PART_TEXT),
+    ID(eos, TSAR_PART_TEXT),
+    ID(img, TSAR_PART_TEXT),
+    ID(pad, TSAR_PART_TEXT),
+    ID(size_base, TSAR_PART_TEXT),
+    SIZE(size_unit, TSAR_PART_TEXT, 0, TSAR_MAX_DIM, NULL, 0),
     SIZE(fine_dim, FINE, FINE, TSAR_MAX_DIM, NULL, 0),
     SIZE(fine_n_layer, FINE, FINE, MAX_LAYERS, NULL, 0),
     SIZE(fine_n_head, FINE, FINE, TSAR_MAX_DIM, NULL, 0),
@@ -147,7 +146,7 @@ const tsar_key *tsar_key_find(const char *name)
 
 static unsigned parts_of(const tsar_config *c)
 {
-    return (c->has_gpt ? GPT | TEXT : 0u) | (c->has_fine ? FINE : 0u) | (c->has_vq ? VQ : 0u) | (c->has_t5 ? T5 : 0u);
+    return (c->has_gpt ? GPT | TSAR_PART_TEXT : 0u) | (c->has_fine ? FINE : 0u) | (c->has_vq ? VQ : 0u) | (c->has_t5 ? T5 : 0u);
 }
 
 static int is_known(const tsar_config *c, const tsar_key *key)

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCK = 1 << 18, MAX_PROBLEMS = 20, MAX_GROWTH = 16, EXAMPLES = 5, ROOM_FOR_PART = 64 };
+enum { COPY_BYTES = 1 << 18, MAX_PROBLEMS = 20, MAX_GROWTH = 16, EXAMPLES = 5, ROOM_FOR_PART = 64 };
 
 static const char MERGES[] = "tokenizer.merges";
 
@@ -287,19 +287,19 @@ static tsar_status same_bits(const tsar_importer *im, const tsar_item *a, const 
     tsar_tensor_reader x = { 0 }, y = { 0 };
     *same = a->dtype == b->dtype && a->rank == b->rank && memcmp(a->shape, b->shape, a->rank * sizeof *a->shape) == 0 && !a->foreign && !b->foreign;
     if (!*same) return TSAR_OK;
-    uint8_t *blocks = tsar_alloc(2, BLOCK, "blocks to compare", im->err);
-    tsar_status status = blocks ? tsar_tensor_open(&x, a->source[0], im->err) : TSAR_ROOM;
+    uint8_t *buffers = tsar_alloc(2, COPY_BYTES, "weights to compare", im->err);
+    tsar_status status = buffers ? tsar_tensor_open(&x, a->source[0], im->err) : TSAR_ROOM;
     if (status == TSAR_OK) status = tsar_tensor_open(&y, b->source[0], im->err);
-    const size_t size = a->source[0]->size, room = BLOCK / size;
+    const size_t size = a->source[0]->size, room = COPY_BYTES / size;
     for (uint64_t first = 0; status == TSAR_OK && *same && first < a->count; first += room) {
         const size_t n = a->count - first < room ? (size_t)(a->count - first) : room;
-        status = tsar_tensor_read(&x, first, n, blocks, im->err);
-        if (status == TSAR_OK) status = tsar_tensor_read(&y, first, n, blocks + BLOCK, im->err);
-        *same = status == TSAR_OK && memcmp(blocks, blocks + BLOCK, n * size) == 0;
+        status = tsar_tensor_read(&x, first, n, buffers, im->err);
+        if (status == TSAR_OK) status = tsar_tensor_read(&y, first, n, buffers + COPY_BYTES, im->err);
+        *same = status == TSAR_OK && memcmp(buffers, buffers + COPY_BYTES, n * size) == 0;
     }
     tsar_tensor_close(&x);
     tsar_tensor_close(&y);
-    tsar_free(blocks);
+    tsar_free(buffers);
     return status;
 }
 
@@ -325,7 +325,7 @@ static tsar_status merge_twins(tsar_importer *im)
     return TSAR_OK;
 }
 
-enum { NAME = 128, END = 9 }; /* bytes of a name; of "wq.weight" */
+enum { NAME_BYTES = 128, END = 9 }; /* bytes of a name; of "wq.weight" */
 
 /* The new names, without wk and wv. */
 static void name_joined(tsar_importer *im)
@@ -352,8 +352,8 @@ static void join_heads(tsar_importer *im)
     for (size_t i = 0; i < im->count; i++) {
         tsar_item *item = &im->items[i], *part[3] = { NULL, NULL, NULL };
         const size_t length = strlen(item->name);
-        char name[NAME];
-        if (length < 10 + END || length >= NAME || strcmp(item->name + length - 10 - END, "attention.wq.weight") != 0) continue;
+        char name[NAME_BYTES];
+        if (length < 10 + END || length >= NAME_BYTES || strcmp(item->name + length - 10 - END, "attention.wq.weight") != 0) continue;
         memcpy(name, item->name, length + 1);
         for (int k = 0; k < 3; k++) {
             memcpy(name + length - END, ends[k], END);
@@ -595,16 +595,16 @@ static tsar_status put_values(tsar_importer *im, const tsar_item *item, void *va
     return tsar_writer_put(im->writer, values, n, im->err);
 }
 
-/* A source as it is, a block at a time. */
-static tsar_status copy_plain(tsar_importer *im, const tsar_item *item, const tsar_import_tensor *tensor, void *block)
+/* A source as it is, a buffer at a time. */
+static tsar_status copy_plain(tsar_importer *im, const tsar_item *item, const tsar_import_tensor *tensor, void *buffer)
 {
-    const size_t room = BLOCK / tensor->size;
+    const size_t room = COPY_BYTES / tensor->size;
     tsar_tensor_reader reader;
     tsar_status status = tsar_tensor_open(&reader, tensor, im->err);
     for (uint64_t first = 0; status == TSAR_OK && first < tensor->count;) {
         const size_t n = tensor->count - first < room ? (size_t)(tensor->count - first) : room;
-        status = tsar_tensor_read(&reader, first, n, block, im->err);
-        if (status == TSAR_OK) status = put_values(im, item, block, n);
+        status = tsar_tensor_read(&reader, first, n, buffer, im->err);
+        if (status == TSAR_OK) status = put_values(im, item, buffer, n);
         first += n;
     }
     tsar_tensor_close(&reader);
@@ -651,15 +651,15 @@ static tsar_status copy_norm(tsar_importer *im, const tsar_item *item, size_t hd
     return status;
 }
 
-/* The elements of one tensor of the model file. block has BLOCK bytes. */
-static tsar_status copy_item(tsar_importer *im, const tsar_config *config, const tsar_item *item, void *block)
+/* The elements of one tensor of the model file. buffer has COPY_BYTES bytes. */
+static tsar_status copy_item(tsar_importer *im, const tsar_config *config, const tsar_item *item, void *buffer)
 {
     const size_t hd = config->has_gpt ? config->dim / config->n_head : 1;
     tsar_status status = TSAR_OK;
     if (tsar_import_is_called(item->name, "gpt.layers.#.attention.q_norm.*") || tsar_import_is_called(item->name, "gpt.layers.#.attention.k_norm.*"))
         return copy_norm(im, item, hd);
     for (size_t k = 0; status == TSAR_OK && k < item->n_sources; k++) /* queries, keys, values: the last ones are not turned */
-        status = item->halves && k < 2 ? copy_turned(im, item, item->source[k], hd) : copy_plain(im, item, item->source[k], block);
+        status = item->halves && k < 2 ? copy_turned(im, item, item->source[k], hd) : copy_plain(im, item, item->source[k], buffer);
     return status;
 }
 
@@ -690,8 +690,8 @@ static tsar_status put_text(const tsar_importer *im, const tsar_tensor *tensor)
 static tsar_status write_model(tsar_importer *im, const tsar_config *config, const char *path)
 {
     const tsar_tensor *next;
-    void *block = tsar_alloc(BLOCK, 1, "a block of weights", im->err);
-    tsar_status status = block ? tsar_writer_open(&im->writer, path, im->err) : TSAR_ROOM;
+    void *buffer = tsar_alloc(COPY_BYTES, 1, "a buffer of weights", im->err);
+    tsar_status status = buffer ? tsar_writer_open(&im->writer, path, im->err) : TSAR_ROOM;
     for (size_t i = 0; status == TSAR_OK && i < im->n_keys; i++)
         if (im->settings[i].from != TSAR_ABSENT) status = tsar_writer_meta(im->writer, im->keys[i].name, im->settings[i].value, im->err);
     if (status == TSAR_OK) status = copy_notes(im);
@@ -703,9 +703,9 @@ static tsar_status write_model(tsar_importer *im, const tsar_config *config, con
         status = tsar_writer_declare(im->writer, im->text[i].name, im->text[i].dtype, im->text[i].rank, im->text[i].shape, im->err);
     while (status == TSAR_OK && (next = tsar_writer_next(im->writer))) {
         const tsar_item *item = tsar_import_find(im, next->name);
-        status = item ? copy_item(im, config, item, block) : put_text(im, next);
+        status = item ? copy_item(im, config, item, buffer) : put_text(im, next);
     }
-    tsar_free(block);
+    tsar_free(buffer);
     if (status == TSAR_OK) return tsar_writer_commit(im->writer, im->err);
     tsar_writer_abandon(im->writer);
     return status;

@@ -17,15 +17,15 @@ typedef struct {
 
 /* ------------------------------------------------------------------------------------------------------------ the table */
 
-enum { PLAIN, POST_NORM, NO_ROPE_SCALING, GATED_GELU, SILU, NO };
-#define LLAMA(type, inner)                                                                                                                                     \
-    { type, inner "hidden_size", "dim", PLAIN }, { type, inner "num_hidden_layers", "n_layer", PLAIN },                                                        \
-        { type, inner "num_attention_heads", "n_head", PLAIN }, { type, inner "num_key_value_heads", "n_kv_head", PLAIN },                                     \
-        { type, inner "intermediate_size", "ffn_hidden", PLAIN }, { type, inner "rms_norm_eps", "norm_eps", PLAIN },                                           \
-        { type, inner "rope_theta", "rope_base", PLAIN }, { type, inner "vocab_size", "vocab_size", PLAIN },                                                   \
-        { type, inner "rope_scaling", "", NO_ROPE_SCALING }, { type, inner "hidden_act", "", SILU },                                                           \
-    {                                                                                                                                                          \
-        type, inner "attention_bias", "", NO                                                                                                                   \
+enum { TAKEN, POST_NORM, NO_ROPE_SCALING, GATED_GELU, SILU, NO };
+#define LLAMA(type, inner) \
+    { type, inner "hidden_size", "dim", TAKEN }, { type, inner "num_hidden_layers", "n_layer", TAKEN }, \
+        { type, inner "num_attention_heads", "n_head", TAKEN }, { type, inner "num_key_value_heads", "n_kv_head", TAKEN }, \
+        { type, inner "intermediate_size", "ffn_hidden", TAKEN }, { type, inner "rms_norm_eps", "norm_eps", TAKEN }, \
+        { type, inner "rope_theta", "rope_base", TAKEN }, { type, inner "vocab_size", "vocab_size", TAKEN }, \
+        { type, inner "rope_scaling", "", NO_ROPE_SCALING }, { type, inner "hidden_act", "", SILU }, \
+    { \
+        type, inner "attention_bias", "", NO \
     }
 
 static const struct {
@@ -35,32 +35,32 @@ static const struct {
     LLAMA("chameleon", ""),
     { "chameleon", "swin_norm", "norm_order", POST_NORM },
     LLAMA("Emu3", ""),
-    { "Emu3", "pad_token_id", "pad", PLAIN },
-    { "Emu3", "bos_token_id", "bos", PLAIN },
-    { "Emu3", "eos_token_id", "eos", PLAIN },
-    { "Emu3", "img_token_id", "img", PLAIN },
-    { "Emu3", "boi_token_id", "boi", PLAIN },
-    { "Emu3", "eoi_token_id", "eoi", PLAIN },
-    { "Emu3", "eol_token_id", "eol", PLAIN },
-    { "Emu3", "eof_token_id", "eof", PLAIN },
-    { "Emu3VisionVQ", "ch", "vq_ch", PLAIN },
-    { "Emu3VisionVQ", "ch_mult", "vq_ch_mult", PLAIN },
-    { "Emu3VisionVQ", "num_res_blocks", "vq_res_blocks", PLAIN },
-    { "Emu3VisionVQ", "z_channels", "vq_z_channels", PLAIN },
-    { "Emu3VisionVQ", "embed_dim", "vq_embed_dim", PLAIN },
-    { "Emu3VisionVQ", "codebook_size", "codebook_size", PLAIN },
-    { "Emu3VisionVQ", "temporal_downsample_factor", "vq_temporal", PLAIN },
+    { "Emu3", "pad_token_id", "pad", TAKEN },
+    { "Emu3", "bos_token_id", "bos", TAKEN },
+    { "Emu3", "eos_token_id", "eos", TAKEN },
+    { "Emu3", "img_token_id", "img", TAKEN },
+    { "Emu3", "boi_token_id", "boi", TAKEN },
+    { "Emu3", "eoi_token_id", "eoi", TAKEN },
+    { "Emu3", "eol_token_id", "eol", TAKEN },
+    { "Emu3", "eof_token_id", "eof", TAKEN },
+    { "Emu3VisionVQ", "ch", "vq_ch", TAKEN },
+    { "Emu3VisionVQ", "ch_mult", "vq_ch_mult", TAKEN },
+    { "Emu3VisionVQ", "num_res_blocks", "vq_res_blocks", TAKEN },
+    { "Emu3VisionVQ", "z_channels", "vq_z_channels", TAKEN },
+    { "Emu3VisionVQ", "embed_dim", "vq_embed_dim", TAKEN },
+    { "Emu3VisionVQ", "codebook_size", "codebook_size", TAKEN },
+    { "Emu3VisionVQ", "temporal_downsample_factor", "vq_temporal", TAKEN },
     { "Emu3VisionVQ", "double_z", "", NO },
     LLAMA("multi_modality", "language_config."),
-    { "t5", "d_model", "t5_dim", PLAIN },
-    { "t5", "num_layers", "t5_n_layer", PLAIN },
-    { "t5", "num_heads", "t5_n_head", PLAIN },
-    { "t5", "d_kv", "t5_head_dim", PLAIN },
-    { "t5", "d_ff", "t5_ffn_hidden", PLAIN },
-    { "t5", "vocab_size", "t5_vocab", PLAIN },
-    { "t5", "relative_attention_num_buckets", "t5_buckets", PLAIN },
-    { "t5", "relative_attention_max_distance", "t5_max_distance", PLAIN },
-    { "t5", "layer_norm_epsilon", "t5_norm_eps", PLAIN },
+    { "t5", "d_model", "t5_dim", TAKEN },
+    { "t5", "num_layers", "t5_n_layer", TAKEN },
+    { "t5", "num_heads", "t5_n_head", TAKEN },
+    { "t5", "d_kv", "t5_head_dim", TAKEN },
+    { "t5", "d_ff", "t5_ffn_hidden", TAKEN },
+    { "t5", "vocab_size", "t5_vocab", TAKEN },
+    { "t5", "relative_attention_num_buckets", "t5_buckets", TAKEN },
+    { "t5", "relative_attention_max_distance", "t5_max_distance", TAKEN },
+    { "t5", "layer_norm_epsilon", "t5_norm_eps", TAKEN },
     { "t5", "feed_forward_proj", "", GATED_GELU },
 };
 
@@ -191,7 +191,7 @@ static tsar_status take_field(tsar_importer *im, const config *c, const char *na
 {
     const char *value = find_field(c, name);
     if (!value) return TSAR_OK;
-    if (rule != PLAIN && rule != POST_NORM) return demand(im, c, name, value, rule);
+    if (rule != TAKEN && rule != POST_NORM) return demand(im, c, name, value, rule);
     if (rule == POST_NORM) value = strcmp(value, "true") == 0 ? "post" : "pre";
     const size_t used = strlen(told);
     if (used < room) snprintf(told + used, room - used, " %s=%s", key, value);

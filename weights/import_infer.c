@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NAME = 256 };
+enum { LONG_NAME = 256 };
 static const char LLAMAGEN[] = "LlamaGen's own code", TAMING[] = "taming-transformers' and Chameleon's code", JANUS[] = "Janus's own code",
                   PUBLISHED[] = "the published models";
 
@@ -96,11 +96,11 @@ static const witness WITNESSES[] = {
  * and no evidence if no tensor shows it. */
 static size_t vote(tsar_importer *im, const char *size, const char *also, const char **evidence)
 {
-    enum { MOST = 32 }; /* different values that are counted */
+    enum { MOST_VALUES = 32 }; /* different values that are counted */
     struct {
         size_t value, votes;
         const char *name;
-    } seen[MOST];
+    } seen[MOST_VALUES];
     size_t n = 0, best = 0;
     for (size_t w = 0; w < sizeof WITNESSES / sizeof *WITNESSES; w++) {
         const witness *wanted = &WITNESSES[w];
@@ -110,7 +110,7 @@ static size_t vote(tsar_importer *im, const char *size, const char *also, const 
             size_t k = 0;
             if (tensor->rank != wanted->rank || tensor->count == 0 || !tsar_import_is_called(im->items[i].name, wanted->name)) continue;
             while (k < n && seen[k].value != tensor->shape[wanted->axis]) k++;
-            if (k == MOST) continue;
+            if (k == MOST_VALUES) continue;
             if (k == n) seen[n].value = tensor->shape[wanted->axis], seen[n].votes = 0, seen[n++].name = im->items[i].name;
             seen[k].votes++;
         }
@@ -129,7 +129,7 @@ static size_t vote(tsar_importer *im, const char *size, const char *also, const 
 static size_t measure(tsar_importer *im, const char *size, const char *also, const char **evidence, const char *expected)
 {
     const witness *first = WITNESSES;
-    char has[192], missing[NAME];
+    char has[192], missing[LONG_NAME];
     *evidence = "";
     if (im->status != TSAR_OK) return 0;
     const size_t value = vote(im, size, also, evidence);
@@ -252,7 +252,7 @@ static int is_gen(const tsar_importer *im)
 /* The image tokenizer's sizes (SPEC 4). */
 static void infer_vq_sizes(tsar_importer *im, size_t levels)
 {
-    char name[NAME], mult[TSAR_IMPORT_VALUE] = "";
+    char name[LONG_NAME], mult[TSAR_IMPORT_VALUE] = "";
     const size_t ch = infer_size(im, "vq_ch", NULL, "[vq_ch, 3, 3, 3]");
     size_t used = 0;
     infer_size(im, "vq_embed_dim", NULL, "[codebook_size, vq_embed_dim]");
@@ -274,7 +274,7 @@ static void infer_vq_sizes(tsar_importer *im, size_t levels)
 /* The image tokenizer: sizes, the places of attention, convolutions in time, and what its code fixes. */
 static void infer_vq(tsar_importer *im)
 {
-    char name[NAME];
+    char name[LONG_NAME];
     const size_t levels = count_modules(im, "vq.encoder.conv_blocks."), times = count_modules(im, "vq.encoder.time_conv.");
     const int taming = is_taming(im), gen = is_gen(im);
     infer_vq_sizes(im, levels);

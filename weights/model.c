@@ -156,7 +156,7 @@ static void visit_code_mlp(walk *w, const char *module, tsar_code_mlp *mlp, size
 /* What the prefix is made of, and the windows of Token-Shuffle. */
 static void visit_inputs(walk *w, const tsar_config *c, tsar_model *m)
 {
-    const size_t d = c->dim, window = c->shuffle * c->shuffle;
+    const size_t d = c->dim, slots = c->shuffle * c->shuffle;
     switch (tsar_family_of(c)->prefix) {
     case TSAR_PREFIX_CLASS: table(w, "cls_embedding.embedding_table.weight", SLOT(m, class_embeddings), c->num_classes + (c->no_null_class ? 0 : 1), d); break;
     case TSAR_PREFIX_CAPTION:
@@ -168,8 +168,8 @@ static void visit_inputs(walk *w, const tsar_config *c, tsar_model *m)
     case TSAR_PREFIX_NONE: break;
     }
     if (c->shuffle == 1) return;
-    matrix(w, "shuffle.compress.weight", SLOT(m, compress), d / window, d);
-    matrix(w, "unshuffle.expand.weight", SLOT(m, expand), d, d / window);
+    matrix(w, "shuffle.compress.weight", SLOT(m, compress), d / slots, d);
+    matrix(w, "unshuffle.expand.weight", SLOT(m, expand), d, d / slots);
     visit_mlps(w, "shuffle", m ? m->shuffle_mlp : NULL, c);
     visit_mlps(w, "unshuffle", m ? m->unshuffle_mlp : NULL, c);
 }
@@ -943,7 +943,7 @@ tsar_status tsar_model_needs(const tsar_model *model, unsigned part, const char 
 /* A prompt alone is generated from: its codes then feed the tokenizer. */
 tsar_status tsar_needs_of(tsar_needs *needs, const char *path, tsar_error *err)
 {
-    enum { STACKS = TSAR_PART_GPT | TSAR_PART_FINE };
+    enum { EITHER_STACK = TSAR_PART_GPT | TSAR_PART_FINE };
     static const struct {
         const char *name;
         unsigned parts;
@@ -955,16 +955,16 @@ tsar_status tsar_needs_of(tsar_needs *needs, const char *path, tsar_error *err)
                    { "input.image", TSAR_PART_VQ, 0 },
                    { "input.codes", TSAR_PART_VQ, 1 },
                    { "input.t5_ids", TSAR_PART_T5, 0 },
-                   { "input.text", STACKS, 0 },
-                   { "input.class", STACKS, 0 },
-                   { "input.caption", STACKS, 0 } };
+                   { "input.text", EITHER_STACK, 0 },
+                   { "input.class", EITHER_STACK, 0 },
+                   { "input.caption", EITHER_STACK, 0 } };
     tsar_file *file = NULL;
     const tsar_status status = tsar_file_open_alone(&file, path, err);
     memset(needs, 0, sizeof *needs);
     for (size_t i = 0; status == TSAR_OK && i < sizeof inputs / sizeof *inputs; i++) {
         const tsar_tensor *tensor = tsar_file_find(file, inputs[i].name);
         if (!tensor) continue;
-        needs->parts |= inputs[i].parts | (needs->parts == 0 && inputs[i].parts == STACKS ? TSAR_PART_VQ : 0u);
+        needs->parts |= inputs[i].parts | (needs->parts == 0 && inputs[i].parts == EITHER_STACK ? TSAR_PART_VQ : 0u);
         if (inputs[i].is_grid && tensor->rank == 2) memcpy(needs->grid, tensor->shape, sizeof needs->grid);
     }
     tsar_file_close(file);

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_IMAGES = 1000000 }; /* of one prompt, as with -n */
+enum { MAX_IMAGES = 1000000 }; /* of one prompt, as with -n */
 
 struct tsar_prompts {
     char *bytes;               /* the file, its lines ended by 0 */
@@ -44,8 +44,8 @@ static tsar_status read_json(tsar_prompt_line *p, char *line, const char *path, 
     }
     if (status == TSAR_OK) status = tsar_json_end(&json);
     if (status == TSAR_OK && text == NULL) status = tsar_fail(err, TSAR_INPUT, "%s: %s has no member \"prompt\"", path, where);
-    if (status == TSAR_OK && (images == 0 || images > MOST_IMAGES))
-        status = tsar_fail(err, TSAR_INPUT, "%s: %s wants %llu images; \"n\" is from 1 to %d", path, where, (unsigned long long)images, MOST_IMAGES);
+    if (status == TSAR_OK && (images == 0 || images > MAX_IMAGES))
+        status = tsar_fail(err, TSAR_INPUT, "%s: %s wants %llu images; \"n\" is from 1 to %d", path, where, (unsigned long long)images, MAX_IMAGES);
     if (status == TSAR_OK) p->text = text, p->images = (size_t)images;
     return status;
 }

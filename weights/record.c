@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PREFIX "generate." /* in front of a flag's name; a bare `seed` is that of synthetic weights (SPEC 2) */
+#define KEY_PREFIX "generate." /* in front of a flag's name; a bare `seed` is that of synthetic weights (SPEC 2) */
 
 /* Everything that decides a code, by the names of the flags. */
 static tsar_status put_settings(tsar_writer *writer, const tsar_settings *s, size_t image, tsar_error *err)
@@ -30,7 +30,7 @@ static tsar_status put_settings(tsar_writer *writer, const tsar_settings *s, siz
     (void)snprintf(number[5], sizeof number[5], "%lu", (unsigned long)s->top_k);
     for (size_t i = 0; status == TSAR_OK && i < sizeof keys / sizeof *keys; i++) {
         char key[32];
-        (void)snprintf(key, sizeof key, PREFIX "%s", keys[i]);
+        (void)snprintf(key, sizeof key, KEY_PREFIX "%s", keys[i]);
         status = tsar_writer_meta(writer, key, values[i], err);
     }
     return status;
@@ -72,13 +72,13 @@ typedef struct {
 static const char *get_text(const reader *r, const char *flag)
 {
     char key[32];
-    (void)snprintf(key, sizeof key, PREFIX "%s", flag);
+    (void)snprintf(key, sizeof key, KEY_PREFIX "%s", flag);
     return r->status == TSAR_OK ? tsar_file_meta(r->file, key) : NULL;
 }
 
 static void refuse(reader *r, const char *flag, const char *text, const char *wanted)
 {
-    r->status = tsar_fail(r->err, TSAR_INPUT, "%s: the metadata's " PREFIX "%s is '%.60s'; it must be %s", tsar_file_path(r->file), flag, text, wanted);
+    r->status = tsar_fail(r->err, TSAR_INPUT, "%s: the metadata's " KEY_PREFIX "%s is '%.60s'; it must be %s", tsar_file_path(r->file), flag, text, wanted);
 }
 
 static void get_count(reader *r, const char *flag, uint64_t most, uint64_t *out)

@@ -191,7 +191,7 @@ typedef struct {
     tsar_class listed;
 } rule_step;
 
-enum { MAX_STEPS = 7 };
+enum { MAX_RULE_STEPS = 7 };
 #define GPT2 "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 #define QWEN2 "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 #define PATTERN(function, text)                                                                                                                                \
@@ -206,7 +206,7 @@ enum { MAX_STEPS = 7 };
 static const struct {
     tsar_split split;
     size_t n;
-    rule_step steps[MAX_STEPS];
+    rule_step steps[MAX_RULE_STEPS];
 } rules[] = {
     { TSAR_SPLIT_CHAMELEON,
       6,

@@ -11,10 +11,10 @@ static const char *const noise_format[SUITE_PRECISIONS] = { "noise/whole/f32/%s"
 /* A result in double, and as its noise one rounding of each number: N = N_r = u RMS(y). */
 static tsar_status put_rows(tensor_list *list, const char *name, size_t rows, size_t columns, const double *y, tsar_error *err)
 {
-    enum { MOST_ROWS = 256 };
+    enum { MOST_CASE_ROWS = 256 };
     const size_t shape[2] = { rows, columns }, n = 2 + rows;
-    double figures[2 + MOST_ROWS];
-    if (rows > MOST_ROWS) return tsar_fail(err, TSAR_ROOM, "%s has more than %d rows", name, (int)MOST_ROWS);
+    double figures[2 + MOST_CASE_ROWS];
+    if (rows > MOST_CASE_ROWS) return tsar_fail(err, TSAR_ROOM, "%s has more than %d rows", name, (int)MOST_CASE_ROWS);
     tsar_status status = suite_put(list, TSAR_F64, rows > 1 ? 2 : 1, rows > 1 ? shape : shape + 1, y, "whole/%s", name, err) ? TSAR_OK : TSAR_ROOM;
     for (size_t p = 0; status == TSAR_OK && p < SUITE_PRECISIONS; p++) {
         figures[0] = 1;
@@ -167,10 +167,10 @@ static tsar_status put_uniform(tensor_list *list, tsar_error *err)
 
 static tsar_status put_order(tensor_list *list, const char *order, size_t rows, size_t columns, tsar_error *err)
 {
-    enum { MOST = 256 };
+    enum { MOST_CASES = 256 };
     const size_t shape[2] = { rows, columns };
     tsar_settings s = { .cfg = 1 };
-    size_t next[MOST];
+    size_t next[MOST_CASES];
     char name[64];
     tsar_status status = tsar_order_parse(&s, order, err);
     (void)snprintf(name, sizeof name, "order.%s.%zux%zu", order, rows, columns);

@@ -102,11 +102,11 @@ static int read_size(const char *text, size_t *h, size_t *w)
 
 static tsar_status read_ids(int64_t **ids, size_t *n, const char *text, tsar_error *err)
 {
-    enum { MOST = 512 };
+    enum { MOST_WRITTEN = 512 };
     if (!text) return TSAR_OK;
-    *ids = tsar_alloc(MOST, sizeof **ids, "ids", err);
+    *ids = tsar_alloc(MOST_WRITTEN, sizeof **ids, "ids", err);
     if (!*ids) return TSAR_ROOM;
-    *n = read_list(*ids, MOST, text);
+    *n = read_list(*ids, MOST_WRITTEN, text);
     return TSAR_OK;
 }
 

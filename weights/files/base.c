@@ -25,8 +25,8 @@ static void shorten(char *text, size_t room)
 
 tsar_status tsar_fail(tsar_error *err, tsar_status status, const char *format, ...)
 {
-    enum { LONGEST = 10000 }; /* two paths of 4096 bytes and a sentence */
-    char text[LONGEST];
+    enum { LONGEST_ERROR = 10000 }; /* two paths of 4096 bytes and a sentence */
+    char text[LONGEST_ERROR];
     va_list arguments;
     if (err == NULL) return status;
     va_start(arguments, format);
@@ -48,29 +48,29 @@ void tsar_note(tsar_note_fn note, void *context, const char *format, ...)
     note(context, line);
 }
 
-/* The block of calloc stays untouched but for the pointer to its start, which stands in front of the aligned bytes:
+/* The memory of calloc stays untouched but for the pointer to its start, which stands in front of the aligned bytes:
  * pages that nobody writes to cost nothing. */
 void *tsar_alloc(size_t count, size_t size, const char *what, tsar_error *err)
 {
     const size_t extra = 64 + sizeof(void *);
-    char *block = NULL;
-    if (size == 0 || count <= (SIZE_MAX - extra) / size) block = calloc(1, count * size + extra);
-    if (block == NULL) {
+    char *start = NULL;
+    if (size == 0 || count <= (SIZE_MAX - extra) / size) start = calloc(1, count * size + extra);
+    if (start == NULL) {
         (void)tsar_fail(err, TSAR_ROOM, "out of memory for %s (%.0f MB)", what, (double)count * (double)size / 1e6);
         return NULL;
     }
-    char *memory = block + sizeof(void *);
+    char *memory = start + sizeof(void *);
     memory += (64 - (uintptr_t)memory % 64) % 64;
-    memcpy(memory - sizeof(void *), &block, sizeof(void *));
+    memcpy(memory - sizeof(void *), &start, sizeof(void *));
     return memory;
 }
 
 void tsar_free(void *memory)
 {
     if (memory != NULL) {
-        void *block;
-        memcpy(&block, (char *)memory - sizeof(void *), sizeof(void *));
-        free(block);
+        void *start;
+        memcpy(&start, (char *)memory - sizeof(void *), sizeof(void *));
+        free(start);
     }
 }
 

@@ -177,7 +177,7 @@ typedef enum {
     TSAR_P_LIST,
     TSAR_P_DICT,
     TSAR_P_GLOBAL,  /* the name of a class or function; never looked up anywhere but in a table of pickle.c */
-    TSAR_P_STORAGE, /* the persistent id of a block of elements */
+    TSAR_P_STORAGE, /* the persistent id of a run of elements */
     TSAR_P_TENSOR,  /* a call of one of torch's rebuild functions: items are storage, first element, shape, strides */
     TSAR_P_INERT,   /* anything without a meaning here: floats, sets, long integers, objects of any class */
     TSAR_P_MARK     /* on the stack only */
@@ -201,9 +201,9 @@ struct tsar_value {
 
 enum { TSAR_STRANGERS = 8 }; /* names without a meaning that are kept for a note */
 
-/* The values of one file's pickles, in blocks that are given back together. */
+/* The values of one file's pickles, in slabs of memory that are given back together. */
 typedef struct {
-    struct tsar_block *blocks;
+    struct tsar_slab *slabs;
     uint64_t used, limit; /* bytes */
     tsar_value *storages; /* every persistent id, the last one first */
     size_t n_storages;

@@ -21,11 +21,11 @@ struct tsar_names {
 
 tsar_status tsar_names_open(tsar_names **names, tsar_error *err)
 {
-    enum { SLOTS = 64 };
+    enum { FIRST_SLOTS = 64 };
     tsar_names *opened = *names = tsar_alloc(1, sizeof *opened, "the names of files", err);
     if (opened == NULL) return TSAR_ROOM;
-    opened->mask = SLOTS - 1;
-    opened->slots = tsar_alloc(SLOTS, sizeof *opened->slots, "the names of files", err);
+    opened->mask = FIRST_SLOTS - 1;
+    opened->slots = tsar_alloc(FIRST_SLOTS, sizeof *opened->slots, "the names of files", err);
     if (opened->slots != NULL) return TSAR_OK;
     tsar_names_close(opened);
     *names = NULL;

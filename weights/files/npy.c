@@ -5,7 +5,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-enum { MAX_HEADER = 1 << 16 };
+enum { MAX_NPY_HEADER = 1 << 16 };
 
 typedef struct {
     size_t size; /* bytes of one element: 2, 4 or 8 */
@@ -57,7 +57,7 @@ static tsar_status read_header(tsar_source *source, npy *array, tsar_error *err)
     if (status != TSAR_OK) return status;
     size_t fixed = head[6] == 1 ? 10 : 12, length = head[6] == 1 ? tsar_get_u16(head + 8) : tsar_get_u32(head + 8);
     if (head[6] < 1 || head[6] > 3 || head[7] != 0) return bad_npy(source, err, "its npy version is not 1.0, 2.0 or 3.0");
-    if (length > MAX_HEADER) return bad_npy(source, err, "its npy header is longer than any array's");
+    if (length > MAX_NPY_HEADER) return bad_npy(source, err, "its npy header is longer than any array's");
     char *header = tsar_alloc(length + 1, 1, "an npy header", err);
     if (!header) return TSAR_ROOM;
     status = tsar_source_read(source, fixed, header, length, err);
@@ -101,7 +101,7 @@ static double element(const uint8_t *bytes, const npy *array)
 static tsar_status read_npy(tsar_source *source, double *caption, double *mask, size_t T, size_t C, tsar_error *err)
 {
     npy array = { 0 };
-    uint8_t block[4096];
+    uint8_t read[4096];
     tsar_status status = read_header(source, &array, err);
     if (status != TSAR_OK) return status;
     if (array.rank == 3 && array.shape[0] == 1) { /* [1, n, C] */
@@ -122,10 +122,10 @@ static tsar_status read_npy(tsar_source *source, double *caption, double *mask, 
     double *out = caption + (T - array.shape[0]) * C; /* [n][C] */
     size_t at = 0;
     for (uint64_t done = 0; status == TSAR_OK && done < bytes;) {
-        size_t part = bytes - done < sizeof block ? (size_t)(bytes - done) : sizeof block;
-        status = tsar_source_read(source, array.data + done, block, part, err);
+        size_t part = bytes - done < sizeof read ? (size_t)(bytes - done) : sizeof read;
+        status = tsar_source_read(source, array.data + done, read, part, err);
         for (size_t i = 0; status == TSAR_OK && i < part; i += array.size, at++)
-            out[array.fortran ? at % array.shape[0] * C + at / array.shape[0] : at] = element(block + i, &array);
+            out[array.fortran ? at % array.shape[0] * C + at / array.shape[0] : at] = element(read + i, &array);
         done += part;
     }
     for (size_t t = 0; t < T; t++) mask[t] = t >= T - array.shape[0];

@@ -6,7 +6,7 @@
  * is refused, by that name, only where a weight would need it.
  *
  * Bounds: every opcode costs at least one byte of the file and makes at most one value; values take at most `limit` bytes in all,
- * the stack MAX_STACK entries, a string MAX_TEXT bytes; a memo index is below the number of bytes read. Values are shared, not copied, and are never
+ * the stack MAX_STACK entries, a string MAX_STRING bytes; a memo index is below the number of bytes read. Values are shared, not copied, and are never
  * walked recursively, so that a list that holds itself, or itself ten times over, costs nothing. */
 #include "files.h"
 
@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_STACK = 1 << 20, MAX_TEXT = 1 << 20, MAX_GLOBAL = 256, MAX_DIMENSIONS = 64, ARENA = 1 << 16, WINDOW = 4096 };
+enum { MAX_STACK = 1 << 20, MAX_STRING = 1 << 20, MAX_GLOBAL = 256, MAX_DIMENSIONS = 64, ARENA = 1 << 16, READ_AHEAD = 4096 };
 
 /* --------------------------------------------------------------------------------------------------- the known globals */
 
@@ -79,8 +79,8 @@ static const struct {
 
 /* -------------------------------------------------------------------------------------------------------------- memory */
 
-struct tsar_block {
-    struct tsar_block *next;
+struct tsar_slab {
+    struct tsar_slab *next;
     size_t used, size;
 }; /* its bytes follow */
 
@@ -95,29 +95,29 @@ static tsar_status charge(tsar_pickle *pickle, const tsar_source *source, uint64
 /* count zeroed bytes that live as long as the pickle. */
 static tsar_status grab(tsar_pickle *pickle, const tsar_source *source, size_t count, void *out, tsar_error *err)
 {
-    size_t rounded = (count + 15) / 16 * 16, head = (sizeof(struct tsar_block) + 15) / 16 * 16;
-    struct tsar_block *block = pickle->blocks;
+    size_t rounded = (count + 15) / 16 * 16, head = (sizeof(struct tsar_slab) + 15) / 16 * 16;
+    struct tsar_slab *slab = pickle->slabs;
     tsar_status status = charge(pickle, source, rounded, err);
     if (status != TSAR_OK) return status;
-    if (!block || block->size - block->used < rounded) {
+    if (!slab || slab->size - slab->used < rounded) {
         size_t size = rounded > ARENA ? rounded : ARENA;
-        if (!(block = tsar_alloc(head + size, 1, "a pickle's values", err))) return TSAR_ROOM;
-        block->size = size;
-        block->next = pickle->blocks;
-        pickle->blocks = block;
+        if (!(slab = tsar_alloc(head + size, 1, "a pickle's values", err))) return TSAR_ROOM;
+        slab->size = size;
+        slab->next = pickle->slabs;
+        pickle->slabs = slab;
     }
-    void *memory = (char *)block + head + block->used;
-    block->used += rounded;
+    void *memory = (char *)slab + head + slab->used;
+    slab->used += rounded;
     memcpy(out, &memory, sizeof memory);
     return TSAR_OK;
 }
 
 void tsar_pickle_close(tsar_pickle *pickle)
 {
-    while (pickle->blocks) {
-        struct tsar_block *next = pickle->blocks->next;
-        tsar_free(pickle->blocks);
-        pickle->blocks = next;
+    while (pickle->slabs) {
+        struct tsar_slab *next = pickle->slabs->next;
+        tsar_free(pickle->slabs);
+        pickle->slabs = next;
     }
     memset(pickle, 0, sizeof *pickle);
 }
@@ -129,7 +129,7 @@ typedef struct {
     tsar_source *source;
     tsar_error *err;
     uint64_t start, offset, end; /* the next byte to read; at most `end` */
-    uint8_t window[WINDOW];      /* bytes from offset - filled + at onwards are here */
+    uint8_t read[READ_AHEAD];    /* bytes from offset - filled + at onwards are here */
     size_t at, filled;
     tsar_value **stack, **memo;
     size_t depth, stack_room, memo_room;
@@ -149,13 +149,13 @@ static tsar_status take(machine *m, void *out, size_t count)
             uint64_t left = m->end - m->offset;
             if (left == 0) return bad(m, "it ends before its last opcode");
             m->at = 0;
-            m->filled = left < WINDOW ? (size_t)left : WINDOW;
-            tsar_status status = tsar_source_read(m->source, m->offset, m->window, m->filled, m->err);
+            m->filled = left < READ_AHEAD ? (size_t)left : READ_AHEAD;
+            tsar_status status = tsar_source_read(m->source, m->offset, m->read, m->filled, m->err);
             if (status != TSAR_OK) return status;
             m->offset += m->filled;
         }
         size_t part = m->filled - m->at < count ? m->filled - m->at : count;
-        memcpy(bytes, m->window + m->at, part);
+        memcpy(bytes, m->read + m->at, part);
         m->at += part;
         bytes += part;
         count -= part;
@@ -287,7 +287,7 @@ static tsar_status load_long(machine *m, size_t width)
     tsar_status status = take_length(m, width, &length);
     if (status != TSAR_OK) return status;
     if (length <= 8) return load_integer(m, (size_t)length, 1);
-    if (length > MAX_TEXT) return bad(m, "a number is longer than any in a checkpoint");
+    if (length > MAX_STRING) return bad(m, "a number is longer than any in a checkpoint");
     status = skip(m, length);
     return status != TSAR_OK ? status : push_new(m, TSAR_P_INERT, NULL);
 }
@@ -299,7 +299,7 @@ static tsar_status load_text(machine *m, size_t width)
     char *text = NULL;
     tsar_status status = take_length(m, width, &length);
     if (status != TSAR_OK) return status;
-    if (length > MAX_TEXT) return bad(m, "a string is longer than any in a checkpoint");
+    if (length > MAX_STRING) return bad(m, "a string is longer than any in a checkpoint");
     status = grab(m->pickle, m->source, (size_t)length + 1, &text, m->err);
     if (status == TSAR_OK) status = take(m, text, (size_t)length);
     if (status != TSAR_OK) return status;

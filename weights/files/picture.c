@@ -160,23 +160,23 @@ static void *arena_take(size_t bytes)
 {
     size_t taken = (bytes + 15) / 16 * 16;
     if (taken < bytes || taken > png_arena.size - png_arena.used) return NULL;
-    void *block = png_arena.bytes + png_arena.used;
+    void *memory = png_arena.bytes + png_arena.used;
     png_arena.used += taken;
-    return block;
+    return memory;
 }
 
 static void *arena_grow(const void *old, size_t old_size, size_t bytes)
 {
-    void *block = arena_take(bytes);
-    if (block && old) memcpy(block, old, old_size);
-    return block;
+    void *memory = arena_take(bytes);
+    if (memory && old) memcpy(memory, old, old_size);
+    return memory;
 }
 
 #define STB_IMAGE_WRITE_STATIC
 #define STB_IMAGE_WRITE_IMPLEMENTATION
 #define STBIW_MALLOC(bytes) arena_take((size_t)(bytes))
 #define STBIW_REALLOC_SIZED(old, old_size, bytes) arena_grow((old), (size_t)(old_size), (size_t)(bytes))
-#define STBIW_FREE(block) ((void)(block))
+#define STBIW_FREE(memory) ((void)(memory))
 #include <stb_image_write.h>
 
 /* Pictures up to this many bytes: stb counts in int, and its output buffer doubles to at most 2.25 times of it. */
@@ -246,7 +246,7 @@ static int next_text_is(FILE *stream, size_t size, const char *type, const char 
 
 int tsar_image_has_text(const char *path, const char *key, const char *value)
 {
-    enum { SIGNATURE = 8, FRAME = 12 }; /* a chunk's length, type and checksum */
+    enum { SIGNATURE = 8, CHUNK_FRAME = 12 }; /* a chunk's length, type and checksum */
     int found = 0;
     FILE *stream = is_png(path) ? tsar_system_fopen(path, "rb") : NULL;
     if (stream == NULL) return 0;
@@ -254,10 +254,10 @@ int tsar_image_has_text(const char *path, const char *key, const char *value)
     long at = SIGNATURE;
     while (fseek(stream, at, SEEK_SET) == 0 && fread(head, 1, 8, stream) == 8) {
         const uint32_t size = (uint32_t)head[0] << 24 | (uint32_t)head[1] << 16 | (uint32_t)head[2] << 8 | head[3];
-        if (size > 0x7FFFFFFF - FRAME - (uint32_t)at) break;
+        if (size > 0x7FFFFFFF - CHUNK_FRAME - (uint32_t)at) break;
         found |= next_text_is(stream, size, (const char *)head + 4, key, value);
         memcpy(last, head + 4, 4);
-        at += FRAME + (long)size;
+        at += CHUNK_FRAME + (long)size;
     }
     const int whole = memcmp(last, "IEND", 4) == 0 && fseek(stream, 0, SEEK_END) == 0 && ftell(stream) == at;
     (void)fclose(stream);
@@ -488,10 +488,10 @@ static void heat_colour(uint8_t *rgb, double f)
 /* The scale below the map runs from pass 0 at the left to the last at the right. */
 tsar_status tsar_order_map_write(const char *path, const int64_t *step_of, size_t rows, size_t columns, tsar_error *err)
 {
-    enum { BAR = 16, GAP = 8, DOT = 2, LEAST = 128 };
+    enum { BAR = 16, MAP_GAP = 8, MAP_DOT = 2, LEAST = 128 };
     static const uint8_t black[3] = { 0, 0, 0 };
     const size_t longest = rows > columns ? rows : columns, cell = longest < 512 ? 512 / longest : 1;
-    const size_t W = columns * cell > LEAST ? columns * cell : LEAST, map = rows * cell, H = map + GAP + BAR + GAP + TSAR_LINE * DOT;
+    const size_t W = columns * cell > LEAST ? columns * cell : LEAST, map = rows * cell, H = map + MAP_GAP + BAR + MAP_GAP + TSAR_LINE * MAP_DOT;
     int64_t last = 0;
     char number[24];
     uint8_t *rgb = tsar_alloc(H, W * 3, "the order map", err);
@@ -504,11 +504,11 @@ tsar_status tsar_order_map_write(const char *path, const int64_t *step_of, size_
         const double step = (double)step_of[y / cell * columns + x / cell];
         heat_colour(rgb + (y * W + x) * 3, last ? step / (double)last : 0);
     }
-    for (size_t i = 0; i < BAR * W; i++) heat_colour(rgb + ((map + GAP + i / W) * W + i % W) * 3, (double)(i % W) / (double)(W - 1));
+    for (size_t i = 0; i < BAR * W; i++) heat_colour(rgb + ((map + MAP_GAP + i / W) * W + i % W) * 3, (double)(i % W) / (double)(W - 1));
     const size_t length = (size_t)snprintf(number, sizeof number, "%" PRId64, last);
-    const size_t x = W - tsar_image_text_width(number, length) * DOT;
-    (void)tsar_image_text(rgb, H, W, 0, map + GAP + BAR + GAP, W, DOT, black, "0");
-    (void)tsar_image_text(rgb, H, W, x, map + GAP + BAR + GAP, W, DOT, black, number);
+    const size_t x = W - tsar_image_text_width(number, length) * MAP_DOT;
+    (void)tsar_image_text(rgb, H, W, 0, map + MAP_GAP + BAR + MAP_GAP, W, MAP_DOT, black, "0");
+    (void)tsar_image_text(rgb, H, W, x, map + MAP_GAP + BAR + MAP_GAP, W, MAP_DOT, black, number);
     tsar_status status = tsar_image_write(path, rgb, H, W, NULL, NULL, 0, err);
     tsar_free(rgb);
     return status;

@@ -17,7 +17,7 @@
 #include <time.h>
 
 #define MAX_HEADER ((uint64_t)100000000) /* the limit of the safetensors library */
-#define CHUNK ((size_t)1024)             /* elements converted at a time */
+#define CONVERTED ((size_t)1024)         /* elements converted at a time */
 
 typedef struct {
     const char *key, *value;
@@ -528,18 +528,18 @@ tsar_status tsar_file_read_f64(tsar_file *file, const tsar_tensor *tensor, uint6
     const tsar_dtype dtype = tensor->dtype;
     if (dtype >= TSAR_FOREIGN)
         return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s has dtype %s, which is not read as numbers", file->path, tensor->name, tsar_dtype_name(dtype));
-    double chunk[CHUNK]; /* large enough for CHUNK elements of any dtype */
+    double converted[CONVERTED]; /* large enough for CONVERTED elements of any dtype */
     if (dtype == TSAR_F64) return tsar_file_read(file, tensor, first, count, out, err);
     for (uint64_t done = 0; done < count;) {
-        const size_t n = count - done < CHUNK ? (size_t)(count - done) : CHUNK;
-        const tsar_status status = tsar_file_read(file, tensor, first + done, n, chunk, err);
+        const size_t n = count - done < CONVERTED ? (size_t)(count - done) : CONVERTED;
+        const tsar_status status = tsar_file_read(file, tensor, first + done, n, converted, err);
         if (status != TSAR_OK) return status;
         for (size_t i = 0; i < n; i++) {
             if (tsar_dtype_is_float(dtype)) {
-                out[done + i] = float_at(chunk, dtype, i);
+                out[done + i] = float_at(converted, dtype, i);
                 continue;
             }
-            const int64_t value = integer_at(chunk, dtype, i);
+            const int64_t value = integer_at(converted, dtype, i);
             if (value > limit || value < -limit || (dtype == TSAR_U64 && value < 0))
                 return tsar_fail(err, TSAR_INPUT, "%s: element %" PRIu64 " of tensor %.100s is an integer beyond 2^53, which double cannot hold", file->path,
                                  first + done + i, tensor->name);
@@ -553,15 +553,15 @@ tsar_status tsar_file_read_f64(tsar_file *file, const tsar_tensor *tensor, uint6
 tsar_status tsar_file_read_i64(tsar_file *file, const tsar_tensor *tensor, uint64_t first, uint64_t count, int64_t *out, tsar_error *err)
 {
     const tsar_dtype dtype = tensor->dtype;
-    int64_t chunk[CHUNK];
+    int64_t converted[CONVERTED];
     if (tsar_dtype_is_float(dtype) || dtype >= TSAR_FOREIGN)
         return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s has dtype %s, integers are needed (I64)", file->path, tensor->name, tsar_dtype_name(dtype));
     for (uint64_t done = 0; done < count;) {
-        const size_t n = count - done < CHUNK ? (size_t)(count - done) : CHUNK;
-        const tsar_status status = tsar_file_read(file, tensor, first + done, n, chunk, err);
+        const size_t n = count - done < CONVERTED ? (size_t)(count - done) : CONVERTED;
+        const tsar_status status = tsar_file_read(file, tensor, first + done, n, converted, err);
         if (status != TSAR_OK) return status;
         for (size_t i = 0; i < n; i++) {
-            out[done + i] = integer_at(chunk, dtype, i);
+            out[done + i] = integer_at(converted, dtype, i);
             if (dtype == TSAR_U64 && out[done + i] < 0)
                 return tsar_fail(err, TSAR_INPUT, "%s: element %" PRIu64 " of tensor %.100s is above 2^63 - 1", file->path, first + done + i, tensor->name);
         }
@@ -838,14 +838,14 @@ tsar_status tsar_writer_put(tsar_writer *writer, const void *values, uint64_t co
     if (count > SIZE_MAX / size) return tsar_fail(err, TSAR_INPUT, "%s: tensor %.100s is given in too large a piece", writer->path, tensor->name);
     writer->written += count;
     if (host_is_little_endian()) return tsar_output_write(writer->output, values, (size_t)count * size, err);
-    double chunk[CHUNK];
+    double converted[CONVERTED];
     const unsigned char *from = values;
     tsar_status status = TSAR_OK;
     for (size_t left = (size_t)count; left > 0 && status == TSAR_OK;) {
-        const size_t n = left < CHUNK ? left : CHUNK;
-        memcpy(chunk, from, n * size);
-        swap_to_little_endian(chunk, n, size);
-        status = tsar_output_write(writer->output, chunk, n * size, err);
+        const size_t n = left < CONVERTED ? left : CONVERTED;
+        memcpy(converted, from, n * size);
+        swap_to_little_endian(converted, n, size);
+        status = tsar_output_write(writer->output, converted, n * size, err);
         from += n * size;
         left -= n;
     }
@@ -854,13 +854,12 @@ tsar_status tsar_writer_put(tsar_writer *writer, const void *values, uint64_t co
 
 tsar_status tsar_writer_copy(tsar_writer *writer, tsar_file *from, const tsar_tensor *tensor, tsar_error *err)
 {
-    enum { PIECE = 1024 };
-    double piece[PIECE]; /* aligned for elements of any type */
+    double converted[CONVERTED]; /* aligned for elements of any type */
     tsar_status status = TSAR_OK;
-    for (uint64_t first = 0; status == TSAR_OK && first < tensor->count; first += PIECE) {
-        const uint64_t count = tensor->count - first < PIECE ? tensor->count - first : PIECE;
-        status = tsar_file_read(from, tensor, first, count, piece, err);
-        if (status == TSAR_OK) status = tsar_writer_put(writer, piece, count, err);
+    for (uint64_t first = 0; status == TSAR_OK && first < tensor->count; first += CONVERTED) {
+        const uint64_t count = tensor->count - first < CONVERTED ? tensor->count - first : CONVERTED;
+        status = tsar_file_read(from, tensor, first, count, converted, err);
+        if (status == TSAR_OK) status = tsar_writer_put(writer, converted, count, err);
     }
     return status;
 }

@@ -18,7 +18,7 @@ tsar_status tsar_source_open(tsar_source *source, const char *path, tsar_error *
     source->path = path;
     const tsar_status status = tsar_system_open_read(&source->file, path, err);
     if (status != TSAR_OK) return status;
-    setvbuf(source->file, NULL, _IONBF, 0); /* callers read in blocks of their own */
+    setvbuf(source->file, NULL, _IONBF, 0); /* callers read into buffers of their own */
     if (!tsar_system_size(source->file, &source->size)) {
         tsar_source_close(source);
         return tsar_fail(err, TSAR_INPUT, "%s: has no size that this system can tell; give a regular file", path);

@@ -515,11 +515,11 @@ void tsar_system_remove(const char *path)
 
 /* The names of the temporary files now open, which must be readable from a signal handler at any moment: so they are here, and not in memory
  * that another thread may give back. `taken` is claimed before a name is written and `used` set behind it. */
-enum { SLOTS = 16 };
+enum { TEMPORARIES = 16 };
 static struct {
     int taken, used;
     char path[TSAR_PATH_ROOM];
-} temporaries[SLOTS];
+} temporaries[TEMPORARIES];
 
 #if defined(__GNUC__) && defined(HAVE_POSIX)
 static int claim(int *flag) { return !__atomic_exchange_n(flag, 1, __ATOMIC_ACQUIRE); }
@@ -534,7 +534,7 @@ static int get(const int *flag) { return *(const volatile int *)flag; }
 int tsar_temporary_add(const char *path)
 {
     const size_t length = strlen(path);
-    for (int i = 0; i < SLOTS && length < TSAR_PATH_ROOM; i++)
+    for (int i = 0; i < TEMPORARIES && length < TSAR_PATH_ROOM; i++)
         if (claim(&temporaries[i].taken)) {
             memcpy(temporaries[i].path, path, length + 1);
             set(&temporaries[i].used, 1);
@@ -552,7 +552,7 @@ void tsar_temporary_drop(int slot)
 
 void tsar_output_clean(void)
 {
-    for (int i = 0; i < SLOTS; i++)
+    for (int i = 0; i < TEMPORARIES; i++)
         if (get(&temporaries[i].used)) tsar_system_remove(temporaries[i].path);
 }
 
@@ -630,12 +630,12 @@ static void *wait_for(void *gate)
 /* OpenMP's runtime ends the process where it cannot have its threads; so as many are had beforehand, all at the same time. */
 size_t tsar_threads_possible(size_t threads)
 {
-    enum { MOST = 1024 };
-    pthread_t made[MOST];
+    enum { PROBES = 1024 };
+    pthread_t made[PROBES];
     pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
     size_t n = 0;
     (void)pthread_mutex_lock(&gate);
-    while (n + 1 < threads && n < MOST && pthread_create(&made[n], NULL, wait_for, &gate) == 0) n++;
+    while (n + 1 < threads && n < PROBES && pthread_create(&made[n], NULL, wait_for, &gate) == 0) n++;
     (void)pthread_mutex_unlock(&gate);
     for (size_t i = 0; i < n; i++) (void)pthread_join(made[i], NULL);
     return n + 1;

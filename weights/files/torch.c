@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_DICTS = 1 << 16, MAX_DEPTH = 8, MAX_PATH = 256 };
+enum { MAX_DICTS = 1 << 16, MAX_DICT_DEPTH = 8, MAX_PATH = 256 };
 
 static int big_endian_host(void)
 {
@@ -315,7 +315,7 @@ static tsar_status push_dict(tsar_checkpoint *checkpoint, size_t *room, tsar_val
     const size_t length = strlen(parent), wanted = length + strlen(key) + 2;
     size_t depth = 0;
     for (const char *c = parent; *c; c++) depth += *c == '.';
-    if (dict->visited || checkpoint->n_states == MAX_DICTS || depth >= MAX_DEPTH || wanted > MAX_PATH) return TSAR_OK;
+    if (dict->visited || checkpoint->n_states == MAX_DICTS || depth >= MAX_DICT_DEPTH || wanted > MAX_PATH) return TSAR_OK;
     if (checkpoint->n_states == *room) {
         const size_t larger = *room ? 2 * *room : 16;
         tsar_state_dict *copy = tsar_alloc(larger, sizeof *copy, "the list of state dicts", err);

@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { LANES = 8, MODELS = 4, ARGUMENTS = 40, MOST = 2048 };
+enum { PICTURES = 8, MODELS = 4, ARGUMENTS = 40, KEPT_DECISIONS = 2048 };
 
 /* A decision, with copies of what it points to. */
 typedef struct {
@@ -18,13 +18,13 @@ typedef struct {
     size_t *codes;  /* owned, [V]: those that compete */
 } kept;
 
-enum { COND, UNCOND, LOGITS, BEFORE, SOFTMAX, TOP_K, TOP_P, VALUES }; /* the last three: probabilities without and with top-k, and with both */
+enum { COND, UNCOND, LOGITS, EARLIER, SOFTMAX, TOP_K, TOP_P, VALUES }; /* the last three: probabilities without and with top-k, and with both */
 
 /* One of the pictures side by side. */
 typedef struct {
     const tsar_model *model;
     tsar_settings settings;
-    kept *decisions; /* [MOST] */
+    kept *decisions; /* [KEPT_DECISIONS] */
     size_t n;
     size_t calls, passes, framed;      /* of the transformer so far; that the tokens took; the pass that rgb shows */
     int64_t *codes, *coarse, *step_of; /* [gh][gw], [gh][gw], [rows][columns] */
@@ -33,7 +33,7 @@ typedef struct {
     uint8_t *rgb;                      /* [H][W][3] */
 } lane;
 
-static lane lanes[LANES];
+static lane lanes[PICTURES];
 static struct {
     char path[64];
     tsar_model *model;
@@ -90,7 +90,7 @@ static tsar_status open_lane(lane *l, tsar_error *err)
 {
     const tsar_config *c = &l->model->config;
     const size_t N = c->grid_h * c->grid_w;
-    l->decisions = tsar_alloc(MOST, sizeof *l->decisions, "the decisions", err);
+    l->decisions = tsar_alloc(KEPT_DECISIONS, sizeof *l->decisions, "the decisions", err);
     l->codes = tsar_alloc(N, sizeof *l->codes, "codes", err);
     l->coarse = tsar_alloc(N, sizeof *l->coarse, "coarse labels", err);
     l->seen = tsar_alloc(N, sizeof *l->seen, "codes", err);
@@ -121,7 +121,7 @@ static tsar_status keep(void *context, const tsar_decision *d, size_t *code, tsa
     const double *from[VALUES] = { d->cond, d->uncond, d->logits, d->before, d->logits, d->logits, d->logits };
     const size_t V = d->V;
     tsar_settings s = l->settings;
-    if (l->n == MOST) return tsar_fail(err, TSAR_ROOM, "the page keeps at most %d decisions of a picture", MOST);
+    if (l->n == KEPT_DECISIONS) return tsar_fail(err, TSAR_ROOM, "the page keeps at most %d decisions of a picture", KEPT_DECISIONS);
     const kept k = { *d, *code, tsar_alloc(VALUES * V, sizeof *k.values, "logits", err), tsar_alloc(V, sizeof *k.codes, "codes", err) };
     l->decisions[l->n++] = k; /* owned by the lane from here on */
     if (!k.values || !k.codes) return TSAR_ROOM;
@@ -236,7 +236,8 @@ int page_draw(size_t which, size_t n)
     memset(&a, 0, sizeof a);
     a.command = GENERATE;
     for (size_t i = 0; i < n && i < ARGUMENTS; i++, at += strlen(at) + 1) argv[i] = at;
-    tsar_status status = which < LANES && n <= ARGUMENTS ? TSAR_OK : tsar_fail(&err, TSAR_USAGE, "the page draws at most %d pictures side by side", LANES);
+    tsar_status status =
+        which < PICTURES && n <= ARGUMENTS ? TSAR_OK : tsar_fail(&err, TSAR_USAGE, "the page draws at most %d pictures side by side", PICTURES);
     if (status == TSAR_OK) status = tsar_parse_arguments(&a, &generate, (int)n, argv, &err);
     if (status == TSAR_OK && !a.at[O_PROMPT].text) status = tsar_fail(&err, TSAR_USAGE, "the page draws from --prompt");
     if (status != TSAR_OK) return answer(status, &err);
@@ -291,7 +292,7 @@ static void put_decision(const kept *k, int greedy)
     putchar(']');
     put_reals("u", &d->u, 1), put_reals("replace", &d->replace, 1), put_reals("scale", &d->scale, 1);
     for (size_t i = 0; i < VALUES; i++)
-        if (i < SOFTMAX ? (i != UNCOND || d->uncond) && (i != BEFORE || d->before) : !greedy) put_reals(names[i], k->values + i * d->V, d->V);
+        if (i < SOFTMAX ? (i != UNCOND || d->uncond) && (i != EARLIER || d->before) : !greedy) put_reals(names[i], k->values + i * d->V, d->V);
     putchar('}');
 }
 

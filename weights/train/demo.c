@@ -16,13 +16,13 @@
 #else
 #define PICTURE_ENDING ".png"
 #endif
-#define SHIPPED_MODEL "weights/tsar-s2.safetensors"
+#define DEMO_MODEL "weights/tsar-s2.safetensors"
 #define MAX_PICTURES 400
 #define DEMO_THREADS 64
 
 static const char help[] = "usage: demo [-m MODEL] [-o FILE] [-n PICTURES] [--seed N] [--threads N]\n"
                            "Draws a sheet of pictures that the model makes from captions, with the referee's verdict on each.\n"
-                           "  -m MODEL      a text-to-image model of 128 x 128 pixels (" SHIPPED_MODEL ")\n"
+                           "  -m MODEL      a text-to-image model of 128 x 128 pixels (" DEMO_MODEL ")\n"
                            "  -o FILE       the sheet, PNG or PPM by its ending (demo" PICTURE_ENDING ")\n"
                            "  -n PICTURES   how many (16)\n"
                            "  --seed N      another sheet (0); picture I, from 0, is tsar generate -p CAPTION --seed N+I\n"
@@ -61,13 +61,13 @@ static tsar_status read_count(uint64_t *value, const char *name, const char *tex
 static tsar_status read_arguments(options *o, int argc, char **argv, tsar_error *err)
 {
     static const char *const names[] = { "-m", "-o", "-n", "--seed", "--threads" };
-    enum { NAMES = sizeof names / sizeof names[0] };
+    enum { N_NAMES = sizeof names / sizeof names[0] };
     tsar_status status = TSAR_OK;
     for (int i = 1; i < argc && status == TSAR_OK; i += 2) {
         const char *name = argv[i], *value = i + 1 < argc ? argv[i + 1] : "";
         int which = 0;
-        while (which < NAMES && strcmp(name, names[which]) != 0) which++;
-        if (which == NAMES) return tsar_fail(err, TSAR_USAGE, "%.60s: the demo has no such flag; demo --help lists those it has", name);
+        while (which < N_NAMES && strcmp(name, names[which]) != 0) which++;
+        if (which == N_NAMES) return tsar_fail(err, TSAR_USAGE, "%.60s: the demo has no such flag; demo --help lists those it has", name);
         if (!*value) return tsar_fail(err, TSAR_USAGE, "%s: give its value", name);
         if (which == 0) o->model = value;
         if (which == 1) o->output = value;
@@ -255,7 +255,7 @@ static void on_signal(int number)
 
 static tsar_status open_model(tsar_model **model, const char *path, tsar_error *err)
 {
-    if (!tsar_path_is_readable(path) && strcmp(path, SHIPPED_MODEL) == 0)
+    if (!tsar_path_is_readable(path) && strcmp(path, DEMO_MODEL) == 0)
         return tsar_fail(err, TSAR_INPUT, "%s is not there: run the demo in tsar's own folder, name another model with -m MODEL, or train it with make weights",
                          path);
     tsar_status status = tsar_model_open(model, path, TSAR_PART_ALL, 1, err);
@@ -268,7 +268,7 @@ static tsar_status open_model(tsar_model **model, const char *path, tsar_error *
 
 static tsar_status run(int argc, char **argv, tsar_error *err)
 {
-    options o = { SHIPPED_MODEL, "demo" PICTURE_ENDING, 0, 16, machine_threads() };
+    options o = { DEMO_MODEL, "demo" PICTURE_ENDING, 0, 16, machine_threads() };
     tsar_model *model = NULL;
     size_t right = 0;
     if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
@@ -290,7 +290,7 @@ static tsar_status run(int argc, char **argv, tsar_error *err)
     if (status == TSAR_OK) status = write_sheet(pictures, n, &o, err);
     for (size_t i = 0; i < n && status == TSAR_OK; i++) right += (size_t)pictures[i].right;
     if (status == TSAR_OK) {
-        const int shipped = strcmp(o.model, SHIPPED_MODEL) == 0;
+        const int shipped = strcmp(o.model, DEMO_MODEL) == 0;
         char sheet[512], name[512];
         (void)tsar_plain_text(name, sizeof name, o.model);
         printf("The sheet is %s: %zu pictures by %s, made in %.1f s.\n", tsar_plain_text(sheet, sizeof sheet, o.output), n, name, tsar_seconds() - start);

@@ -46,34 +46,34 @@ typedef struct {
 } stack_shape;
 
 /* h = x + wo . attention(q, k, v); y = h + w2 . (silu(w1 . n) * (w3 . n)), n_layer times. */
-static size_t stack(train_tape *t, size_t x, const char *part, const stack_shape *s)
+static size_t stack(train_tape *t, size_t x, const char *part, const stack_shape *shape)
 {
-    double shrink = 1.0 / sqrt(2.0 * (double)s->n_layer);
-    for (size_t i = 0; i < s->n_layer; i++) {
+    double shrink = 1.0 / sqrt(2.0 * (double)shape->n_layer);
+    for (size_t i = 0; i < shape->n_layer; i++) {
         char prefix[64];
         snprintf(prefix, sizeof prefix, "%slayers.%zu.", part, i);
-        size_t n = train_rms_norm(t, x, new_gain(t, prefix, "attention_norm.weight", s->dim), s->eps);
-        size_t qkv = linear(t, n, prefix, "attention.wqkv.weight", 3 * s->dim, s->dim, 1.0);
-        size_t mixed = train_attention(t, qkv, qkv, qkv, s->n_head, s->ragged, s->causal, s->cosine, s->sine);
-        x = train_add(t, x, linear(t, mixed, prefix, "attention.wo.weight", s->dim, s->dim, shrink));
-        n = train_rms_norm(t, x, new_gain(t, prefix, "ffn_norm.weight", s->dim), s->eps);
-        size_t gate = linear(t, n, prefix, "feed_forward.w1.weight", s->ffn, s->dim, 1.0);
-        size_t up = linear(t, n, prefix, "feed_forward.w3.weight", s->ffn, s->dim, 1.0);
-        x = train_add(t, x, linear(t, train_swiglu(t, gate, up), prefix, "feed_forward.w2.weight", s->dim, s->ffn, shrink));
+        size_t n = train_rms_norm(t, x, new_gain(t, prefix, "attention_norm.weight", shape->dim), shape->eps);
+        size_t qkv = linear(t, n, prefix, "attention.wqkv.weight", 3 * shape->dim, shape->dim, 1.0);
+        size_t mixed = train_attention(t, qkv, qkv, qkv, shape->n_head, shape->ragged, shape->causal, shape->cosine, shape->sine);
+        x = train_add(t, x, linear(t, mixed, prefix, "attention.wo.weight", shape->dim, shape->dim, shrink));
+        n = train_rms_norm(t, x, new_gain(t, prefix, "ffn_norm.weight", shape->dim), shape->eps);
+        size_t gate = linear(t, n, prefix, "feed_forward.w1.weight", shape->ffn, shape->dim, 1.0);
+        size_t up = linear(t, n, prefix, "feed_forward.w3.weight", shape->ffn, shape->dim, 1.0);
+        x = train_add(t, x, linear(t, train_swiglu(t, gate, up), prefix, "feed_forward.w2.weight", shape->dim, shape->ffn, shrink));
         train_name(t, x, "%sblock.%zu", part, i);
     }
     return x;
 }
 
 /* x + fc2 . gelu(fc1 . rmsnorm(x)), `blocks` times. */
-static size_t shuffle_blocks(train_tape *t, size_t x, const char *module, const gpt_shape *s)
+static size_t shuffle_blocks(train_tape *t, size_t x, const char *module, const gpt_shape *shape)
 {
-    for (size_t b = 0; b < s->blocks; b++) {
+    for (size_t b = 0; b < shape->blocks; b++) {
         char prefix[64];
         snprintf(prefix, sizeof prefix, "gpt.%s.blocks.%zu.", module, b);
-        size_t n = train_rms_norm(t, x, new_gain(t, prefix, "norm.weight", s->dim), s->eps);
-        n = train_gelu(t, linear(t, n, prefix, "fc1.weight", s->hidden, s->dim, 1.0));
-        x = train_add(t, x, linear(t, n, prefix, "fc2.weight", s->dim, s->hidden, 0.5));
+        size_t n = train_rms_norm(t, x, new_gain(t, prefix, "norm.weight", shape->dim), shape->eps);
+        n = train_gelu(t, linear(t, n, prefix, "fc1.weight", shape->hidden, shape->dim, 1.0));
+        x = train_add(t, x, linear(t, n, prefix, "fc2.weight", shape->dim, shape->hidden, 0.5));
         train_name(t, x, "gpt.%s.block.%zu", module, b);
     }
     return x;
@@ -120,21 +120,21 @@ enum { ROWS_TEXT, ROWS_CODES, ROWS_FUSED, ROWS_BODY, ROWS_IMAGE, ROWS_LOGITS, RO
 static size_t gpt_input(gpt_net *net, size_t table, size_t image_rows, size_t text_rows, size_t rows)
 {
     train_tape *t = &net->tape;
-    const gpt_shape *s = &net->shape;
-    size_t slots = s->s * s->s;
+    const gpt_shape *shape = &net->shape;
+    size_t slots = shape->s * shape->s;
     size_t text = train_lookup(t, table, net->text_index, text_rows);
     net->section[ROWS_TEXT] = t->n_values;
     size_t z = train_lookup(t, table, net->code_index, image_rows * slots);
-    if (slots > 1) z = linear(t, z, "gpt.shuffle.", "compress.weight", s->dim / slots, s->dim, 2.5);
+    if (slots > 1) z = linear(t, z, "gpt.shuffle.", "compress.weight", shape->dim / slots, shape->dim, 2.5);
     if (slots > 1 && t->status == TSAR_OK) {
         train_name(t, z, "gpt.shuffle.compress");
         t->values[z].order = net->raster;
     }
     net->section[ROWS_CODES] = t->n_values;
     if (slots > 1) {
-        z = train_view(t, z, image_rows, s->dim);
+        z = train_view(t, z, image_rows, shape->dim);
         train_name(t, z, "gpt.shuffle.merge");
-        z = shuffle_blocks(t, z, "shuffle", s);
+        z = shuffle_blocks(t, z, "shuffle", shape);
     }
     net->section[ROWS_FUSED] = t->n_values;
     size_t x = train_choose(t, text, z, net->row_index, rows);
@@ -146,34 +146,34 @@ static size_t gpt_input(gpt_net *net, size_t table, size_t image_rows, size_t te
 static void gpt_output(gpt_net *net, size_t x, size_t image_rows, size_t text_rows)
 {
     train_tape *t = &net->tape;
-    const gpt_shape *s = &net->shape;
-    size_t slots = s->s * s->s;
-    size_t gain = new_gain(t, "gpt.", "norm.weight", s->dim);
-    size_t head = new_matrix(t, "gpt.", "output.weight", s->text_vocab + s->V, s->dim, linear_bound(s->dim));
+    const gpt_shape *shape = &net->shape;
+    size_t slots = shape->s * shape->s;
+    size_t gain = new_gain(t, "gpt.", "norm.weight", shape->dim);
+    size_t head = new_matrix(t, "gpt.", "output.weight", shape->text_vocab + shape->V, shape->dim, linear_bound(shape->dim));
     size_t h = train_choose(t, x, x, net->image_index, image_rows);
-    if (slots > 1) h = shuffle_blocks(t, h, "unshuffle", s);
+    if (slots > 1) h = shuffle_blocks(t, h, "unshuffle", shape);
     net->section[ROWS_IMAGE] = t->n_values;
     if (slots > 1) {
-        h = train_view(t, h, image_rows * slots, s->dim / slots);
-        h = linear(t, h, "gpt.unshuffle.", "expand.weight", s->dim, s->dim / slots, 2.5);
+        h = train_view(t, h, image_rows * slots, shape->dim / slots);
+        h = linear(t, h, "gpt.unshuffle.", "expand.weight", shape->dim, shape->dim / slots, 2.5);
         train_name(t, h, "gpt.unshuffle.expand");
     }
-    h = train_rms_norm(t, h, gain, s->eps);
+    h = train_rms_norm(t, h, gain, shape->eps);
     train_name(t, h, "gpt.norm");
-    net->logits = train_linear(t, h, head, s->text_vocab, s->V);
+    net->logits = train_linear(t, h, head, shape->text_vocab, shape->V);
     train_name(t, net->logits, "gpt.logits");
     for (size_t i = net->section[ROWS_IMAGE]; t->status == TSAR_OK && i < t->n_values; i++) t->values[i].slots = slots;
     net->section[ROWS_LOGITS] = t->n_values;
-    h = train_rms_norm(t, train_choose(t, x, x, net->next_index, text_rows), gain, s->eps);
-    net->text_logits = train_linear(t, h, head, 0, s->text_vocab + s->V);
+    h = train_rms_norm(t, train_choose(t, x, x, net->next_index, text_rows), gain, shape->eps);
+    net->text_logits = train_linear(t, h, head, 0, shape->text_vocab + shape->V);
     net->section[ROWS_NEXT] = t->n_values;
 }
 
 /* Raster index of code c of window t. */
-static size_t window_code(const gpt_shape *s, size_t t, size_t c)
+static size_t window_code(const gpt_shape *shape, size_t t, size_t c)
 {
-    size_t columns = s->grid / s->s;
-    return (t / columns * s->s + c / s->s) * s->grid + t % columns * s->s + c % s->s;
+    size_t columns = shape->grid / shape->s;
+    return (t / columns * shape->s + c / shape->s) * shape->grid + t % columns * shape->s + c % shape->s;
 }
 
 /* Room for the indices and targets of a batch; 0 when memory is out. */
@@ -266,17 +266,17 @@ static void feed_text(gpt_net *net, size_t start, const int64_t *text, size_t P,
  * of it. Coordinates: P + r, P + c, and P + r, P + C of the row's end (SPEC 3). */
 void gpt_sequence(gpt_net *net, size_t b, const int64_t *text, size_t P, const int64_t *codes, int learn_text)
 {
-    const gpt_shape *s = &net->shape;
-    const size_t slots = s->s * s->s, start = net->n_rows, C = net->columns, fed_ends = s->row_ends ? net->feed / C : 0;
+    const gpt_shape *shape = &net->shape;
+    const size_t slots = shape->s * shape->s, start = net->n_rows, C = net->columns, fed_ends = shape->row_ends ? net->feed / C : 0;
     feed_text(net, start, text, P, learn_text);
     for (size_t t = 0; t < net->n; t++) {
-        const size_t r = t / C, c = t % C, position = P + t + (s->row_ends ? r : 0), fused = b * net->feed + t;
+        const size_t r = t / C, c = t % C, position = P + t + (shape->row_ends ? r : 0), fused = b * net->feed + t;
         net->image_index[b * net->n + t] = (int64_t)(start + position) - 1;
         if (t < net->feed) feed_row(net, start, position, -1 - (int64_t)fused, P + r, P + c);
         for (size_t k = 0; k < slots; k++) {
-            int64_t code = codes[window_code(s, t, k)];
+            int64_t code = codes[window_code(shape, t, k)];
             net->code_target[(b * net->n + t) * slots + k] = code;
-            if (t < net->feed) net->code_index[fused * slots + k] = (int64_t)s->text_vocab + code;
+            if (t < net->feed) net->code_index[fused * slots + k] = (int64_t)shape->text_vocab + code;
         }
     }
     for (size_t r = 0; r < fed_ends; r++) feed_row(net, start, P + r * (C + 1) + C, 0, P + r, P + C);
@@ -319,34 +319,34 @@ void gpt_backward(gpt_net *net)
 
 /* ------------------------------------------------------------------------------------------------ CTF, the fine stage */
 
-tsar_status fine_open(fine_net *net, const fine_shape *s, const int64_t *cluster_of, size_t B, uint64_t seed, size_t threads, tsar_error *err)
+tsar_status fine_open(fine_net *net, const fine_shape *shape, const int64_t *cluster_of, size_t B, uint64_t seed, size_t threads, tsar_error *err)
 {
     memset(net, 0, sizeof *net);
-    net->shape = *s;
+    net->shape = *shape;
     net->B = B;
     net->cluster_of = cluster_of;
     train_tape *t = &net->tape;
     train_tape_open(t, seed, threads);
-    size_t N = s->grid * s->grid, hd = s->dim / s->n_head;
+    size_t N = shape->grid * shape->grid, hd = shape->dim / shape->n_head;
     const tsar_status room = train_ragged_open(&net->ragged, B, N, err);
     net->label_index = tsar_alloc(B * N, sizeof(int64_t), "the batch", err);
     net->target = tsar_alloc(B * N, sizeof(int64_t), "the batch", err);
     net->row_loss = tsar_alloc(B * N, 3 * sizeof(double), "the batch", err);
-    net->weight = train_keep(t, B * N + rotary_room(s->grid, B * N, hd));
+    net->weight = train_keep(t, B * N + rotary_room(shape->grid, B * N, hd));
     if (room != TSAR_OK || !net->label_index || !net->target || !net->row_loss || t->status != TSAR_OK) {
         fine_close(net);
         return TSAR_ROOM;
     }
-    rotary_open(&net->turn, net->weight + B * N, s->grid, B * N, hd, s->rope_base, 1);
-    for (size_t i = 0; i < B * N; i++) rotary_set(&net->turn, i, i % N / s->grid, i % s->grid);
+    rotary_open(&net->turn, net->weight + B * N, shape->grid, B * N, hd, shape->rope_base, 1);
+    for (size_t i = 0; i < B * N; i++) rotary_set(&net->turn, i, i % N / shape->grid, i % shape->grid);
     for (size_t i = 0; i < B * N; i++) net->weight[i] = (real)(1.0 / (double)(B * N));
-    stack_shape body = { s->dim, s->n_layer, s->n_head, s->ffn, s->eps, 0, &net->ragged, net->turn.by_row[0], net->turn.by_row[1] };
-    size_t x = train_lookup(t, new_matrix(t, "fine.", "coarse_embeddings.weight", s->n_coarse, s->dim, 0.1), net->label_index, B * N);
+    stack_shape body = { shape->dim, shape->n_layer, shape->n_head, shape->ffn, shape->eps, 0, &net->ragged, net->turn.by_row[0], net->turn.by_row[1] };
+    size_t x = train_lookup(t, new_matrix(t, "fine.", "coarse_embeddings.weight", shape->n_coarse, shape->dim, 0.1), net->label_index, B * N);
     train_name(t, x, "fine.embed");
     x = stack(t, x, "fine.", &body);
-    x = train_rms_norm(t, x, new_gain(t, "fine.", "norm.weight", s->dim), s->eps);
+    x = train_rms_norm(t, x, new_gain(t, "fine.", "norm.weight", shape->dim), shape->eps);
     train_name(t, x, "fine.norm");
-    net->logits = linear(t, x, "fine.", "output.weight", s->K, s->dim, 1.0);
+    net->logits = linear(t, x, "fine.", "output.weight", shape->K, shape->dim, 1.0);
     train_name(t, net->logits, "fine.logits");
     if (t->status == TSAR_OK) return TSAR_OK;
     *err = t->err;
@@ -480,26 +480,26 @@ static tsar_status add_sequence(gpt_net *net, const corpus *c, const train_run *
     return add_picture(net, c, at % c->codes.count, b, scene_uniform(&stream) < DROP_CAPTION, err);
 }
 
-static void describe_gpt(train_run *run, const gpt_shape *s, size_t K)
+static void describe_gpt(train_run *run, const gpt_shape *shape, size_t K)
 {
     run_key(run, "arch", "token-shuffle");
-    run_key(run, "dim", "%zu", s->dim);
-    run_key(run, "n_layer", "%zu", s->n_layer);
-    run_key(run, "n_head", "%zu", s->n_head);
-    run_key(run, "n_kv_head", "%zu", s->n_head);
-    run_key(run, "ffn_hidden", "%zu", s->ffn);
-    run_key(run, "norm_eps", "%g", s->eps);
-    run_key(run, "rope", s->rope_2d ? "2d" : "1d");
-    run_key(run, "rope_base", "%g", s->rope_base);
-    run_key(run, "text_vocab", "%zu", s->text_vocab);
+    run_key(run, "dim", "%zu", shape->dim);
+    run_key(run, "n_layer", "%zu", shape->n_layer);
+    run_key(run, "n_head", "%zu", shape->n_head);
+    run_key(run, "n_kv_head", "%zu", shape->n_head);
+    run_key(run, "ffn_hidden", "%zu", shape->ffn);
+    run_key(run, "norm_eps", "%g", shape->eps);
+    run_key(run, "rope", shape->rope_2d ? "2d" : "1d");
+    run_key(run, "rope_base", "%g", shape->rope_base);
+    run_key(run, "text_vocab", "%zu", shape->text_vocab);
     run_key(run, "codebook_size", "%zu", K);
-    run_key(run, "grid_h", "%zu", s->grid);
-    run_key(run, "grid_w", "%zu", s->grid);
-    if (s->row_ends) run_key(run, "eol", "%" PRId64, s->eol);
-    run_key(run, "shuffle", "%zu", s->s);
-    if (s->s > 1) {
-        run_key(run, "shuffle_blocks", "%zu", s->blocks);
-        run_key(run, "shuffle_hidden", "%zu", s->hidden);
+    run_key(run, "grid_h", "%zu", shape->grid);
+    run_key(run, "grid_w", "%zu", shape->grid);
+    if (shape->row_ends) run_key(run, "eol", "%" PRId64, shape->eol);
+    run_key(run, "shuffle", "%zu", shape->s);
+    if (shape->s > 1) {
+        run_key(run, "shuffle_blocks", "%zu", shape->blocks);
+        run_key(run, "shuffle_hidden", "%zu", shape->hidden);
     }
 }
 
@@ -629,18 +629,18 @@ tsar_status train_gpt(const gpt_plan *plan, tsar_error *err)
     return status;
 }
 
-static void describe_fine(train_run *run, const fine_shape *s)
+static void describe_fine(train_run *run, const fine_shape *shape)
 {
-    run_key(run, "fine_dim", "%zu", s->dim);
-    run_key(run, "fine_n_layer", "%zu", s->n_layer);
-    run_key(run, "fine_n_head", "%zu", s->n_head);
-    run_key(run, "fine_ffn_hidden", "%zu", s->ffn);
-    run_key(run, "n_coarse", "%zu", s->n_coarse);
-    run_key(run, "codebook_size", "%zu", s->K);
-    run_key(run, "grid_h", "%zu", s->grid);
-    run_key(run, "grid_w", "%zu", s->grid);
-    run_key(run, "norm_eps", "%g", s->eps);
-    run_key(run, "rope_base", "%g", s->rope_base);
+    run_key(run, "fine_dim", "%zu", shape->dim);
+    run_key(run, "fine_n_layer", "%zu", shape->n_layer);
+    run_key(run, "fine_n_head", "%zu", shape->n_head);
+    run_key(run, "fine_ffn_hidden", "%zu", shape->ffn);
+    run_key(run, "n_coarse", "%zu", shape->n_coarse);
+    run_key(run, "codebook_size", "%zu", shape->K);
+    run_key(run, "grid_h", "%zu", shape->grid);
+    run_key(run, "grid_w", "%zu", shape->grid);
+    run_key(run, "norm_eps", "%g", shape->eps);
+    run_key(run, "rope_base", "%g", shape->rope_base);
 }
 
 /* Opens stage one, which the result is joined with: it must have a transformer, of the labels that stage two is trained on. */
@@ -727,12 +727,12 @@ static tsar_status trace_gpt(tsar_file *file, const tsar_config *c, const tsar_m
                              tsar_error *err)
 {
     gpt_net net;
-    const gpt_shape s = shape_of(c);
+    const gpt_shape shape = shape_of(c);
     int64_t *ids, codes[MAX_CODES];
     size_t n;
     tsar_status status = tsar_text_encode(model, prompt, &ids, &n, err);
     if (status != TSAR_OK) return status;
-    status = gpt_open(&net, &s, 1, n, 0, threads, err);
+    status = gpt_open(&net, &shape, 1, n, 0, threads, err);
     if (status != TSAR_OK) {
         tsar_free(ids);
         return status;
@@ -740,14 +740,14 @@ static tsar_status trace_gpt(tsar_file *file, const tsar_config *c, const tsar_m
     status = run_load(&net.tape, file, "gpt.", err);
     if (status == TSAR_OK) {
         train_run run = { 0 };
-        trace_codes(codes, s.grid * s.grid, s.V, 1);
+        trace_codes(codes, shape.grid * shape.grid, shape.V, 1);
         gpt_begin(&net, net.n);
         gpt_sequence(&net, 0, ids, n, codes, 1);
         gpt_end(&net);
         train_forward(&net.tape);
         const run_input inputs[2] = { { "input.text", TSAR_I64, 1, { n, 0, 0 }, ids },
-                                      { c->n_coarse ? "input.coarse" : "input.codes", TSAR_I64, 2, { s.grid, s.grid, 0 }, codes } };
-        describe_gpt(&run, &s, c->codebook_size);
+                                      { c->n_coarse ? "input.coarse" : "input.codes", TSAR_I64, 2, { shape.grid, shape.grid, 0 }, codes } };
+        describe_gpt(&run, &shape, c->codebook_size);
         status = run_trace(&run, &net.tape, path, inputs, 2, err);
     }
     gpt_close(&net);
@@ -758,19 +758,19 @@ static tsar_status trace_gpt(tsar_file *file, const tsar_config *c, const tsar_m
 static tsar_status trace_fine(tsar_file *file, const tsar_config *c, const int64_t *cluster_of, const char *path, size_t threads, tsar_error *err)
 {
     fine_net net;
-    fine_shape s = { c->fine_dim,      c->fine_n_layer, c->fine_n_head, c->fine_ffn_hidden, c->n_coarse,
+    fine_shape shape = { c->fine_dim,      c->fine_n_layer, c->fine_n_head, c->fine_ffn_hidden, c->n_coarse,
                      c->codebook_size, c->grid_h,       c->norm_eps,    c->rope_base };
     int64_t codes[MAX_CODES];
-    tsar_status status = fine_open(&net, &s, cluster_of, 1, 0, threads, err);
+    tsar_status status = fine_open(&net, &shape, cluster_of, 1, 0, threads, err);
     if (status != TSAR_OK) return status;
     status = run_load(&net.tape, file, "fine.", err);
     if (status == TSAR_OK) {
         train_run run = { 0 };
-        trace_codes(codes, s.grid * s.grid, s.K, 2);
+        trace_codes(codes, shape.grid * shape.grid, shape.K, 2);
         fine_sequence(&net, 0, codes);
         train_forward(&net.tape);
-        const run_input inputs[1] = { { "input.coarse", TSAR_I64, 2, { s.grid, s.grid, 0 }, net.label_index } };
-        describe_fine(&run, &s);
+        const run_input inputs[1] = { { "input.coarse", TSAR_I64, 2, { shape.grid, shape.grid, 0 }, net.label_index } };
+        describe_fine(&run, &shape);
         status = run_trace(&run, &net.tape, path, inputs, 1, err);
     }
     fine_close(&net);

@@ -16,7 +16,7 @@ static const char *const numbers[SCENE_OBJECTS + 1] = { "no", "a", "two", "three
 
 /* ------------------------------------------------------------------------------------------------ random numbers */
 
-#define GOLDEN 0x9E3779B97F4A7C15u
+#define GOLDEN UINT64_C(0x9E3779B97F4A7C15)
 
 scene_stream scene_stream_open(uint64_t seed, uint64_t index)
 {

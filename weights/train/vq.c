@@ -11,8 +11,8 @@
 
 vq_shape vq_standard(void)
 {
-    vq_shape s = { SCENE_SIDE, 16, 4, { 1, 2, 4, 8 }, 1, 64, 512, 8, 4 };
-    return s;
+    vq_shape shape = { SCENE_SIDE, 16, 4, { 1, 2, 4, 8 }, 1, 64, 512, 8, 4 };
+    return shape;
 }
 
 /* --------------------------------------------------------------------------------------------------------- network */
@@ -71,43 +71,44 @@ static size_t level(vq_net *net, size_t h, const char *part, size_t i, size_t bl
 
 static size_t encoder(vq_net *net, size_t image)
 {
-    const vq_shape *s = &net->shape;
+    const vq_shape *shape = &net->shape;
     train_tape *t = &net->tape;
     char name[128];
-    size_t last = s->levels - 1, deepest = s->ch * s->mult[last];
-    size_t h = train_conv(t, image, "vq.encoder.conv_in", s->ch, 3, 1, 1);
+    size_t last = shape->levels - 1, deepest = shape->ch * shape->mult[last];
+    size_t h = train_conv(t, image, "vq.encoder.conv_in", shape->ch, 3, 1, 1);
     train_name(t, h, "vq.encoder.conv_in");
     for (size_t i = 0; i <= last; i++) {
-        h = level(net, h, "encoder", i, s->res_blocks, s->ch * s->mult[i], i == last);
-        if (i < last) h = train_conv(t, h, FORMAT(name, "vq.encoder.conv_blocks.%zu.downsample.conv", i), s->ch * s->mult[i], 3, 2, 1);
+        h = level(net, h, "encoder", i, shape->res_blocks, shape->ch * shape->mult[i], i == last);
+        if (i < last) h = train_conv(t, h, FORMAT(name, "vq.encoder.conv_blocks.%zu.downsample.conv", i), shape->ch * shape->mult[i], 3, 2, 1);
         train_name(t, h, "vq.encoder.block.%zu", i);
     }
     h = middle(net, h, "encoder", deepest);
-    h = train_group_norm(t, h, "vq.encoder.norm_out", s->groups, 1);
-    h = train_conv(t, h, "vq.encoder.conv_out", s->z, 3, 1, 1);
+    h = train_group_norm(t, h, "vq.encoder.norm_out", shape->groups, 1);
+    h = train_conv(t, h, "vq.encoder.conv_out", shape->z, 3, 1, 1);
     train_name(t, h, "vq.encoder.conv_out");
-    h = train_conv(t, h, "vq.quant_conv", s->embed, 1, 1, 0);
+    h = train_conv(t, h, "vq.quant_conv", shape->embed, 1, 1, 0);
     train_name(t, h, "vq.latent");
     return h;
 }
 
 static size_t decoder(vq_net *net, size_t h)
 {
-    const vq_shape *s = &net->shape;
+    const vq_shape *shape = &net->shape;
     train_tape *t = &net->tape;
     char name[128];
-    size_t last = s->levels - 1, deepest = s->ch * s->mult[last];
-    h = train_conv(t, h, "vq.post_quant_conv", s->z, 1, 1, 1);
+    size_t last = shape->levels - 1, deepest = shape->ch * shape->mult[last];
+    h = train_conv(t, h, "vq.post_quant_conv", shape->z, 1, 1, 1);
     train_name(t, h, "vq.decoder.post_quant");
     h = train_conv(t, h, "vq.decoder.conv_in", deepest, 3, 1, 1);
     train_name(t, h, "vq.decoder.conv_in");
     h = middle(net, h, "decoder", deepest);
     for (size_t i = 0; i <= last; i++) {
-        h = level(net, h, "decoder", i, s->res_blocks + 1, s->ch * s->mult[last - i], i == 0);
-        if (i < last) h = train_conv(t, train_upsample(t, h), FORMAT(name, "vq.decoder.conv_blocks.%zu.upsample.conv", i), s->ch * s->mult[last - i], 3, 1, 1);
+        h = level(net, h, "decoder", i, shape->res_blocks + 1, shape->ch * shape->mult[last - i], i == 0);
+        if (i < last)
+            h = train_conv(t, train_upsample(t, h), FORMAT(name, "vq.decoder.conv_blocks.%zu.upsample.conv", i), shape->ch * shape->mult[last - i], 3, 1, 1);
         train_name(t, h, "vq.decoder.block.%zu", i);
     }
-    h = train_group_norm(t, h, "vq.decoder.norm_out", s->groups, 1);
+    h = train_group_norm(t, h, "vq.decoder.norm_out", shape->groups, 1);
     h = train_conv(t, h, "vq.decoder.conv_out", 3, 3, 1, 1);
     train_name(t, h, "vq.decoder.conv_out");
     return h;
@@ -333,18 +334,18 @@ size_t vq_revive(vq_net *net, uint64_t seed, uint64_t step, int all)
 
 /* --------------------------------------------------------------------------------------------------------- training */
 
-static void describe(train_run *run, const vq_shape *s)
+static void describe(train_run *run, const vq_shape *shape)
 {
     char list[64] = "";
-    for (size_t i = 0; i < s->levels; i++) snprintf(list + strlen(list), sizeof list - strlen(list), i ? ",%zu" : "%zu", s->mult[i]);
-    run_key(run, "vq_ch", "%zu", s->ch);
+    for (size_t i = 0; i < shape->levels; i++) snprintf(list + strlen(list), sizeof list - strlen(list), i ? ",%zu" : "%zu", shape->mult[i]);
+    run_key(run, "vq_ch", "%zu", shape->ch);
     run_key(run, "vq_ch_mult", "%s", list);
-    run_key(run, "vq_res_blocks", "%zu", s->res_blocks);
-    run_key(run, "vq_z_channels", "%zu", s->z);
-    run_key(run, "vq_embed_dim", "%zu", s->embed);
+    run_key(run, "vq_res_blocks", "%zu", shape->res_blocks);
+    run_key(run, "vq_z_channels", "%zu", shape->z);
+    run_key(run, "vq_embed_dim", "%zu", shape->embed);
     run_key(run, "vq_l2_norm", "1");
-    run_key(run, "vq_groups", "%zu", s->groups);
-    run_key(run, "codebook_size", "%zu", s->K);
+    run_key(run, "vq_groups", "%zu", shape->groups);
+    run_key(run, "codebook_size", "%zu", shape->K);
 }
 
 #define REVIVE_EVERY 25
@@ -465,9 +466,9 @@ tsar_status vq_open_file(vq_net *net, const char *path, size_t B, size_t threads
     if (status == TSAR_OK && (!c.has_vq || !c.vq_l2_norm || c.vq_embed_dim > 64))
         status = tsar_fail(err, TSAR_INPUT, "%s has no image tokenizer with unit-length codes, which the trainer needs", path);
     if (status == TSAR_OK) {
-        vq_shape s = { SCENE_SIDE, c.vq_ch, c.vq_levels, { 0 }, c.vq_res_blocks, c.vq_z_channels, c.codebook_size, c.vq_embed_dim, c.vq_groups };
-        memcpy(s.mult, c.vq_ch_mult, sizeof s.mult);
-        status = vq_open(net, &s, B, 0, threads, err);
+        vq_shape shape = { SCENE_SIDE, c.vq_ch, c.vq_levels, { 0 }, c.vq_res_blocks, c.vq_z_channels, c.codebook_size, c.vq_embed_dim, c.vq_groups };
+        memcpy(shape.mult, c.vq_ch_mult, sizeof shape.mult);
+        status = vq_open(net, &shape, B, 0, threads, err);
         if (status == TSAR_OK) status = run_load(&net->tape, file, "vq.", err);
         if (status != TSAR_OK) vq_close(net);
     }
