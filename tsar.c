@@ -1,7 +1,8 @@
 /* tsar.c - the transformer and what is told about it: blocks, cache, token-shuffle, prompts, passes, trace (SPEC 3, 6).
  *
- * What a function computes, and in which order, is said in tsar.h. A pass takes some rows, each a place in a sequence and what is fed
- * there, through all blocks; prompts, decoding, traces and CTF's stage two are such passes. */
+ * What a function computes, and in which order, is said in tsar.h; the tensors that it works on, with their shapes, are those of tsar_state in
+ * weights/state.h. A pass takes some rows, each a place in a sequence and what is fed there, through all blocks; prompts, decoding, traces and
+ * CTF's stage two are such passes. `rows` here are those of a pass. */
 #include "tsar.h"
 #include "weights/state.h"
 
@@ -153,7 +154,8 @@ static void score(const tsar_state *state, const query_group *g, double *q, doub
     }
 }
 
-/* 2. allowed(i, j) = (j <= i and j is fed and not padding) or i = j; all, where nothing is causal. */
+/* 2. score becomes p: -infinity unless allowed(i, j) = (j <= i and j is fed and not padding) or i = j, then the softmax of each row. Where
+ * nothing is causal all are allowed. */
 static void mask(const tsar_state *state, const query_group *g, double *score)
 {
     const size_t positions = g->cache->positions;
@@ -178,6 +180,7 @@ static void mix(const tsar_state *state, const query_group *g, const double *p, 
     for (size_t c = 0; c < g->count; c++) memcpy(g->mixed[c], mixed + c * hd, hd * sizeof *mixed);
 }
 
+/* The three steps for a group of queries, which then begins anew. */
 static void attend(const tsar_state *state, query_group *g)
 {
     double *q = g->room, *scores = q + QUERIES * state->stack->head_dim, *mixed = scores + QUERIES * g->cache->positions;
@@ -212,7 +215,7 @@ static void attend_head(const tsar_state *state, size_t kept_layer, size_t seque
     attend(state, &g);
 }
 
-/* Column `position` of values [hd][positions]. */
+/* v [hd] becomes column `position` of values [hd][positions], which are F64: a row of the panels at once. */
 static void set_value(tsar_matrix *values, size_t position, const double *v)
 {
     double *panels = values->panels;
@@ -306,7 +309,8 @@ static void add_branch(tsar_state *state, const double *norm, size_t rows)
 }
 
 /* One block (SPEC 3; Llama):  h = x + wo . attention(rope(q), rope(k), v),  q, k, v = wqkv . rmsnorm(x)
- *                             y = h + w2 . (silu(w1 . n) * (w3 . n)),       n = rmsnorm(h) */
+ *                             y = h + w2 . (silu(w1 . n) * (w3 . n)),       n = rmsnorm(h)
+ * With norm_post the norms stand behind the branches: h = x + rmsnorm(wo . ...) with q, k, v = wqkv . x, and the same of n = h. */
 static tsar_status block_forward(tsar_state *state, size_t layer, size_t rows, const tsar_sink *sink, tsar_error *err)
 {
     const tsar_layer *w = &state->stack->layers[layer];
@@ -488,19 +492,20 @@ static tsar_status predict(tsar_state *state, double *h, size_t count, const tsa
         if (status == TSAR_OK) status = tsar_emit(sink, err, TSAR_F64, x, 3, codes, "gpt.unshuffle.expand");
     }
     if (status != TSAR_OK) return status;
-    const int three = tsar_family_of(c)->rows_are_predictions; /* LlamaGen's tensors have no axis of slots */
+    const int by_slot = tsar_family_of(c)->rows_are_predictions; /* LlamaGen's tensors have no axis of slots */
     rmsnorm(state, x, x, m->gpt.norm, count * slots);
-    status = tsar_emit(sink, err, TSAR_F64, x, three ? 3 : 2, three ? codes : flat, "gpt.norm");
+    status = tsar_emit(sink, err, TSAR_F64, x, by_slot ? 3 : 2, by_slot ? codes : flat, "gpt.norm");
     if (status != TSAR_OK) return status;
     if (c->image_head)
         mlp(state, state->logits, x, &m->image_head, tsar_gelu_erf_n, count);
     else
         product(state, state->logits, x, &m->gpt.output, NULL, count * slots);
-    return tsar_emit(sink, err, TSAR_F64, state->logits, three ? 3 : 2, three ? logits : flat_logits, "gpt.logits");
+    return tsar_emit(sink, err, TSAR_F64, state->logits, by_slot ? 3 : 2, by_slot ? logits : flat_logits, "gpt.logits");
 }
 
 /* ---------------------------------------------------------------------------------------------------- prompts and passes */
 
+/* A state for one of the model's stacks, its rotary frequencies made. */
 static tsar_status state_open(tsar_state **out, const tsar_model *model, const tsar_stack *stack, size_t kept_layers, size_t sequences, tsar_error *err)
 {
     const tsar_status status = tsar_state_make(out, model, stack, kept_layers, sequences, err);
@@ -508,6 +513,7 @@ static tsar_status state_open(tsar_state **out, const tsar_model *model, const t
     return status;
 }
 
+/* The same for the autoregressive transformer; kept_layers: n_layer, or 1 where one pass feeds everything. */
 static tsar_status gpt_open(tsar_state **out, const tsar_model *model, size_t kept_layers, size_t sequences, tsar_error *err)
 {
     *out = NULL;

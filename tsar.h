@@ -7,12 +7,15 @@
  *
  * Letters used throughout (shapes are written [rows][columns], the last index runs fastest):
  *
- *     T   positions of a sequence (prefix and image tokens)      d   dim, width of the transformer
- *     s   side of a Token-Shuffle window                         hd  head_dim = d / n_head
- *     n   fused tokens of an image = gh*gw / (s*s)               V   predicted vocabulary (codes or coarse labels)
- *     gh, gw   codes per column and per row                      K   codebook_size
- *     N   codes of an image = gh*gw                              C, H, W   channels, rows, columns of a picture
- *                                                                h, w      rows, columns of a latent picture
+ *     T   positions of a sequence (prefix and image tokens);     d   dim, width of the transformer
+ *         vectors that a matrix multiplies, one for each         hd  head_dim = d / n_head
+ *     P   positions of the prefix                                V   predicted vocabulary (codes or coarse labels)
+ *     s   side of a Token-Shuffle window                         K   codebook_size
+ *     n   fused tokens of an image = gh*gw / (s*s)               E   vq_embed_dim
+ *     gh, gw   codes per column and per row                      C, H, W   channels, rows, columns of a picture
+ *     N   codes of an image = gh*gw                              h, w      rows, columns of a latent picture
+ *
+ * Of the grid of fused tokens (7 and 9), which has no channels, R = gh/s are the rows and C = gw/s the columns; there W is ZipAR's window.
  *
  * The order of arithmetic (SPEC 1). Everything is double; weights are widened exactly. Every sum below has ONE
  * accumulator, starts from +0.0 (or the bias, where there is one), takes its terms in ascending index order, rounds

@@ -566,6 +566,7 @@ static tsar_status coder_end(network *net, const tsar_coder *coder)
     return trace(net, "conv_out", NO_NUMBER);
 }
 
+/* x = conv_in: how both begin. */
 static tsar_status coder_start(network *net, const tsar_coder *coder)
 {
     conv_layer(net, &coder->conv_in, PLAIN, NULL);
@@ -827,6 +828,7 @@ static tsar_status quantize(const tsar_model *model, const double *latent, size_
     return status;
 }
 
+/* TSAR_OK if the model has vq.*. */
 static tsar_status check_tokenizer(const tsar_model *model, tsar_error *err)
 {
     if (model->parts & TSAR_PART_VQ) return TSAR_OK;
@@ -861,6 +863,7 @@ tsar_status tsar_vq_distances(const tsar_model *model, const double *latent, con
 
 /* ------------------------------------------------------------------------------------------------- pictures and codes */
 
+/* Bytes to codes: encoder, quant_conv, nearest codewords.   rgb [H][W][3], codes [h][w] */
 static tsar_status encode(network *net, const uint8_t *rgb, size_t H, size_t W, int64_t *codes)
 {
     const tsar_vq *vq = &net->model->vq;
@@ -904,6 +907,7 @@ static uint8_t to_byte(const tsar_config *config, double x)
     return (uint8_t)(level >= 255.0 ? 255 : level > 0.0 ? (int)level : 0);
 }
 
+/* Codes to bytes: codewords, post_quant_conv, decoder.   codes [h][w]; rgb [h*factor][w*factor][3] or NULL */
 static tsar_status decode(network *net, const int64_t *codes, size_t h, size_t w, uint8_t *rgb)
 {
     const tsar_vq *vq = &net->model->vq;

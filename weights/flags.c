@@ -201,17 +201,17 @@ tsar_status tsar_parse_ids(const char *flag, const char *text, int64_t **ids, si
     return TSAR_OK;
 }
 
-tsar_status tsar_flag_settings(const option_value *at, tsar_settings *s, tsar_error *err)
+tsar_status tsar_flag_settings(const option_value *at, tsar_settings *settings, tsar_error *err)
 {
     tsar_status status = TSAR_OK;
-    if (at[O_SEED].text) s->seed = at[O_SEED].count;
-    if (at[O_CFG].text) s->cfg = at[O_CFG].real;
-    if (at[O_INTERVAL].text) s->cfg_interval = at[O_INTERVAL].integer;
-    if (at[O_TEMPERATURE].text) s->temperature = at[O_TEMPERATURE].real;
-    if (at[O_TOP_K].text) s->top_k = (size_t)at[O_TOP_K].count;
-    if (at[O_TOP_P].text) s->top_p = at[O_TOP_P].real;
-    if (at[O_GREEDY].text) s->greedy = 1;
-    if (at[O_SCHEDULE].text) status = tsar_schedule_parse(&s->schedule, at[O_SCHEDULE].text, err);
-    if (status == TSAR_OK && at[O_DECODE].text) status = tsar_order_parse(s, at[O_DECODE].text, err);
-    return status == TSAR_OK ? tsar_settings_check(s, err) : status;
+    if (at[O_SEED].text) settings->seed = at[O_SEED].count;
+    if (at[O_CFG].text) settings->cfg = at[O_CFG].real;
+    if (at[O_INTERVAL].text) settings->cfg_interval = at[O_INTERVAL].integer;
+    if (at[O_TEMPERATURE].text) settings->temperature = at[O_TEMPERATURE].real;
+    if (at[O_TOP_K].text) settings->top_k = (size_t)at[O_TOP_K].count;
+    if (at[O_TOP_P].text) settings->top_p = at[O_TOP_P].real;
+    if (at[O_GREEDY].text) settings->greedy = 1;
+    if (at[O_SCHEDULE].text) status = tsar_schedule_parse(&settings->schedule, at[O_SCHEDULE].text, err);
+    if (status == TSAR_OK && at[O_DECODE].text) status = tsar_order_parse(settings, at[O_DECODE].text, err);
+    return status == TSAR_OK ? tsar_settings_check(settings, err) : status;
 }

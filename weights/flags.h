@@ -71,7 +71,7 @@ tsar_status tsar_parse_arguments(arguments *a, const command *c, int argc, char 
 /* Whether an operand is KEY=VALUE: what stands in front of '=' looks like a key of SPEC 2. */
 int tsar_is_setting(const char *operand);
 /* The flags of the sampler over what stands in *s. */
-tsar_status tsar_flag_settings(const option_value *at, tsar_settings *s, tsar_error *err);
+tsar_status tsar_flag_settings(const option_value *at, tsar_settings *settings, tsar_error *err);
 /* A comma-separated list of ids: *ids [*n] is the caller's to tsar_free. */
 tsar_status tsar_parse_ids(const char *flag, const char *text, int64_t **ids, size_t *n, tsar_error *err);
 

@@ -198,23 +198,23 @@ static const char *title(char text[24], const char *flag)
 
 static void describe_picture(picture_text *t, const tsar_job *job, size_t image)
 {
-    const tsar_settings *s = job->settings;
+    const tsar_settings *settings = job->settings;
     t->n = 0;
     add_text(t, "Software", "tsar " TSAR_VERSION);
     for (size_t i = 0; i < job->n_flags; i++) add_text(t, title(t->titles[i], job->flags[i]), job->values[i] ? job->values[i] : "yes");
     if (job->ids) add_text(t, "Ids", job->ids);
-    (void)snprintf(t->buffers[0], 64, "%" PRIu64, s->seed);
-    (void)snprintf(t->buffers[1], 64, "%" PRId64, s->cfg_interval);
-    (void)snprintf(t->buffers[2], 64, "%zu", s->top_k);
+    (void)snprintf(t->buffers[0], 64, "%" PRIu64, settings->seed);
+    (void)snprintf(t->buffers[1], 64, "%" PRId64, settings->cfg_interval);
+    (void)snprintf(t->buffers[2], 64, "%zu", settings->top_k);
     add_text(t, "Seed", t->buffers[0]);
-    add_text(t, "Cfg", tsar_real_text(t->buffers[4], s->cfg));
-    add_text(t, "Cfg-Schedule", tsar_schedule_names[s->schedule]);
+    add_text(t, "Cfg", tsar_real_text(t->buffers[4], settings->cfg));
+    add_text(t, "Cfg-Schedule", tsar_schedule_names[settings->schedule]);
     add_text(t, "Cfg-Interval", t->buffers[1]);
-    add_text(t, "Temperature", tsar_real_text(t->buffers[5], s->temperature));
+    add_text(t, "Temperature", tsar_real_text(t->buffers[5], settings->temperature));
     add_text(t, "Top-K", t->buffers[2]);
-    add_text(t, "Top-P", tsar_real_text(t->buffers[6], s->top_p));
-    add_text(t, "Greedy", s->greedy ? "yes" : "no");
-    add_text(t, "Decode", tsar_order_text(t->buffers[7], s));
+    add_text(t, "Top-P", tsar_real_text(t->buffers[6], settings->top_p));
+    add_text(t, "Greedy", settings->greedy ? "yes" : "no");
+    add_text(t, "Decode", tsar_order_text(t->buffers[7], settings));
     add_text(t, "Image", place_of(t->buffers[3], job, image));
     add_text(t, "Command", job->command);
 }

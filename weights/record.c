@@ -9,25 +9,25 @@
 #define KEY_PREFIX "generate." /* in front of a flag's name; a bare `seed` is that of synthetic weights (SPEC 2) */
 
 /* Everything that decides a code, by the names of the flags. */
-static tsar_status put_settings(tsar_writer *writer, const tsar_settings *s, size_t image, tsar_error *err)
+static tsar_status put_settings(tsar_writer *writer, const tsar_settings *settings, size_t image, tsar_error *err)
 {
     char number[7][32], order[64];
     const char *const keys[] = { "image", "seed", "cfg", "cfg-schedule", "cfg-interval", "temperature", "top-k", "top-p", "greedy", "decode" };
     const char *const values[] = { number[0],
                                    number[1],
-                                   tsar_real_text(number[2], s->cfg),
-                                   tsar_schedule_names[s->schedule],
+                                   tsar_real_text(number[2], settings->cfg),
+                                   tsar_schedule_names[settings->schedule],
                                    number[3],
-                                   tsar_real_text(number[4], s->temperature),
+                                   tsar_real_text(number[4], settings->temperature),
                                    number[5],
-                                   tsar_real_text(number[6], s->top_p),
-                                   s->greedy ? "1" : "0",
-                                   tsar_order_text(order, s) };
+                                   tsar_real_text(number[6], settings->top_p),
+                                   settings->greedy ? "1" : "0",
+                                   tsar_order_text(order, settings) };
     tsar_status status = TSAR_OK;
     (void)snprintf(number[0], sizeof number[0], "%lu", (unsigned long)image);
-    (void)snprintf(number[1], sizeof number[1], "%llu", (unsigned long long)s->seed);
-    (void)snprintf(number[3], sizeof number[3], "%lld", (long long)s->cfg_interval);
-    (void)snprintf(number[5], sizeof number[5], "%lu", (unsigned long)s->top_k);
+    (void)snprintf(number[1], sizeof number[1], "%llu", (unsigned long long)settings->seed);
+    (void)snprintf(number[3], sizeof number[3], "%lld", (long long)settings->cfg_interval);
+    (void)snprintf(number[5], sizeof number[5], "%lu", (unsigned long)settings->top_k);
     for (size_t i = 0; status == TSAR_OK && i < sizeof keys / sizeof *keys; i++) {
         char key[32];
         (void)snprintf(key, sizeof key, KEY_PREFIX "%s", keys[i]);

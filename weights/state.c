@@ -147,7 +147,7 @@ void tsar_state_close(tsar_state *state)
 {
     buffer table[STATE_BUFFERS];
     if (!state) return;
-    for (size_t s = 0; state->cache && s < state->sequences; s++) cache_close(&state->cache[s], state->kept_layers * state->stack->n_kv_head);
+    for (size_t i = 0; state->cache && i < state->sequences; i++) cache_close(&state->cache[i], state->kept_layers * state->stack->n_kv_head);
     buffers(state, table);
     for (size_t i = 0; i < STATE_BUFFERS; i++) tsar_free(*table[i].at);
     void *others[] = { state->cache, state->frequency, state->bias, state->scratch, state->row, state->attend };

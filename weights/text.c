@@ -120,10 +120,10 @@ static void strip_blanks(const char **text, size_t *bytes)
     *bytes = last - first;
 }
 
-static void fill_janus(prefix *p, const tsar_sentence *s, const char *user, const char *assistant)
+static void fill_janus(prefix *p, const tsar_sentence *sentence, const char *user, const char *assistant)
 {
-    const char *text = s->text;
-    size_t bytes = s->bytes;
+    const char *text = sentence->text;
+    size_t bytes = sentence->bytes;
     strip_blanks(&text, &bytes);
     add_id(p, p->model->config.bos, "bos");
     add_string(p, user);
@@ -135,7 +135,7 @@ static void fill_janus(prefix *p, const tsar_sentence *s, const char *user, cons
     add_special(p, p->model->config.boi, "boi");
 }
 
-static void fill_lumina(prefix *p, const tsar_sentence *s, size_t h, size_t w)
+static void fill_lumina(prefix *p, const tsar_sentence *sentence, size_t h, size_t w)
 {
     const tsar_config *c = &p->model->config;
     const size_t pixels = c->has_vq ? c->vq_factor : 16; /* a code's side */
@@ -145,42 +145,42 @@ static void fill_lumina(prefix *p, const tsar_sentence *s, size_t h, size_t w)
     add_string(p, "Generate an image of ");
     add_string(p, size);
     add_string(p, " according to the following prompt:\n");
-    add_text(p, s->text, s->bytes);
+    add_text(p, sentence->text, sentence->bytes);
     add_special(p, c->sep, "sep");
     add_id(p, c->boi, "boi");
     add_size(p, h);
     add_size(p, w);
 }
 
-static void fill_emu3(prefix *p, const tsar_sentence *s, size_t h, size_t w)
+static void fill_emu3(prefix *p, const tsar_sentence *sentence, size_t h, size_t w)
 {
     const tsar_config *c = &p->model->config;
     char size[64];
     snprintf(size, sizeof size, "%" PRIu64 "*%" PRIu64, (uint64_t)h, (uint64_t)w);
     add_special(p, c->bos, "bos");
-    add_text(p, s->text, s->bytes);
-    if (!s->raw && !s->negative) add_string(p, EMU3_SUFFIX);
+    add_text(p, sentence->text, sentence->bytes);
+    if (!sentence->raw && !sentence->negative) add_string(p, EMU3_SUFFIX);
     add_special(p, c->boi, "boi");
     add_string(p, size);
     add_special(p, c->img, "img");
 }
 
 /* The prefix by the template of the configuration. */
-static void fill(prefix *p, const tsar_sentence *s)
+static void fill(prefix *p, const tsar_sentence *sentence)
 {
     const tsar_config *c = &p->model->config;
-    const size_t h = s->h ? s->h : c->grid_h, w = s->w ? s->w : c->grid_w;
+    const size_t h = sentence->h ? sentence->h : c->grid_h, w = sentence->w ? sentence->w : c->grid_w;
     switch ((tsar_template)c->text_template) {
     case TSAR_TEMPLATE_NONE: break;
     case TSAR_TEMPLATE_TSAR:
         add_id(p, TSAR_BOS, "bos");
-        add_text(p, s->text, s->bytes);
+        add_text(p, sentence->text, sentence->bytes);
         add_id(p, TSAR_SOI, "boi");
         break;
-    case TSAR_TEMPLATE_LUMINA: fill_lumina(p, s, h, w); break;
-    case TSAR_TEMPLATE_EMU3: fill_emu3(p, s, h, w); break;
-    case TSAR_TEMPLATE_JANUS: fill_janus(p, s, "User", "Assistant"); break;
-    case TSAR_TEMPLATE_JANUS_PRO: fill_janus(p, s, "<|User|>", "<|Assistant|>"); break;
+    case TSAR_TEMPLATE_LUMINA: fill_lumina(p, sentence, h, w); break;
+    case TSAR_TEMPLATE_EMU3: fill_emu3(p, sentence, h, w); break;
+    case TSAR_TEMPLATE_JANUS: fill_janus(p, sentence, "User", "Assistant"); break;
+    case TSAR_TEMPLATE_JANUS_PRO: fill_janus(p, sentence, "<|User|>", "<|Assistant|>"); break;
     }
     flush_text(p);
 }

@@ -120,16 +120,16 @@ static tsar_status keep(void *context, const tsar_decision *d, size_t *code, tsa
     lane *l = context;
     const double *from[VALUES] = { d->cond, d->uncond, d->logits, d->before, d->logits, d->logits, d->logits };
     const size_t V = d->V;
-    tsar_settings s = l->settings;
+    tsar_settings settings = l->settings;
     if (l->n == KEPT_DECISIONS) return tsar_fail(err, TSAR_ROOM, "the page keeps at most %d decisions of a picture", KEPT_DECISIONS);
     const kept k = { *d, *code, tsar_alloc(VALUES * V, sizeof *k.values, "logits", err), tsar_alloc(V, sizeof *k.codes, "codes", err) };
     l->decisions[l->n++] = k; /* owned by the lane from here on */
     if (!k.values || !k.codes) return TSAR_ROOM;
     if (d->purpose != TSAR_FINE) l->scale[d->token] = d->scale;
     for (size_t i = 0; i < VALUES; i++) {
-        s.top_k = i < TOP_K ? 0 : l->settings.top_k, s.top_p = i < TOP_P ? 1 : l->settings.top_p;
+        settings.top_k = i < TOP_K ? 0 : l->settings.top_k, settings.top_p = i < TOP_P ? 1 : l->settings.top_p;
         if (from[i]) memcpy(k.values + i * V, from[i], V * sizeof *k.values);
-        if (i >= SOFTMAX) tsar_probabilities(k.values + i * V, V, &s, k.codes);
+        if (i >= SOFTMAX) tsar_probabilities(k.values + i * V, V, &settings, k.codes);
     }
     for (size_t v = 0; v < V; v++) k.codes[v] = d->codes ? d->codes[v] : v;
     return TSAR_OK;
@@ -300,15 +300,16 @@ static void put_decision(const kept *k, int greedy)
 void page_code(size_t which, size_t y, size_t x)
 {
     const lane *l = &lanes[which];
-    const tsar_settings *s = &l->settings;
+    const tsar_settings *settings = &l->settings;
     const char *comma = "";
-    printf("{\"seed\":\"%" PRIu64 "\",\"top_k\":%zu,\"greedy\":%d,\"schedule\":\"%s\"", s->seed, s->top_k, s->greedy, tsar_schedule_names[s->schedule]);
-    put_reals("top_p", &s->top_p, 1), put_reals("temperature", &s->temperature, 1), put_reals("cfg", &s->cfg, 1);
+    printf("{\"seed\":\"%" PRIu64 "\",\"top_k\":%zu,\"greedy\":%d,\"schedule\":\"%s\"", settings->seed, settings->top_k, settings->greedy,
+           tsar_schedule_names[settings->schedule]);
+    put_reals("top_p", &settings->top_p, 1), put_reals("temperature", &settings->temperature, 1), put_reals("cfg", &settings->cfg, 1);
     fputs(",\"decisions\":[", stdout);
     for (size_t i = 0; i < l->n; i++) {
         if (l->decisions[i].d.y != y || l->decisions[i].d.x != x) continue;
         fputs(comma, stdout);
-        put_decision(&l->decisions[i], s->greedy);
+        put_decision(&l->decisions[i], settings->greedy);
         comma = ",";
     }
     fputs("]}", stdout);

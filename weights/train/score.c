@@ -78,18 +78,18 @@ static tsar_status settings_of(tsar_settings *settings, const tsar_model *model,
 /* The settings in force in words, for the table and the file of codes. */
 static void describe(score_run *r)
 {
-    const tsar_settings *s = &r->settings;
+    const tsar_settings *settings = &r->settings;
     char top_k[32] = "", top_p[32] = "";
-    if (s->cfg > 1.0)
-        snprintf(r->guidance, sizeof r->guidance, "%s %g", tsar_schedule_names[s->schedule], s->cfg);
+    if (settings->cfg > 1.0)
+        snprintf(r->guidance, sizeof r->guidance, "%s %g", tsar_schedule_names[settings->schedule], settings->cfg);
     else
         snprintf(r->guidance, sizeof r->guidance, "none");
-    if (s->top_k > 0) snprintf(top_k, sizeof top_k, ", top-k %zu", s->top_k);
-    if (s->top_p < 1.0) snprintf(top_p, sizeof top_p, ", top-p %g", s->top_p);
-    if (s->greedy)
+    if (settings->top_k > 0) snprintf(top_k, sizeof top_k, ", top-k %zu", settings->top_k);
+    if (settings->top_p < 1.0) snprintf(top_p, sizeof top_p, ", top-p %g", settings->top_p);
+    if (settings->greedy)
         snprintf(r->sampling, sizeof r->sampling, "greedy");
     else
-        snprintf(r->sampling, sizeof r->sampling, "T %g%s%s", s->temperature, top_k, top_p);
+        snprintf(r->sampling, sizeof r->sampling, "T %g%s%s", settings->temperature, top_k, top_p);
 }
 
 /* What happens to a picture, one function for each phase: prompt to codes, ... */

@@ -405,8 +405,8 @@ double train_work(const train_tape *tape)
         if (node->forward == op_conv_forward)
             work += (in->g ? 3.0 : 2.0) * (double)(out->B * out->H * out->W * out->C) * (double)(node->size * node->size * in->C);
         if (node->forward == op_attention_forward)
-            for (size_t s = 0; s < node->ragged->n; s++)
-                work += (node->flag ? 3.0 : 6.0) * (double)node->ragged->length[s] * (double)node->ragged->length[s] * (double)out->C;
+            for (size_t b = 0; b < node->ragged->n; b++)
+                work += (node->flag ? 3.0 : 6.0) * (double)node->ragged->length[b] * (double)node->ragged->length[b] * (double)out->C;
     }
     return work;
 }
