@@ -446,7 +446,13 @@ static size_t batch_size(const generation *g, size_t images)
     return batch;
 }
 
-/* Sorts the codes by label, so that stage two walks only the members of a cluster. */
+static tsar_status no_members(size_t label, tsar_error *err)
+{
+    return tsar_fail(err, TSAR_INPUT, "label %zu has no codes in ctf.cluster_of; cluster the codebook anew", label);
+}
+
+/* Sorts the codes by label, so that stage two walks only the members of a cluster. A label without any is refused before the work, but where
+ * the caller decides: there it may never be taken (a likelihood, given codes), and decide_fine refuses it. */
 static tsar_status index_clusters(generation *g, tsar_error *err)
 {
     const tsar_config *config = &g->model->config;
@@ -459,8 +465,7 @@ static tsar_status index_clusters(generation *g, tsar_error *err)
         g->starts[cluster_of[code] + 1]++;
     }
     for (size_t label = 0; label < labels; label++) {
-        if (g->starts[label + 1] == 0)
-            return tsar_fail(err, TSAR_INPUT, "label %zu has no codes in ctf.cluster_of; cluster the codebook anew", label);
+        if (g->starts[label + 1] == 0 && g->settings->decide == NULL) return no_members(label, err);
         g->starts[label + 1] += g->starts[label];
     }
     for (size_t code = K; code-- > 0;) /* downwards, so that members ascend; starts moves from each end to each begin */
@@ -849,6 +854,7 @@ static tsar_status decide_fine(const generation *g, size_t image, size_t i, int6
     d.codes = g->members + g->starts[label];
     d.V = g->starts[label + 1] - g->starts[label];
     d.logits = d.cond = logits;
+    if (d.V == 0) return no_members((size_t)label, err);
     for (size_t j = 0; j < d.V; j++) logits[j] = logits[d.codes[j]]; /* codes[j] >= j: nothing is overwritten before it is read */
     if (!are_finite(logits, d.V, g->settings))
         return tsar_fail(err, TSAR_INPUT, "the fine logits of token %zu are not finite; weights or temperature are out of range", i);

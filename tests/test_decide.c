@@ -214,11 +214,42 @@ static void test_score_coarse(void)
     tsar_model_close(m);
 }
 
+/* Labels without codes: refused before anything is drawn, and where the caller decides when one is taken; codes that are given have labels with codes. */
+static void test_empty_labels(void)
+{
+    static const char sparse[] = "arch=token-shuffle dim=48 n_layer=1 n_head=4 n_kv_head=2 ffn_hidden=64 norm_eps=1e-5 rope=1d text_vocab=20 "
+                                 "codebook_size=20 n_coarse=16 grid_h=4 grid_w=4 shuffle=2 shuffle_blocks=1 shuffle_hidden=32 seed=5 "
+                                 "fine_dim=32 fine_n_layer=1 fine_n_head=2 fine_ffn_hidden=40";
+    int64_t given[16], codes[16];
+    double nats[16];
+    size_t members[16] = { 0 }, empty = 0;
+    tsar_model *m = NULL;
+    tsar_error err = { "" };
+    if (!CHECK(test_synthesise(&m, SYNTHETIC, sparse, TSAR_F32, 1, &err) == TSAR_OK, "%s", err.text)) return;
+    for (size_t k = 0; k < 20; k++) members[m->cluster_of[k]]++;
+    while (empty < 16 && members[empty] > 0) empty++;
+    CHECK(empty < 16, "the model has an empty label");
+    for (size_t i = 0; i < 16; i++) given[i] = (int64_t)i;
+    tsar_result result = { codes, NULL, NULL, NULL, NULL };
+    tsar_settings plain = tsar_settings_default(m);
+    CHECK(tsar_generate(m, &prompt, &plain, 1, &result, NULL, NULL, &err) == TSAR_INPUT && strstr(err.text, "has no codes"), "drawn: %s", err.text);
+    CHECK(tsar_score(m, &prompt, &plain, given, nats, &err) == TSAR_OK && nats[15] < 0, "the likelihood of given codes: %s", err.text);
+    seen w;
+    tsar_settings forced = settings_of(m, "raster", 0, &w);
+    forced.decide = look, forced.decide_context = &w;
+    w.settings = &forced, w.force = given;
+    CHECK(tsar_generate(m, &prompt, &forced, 1, &result, NULL, NULL, &err) == TSAR_OK && memcmp(codes, given, sizeof codes) == 0, "given codes: %s", err.text);
+    w.force = NULL, w.code = empty;
+    CHECK(tsar_generate(m, &prompt, &forced, 1, &result, NULL, NULL, &err) == TSAR_INPUT && strstr(err.text, "has no codes"), "a caller's: %s", err.text);
+    tsar_model_close(m);
+}
+
 int main(void)
 {
     test_orders(shuffled);
     test_orders(coarse);
     test_score();
     test_score_coarse();
+    test_empty_labels();
     return test_end();
 }
