@@ -158,7 +158,7 @@ static void show_picture(const uint8_t *rgb, size_t H, size_t W)
 
 /* --------------------------------------------------------------------------------------------------- 2. generation */
 
-/* One generation: what it is made from, how, and what came out. */
+/* A request of the command line: what pictures are made from, how, and what came out. */
 typedef struct {
     const arguments *a;
     tsar_model *model;
@@ -176,9 +176,9 @@ typedef struct {
     size_t pending, made;  /* images that are not, at first; images made since */
     double start, seconds; /* of the clock; spent on generation */
     int checking;          /* nothing is computed: all that a list could fail for is looked at before its work */
-} generation;
+} request;
 
-static void close_generation(generation *g)
+static void close_request(request *g)
 {
     tsar_condition_close(&g->condition);
     tsar_free(g->ids);
@@ -197,14 +197,14 @@ static void close_generation(generation *g)
 }
 
 /* The model's defaults, then the flags. */
-static tsar_status read_settings(generation *g, tsar_error *err)
+static tsar_status read_settings(request *g, tsar_error *err)
 {
     g->settings = tsar_settings_default(g->model);
     return tsar_flag_settings(g->a->at, &g->settings, err);
 }
 
 /* What the prompt becomes: ids, or with the text encoder a caption; all of it printed where --show-ids asks for it. */
-static tsar_status read_sentence(generation *g, tsar_error *err)
+static tsar_status read_sentence(request *g, tsar_error *err)
 {
     const option_value *at = g->a->at;
     const tsar_sentence sentence = {
@@ -223,7 +223,7 @@ static tsar_status read_sentence(generation *g, tsar_error *err)
 }
 
 /* The condition, of the kind that the model takes. */
-static tsar_status read_condition(generation *g, tsar_error *err)
+static tsar_status read_condition(request *g, tsar_error *err)
 {
     static const char *const wants[] = { "", "-p PROMPT or --prompt-ids IDS", "--class N", "-p PROMPT or --caption FEATURES" }; /* by tsar_prefix */
     const option_value *at = g->a->at;
@@ -250,7 +250,7 @@ static tsar_status read_condition(generation *g, tsar_error *err)
 }
 
 /* The job that the flags describe. */
-static tsar_status describe_job(generation *g, tsar_error *err)
+static tsar_status describe_job(request *g, tsar_error *err)
 {
     /* what a command is drawn from, in its order */
     static const int drawn[] = { O_PROMPT, O_PROMPT_IDS, O_CLASS, O_CAPTION, O_NEGATIVE, O_NEGATIVE_IDS, O_TEXT_MODEL, O_RAW_PROMPT, O_GRID };
@@ -271,7 +271,7 @@ static tsar_status describe_job(generation *g, tsar_error *err)
 }
 
 /* Room for as many images as are generated at a time. */
-static tsar_status open_result(generation *g, size_t I, int with_logits, tsar_error *err)
+static tsar_status open_result(request *g, size_t I, int with_logits, tsar_error *err)
 {
     const tsar_config *c = &g->model->config;
     const size_t N = c->grid_h * c->grid_w;
@@ -290,7 +290,7 @@ static tsar_status open_result(generation *g, size_t I, int with_logits, tsar_er
 }
 
 /* The frame of image i of those under way, if this pass decoded something of it. */
-static tsar_status write_frame(generation *g, const tsar_progress *p, size_t i, tsar_error *err)
+static tsar_status write_frame(request *g, const tsar_progress *p, size_t i, tsar_error *err)
 {
     const tsar_config *c = &g->model->config;
     const size_t N = c->grid_h * c->grid_w;
@@ -303,7 +303,7 @@ static tsar_status write_frame(generation *g, const tsar_progress *p, size_t i, 
 }
 
 /* Tokens of all images; the time that the first prompt took has no say in what is left. */
-static void show_tokens(generation *g, const tsar_progress *p)
+static void show_tokens(request *g, const tsar_progress *p)
 {
     const double all = (double)g->pending * (double)p->tokens;
     const double done = (double)g->made * (double)p->tokens + (double)p->images * (double)p->decoded;
@@ -321,14 +321,14 @@ static void show_tokens(generation *g, const tsar_progress *p)
 
 static tsar_status on_pass(void *context, const tsar_progress *p, tsar_error *err)
 {
-    generation *g = context;
+    request *g = context;
     tsar_status status = TSAR_OK;
     if (has_bar(g->a)) show_tokens(g, p);
     for (size_t i = 0; g->job.frames && status == TSAR_OK && i < p->images; i++) status = write_frame(g, p, i, err);
     return status;
 }
 
-static tsar_status open_generation(generation *g, const arguments *a, const tsar_needs *needs, size_t images, tsar_error *err)
+static tsar_status open_generation(request *g, const arguments *a, const tsar_needs *needs, size_t images, tsar_error *err)
 {
     memset(g, 0, sizeof *g);
     g->a = a, g->images = g->pending = images;
@@ -338,7 +338,7 @@ static tsar_status open_generation(generation *g, const arguments *a, const tsar
 }
 
 /* Images first ... first+count-1. */
-static tsar_status run_generation(generation *g, size_t first, size_t count, tsar_error *err)
+static tsar_status run_generation(request *g, size_t first, size_t count, tsar_error *err)
 {
     const double start = tsar_seconds();
     if (g->made == 0) g->start = start;
@@ -352,7 +352,7 @@ static tsar_status run_generation(generation *g, size_t first, size_t count, tsa
 }
 
 /* Image i of those that were generated last. */
-static tsar_status save_image(generation *g, size_t i, tsar_error *err)
+static tsar_status save_image(request *g, size_t i, tsar_error *err)
 {
     const tsar_config *c = &g->model->config;
     const int show = g->a->at[O_SHOW].text != NULL;
@@ -371,7 +371,7 @@ static tsar_status save_image(generation *g, size_t i, tsar_error *err)
 }
 
 /* Refuses files that could only fail when the work is done, and looks for those that are there already. */
-static tsar_status check_files(generation *g, tsar_error *err)
+static tsar_status check_files(request *g, tsar_error *err)
 {
     char model[PATH_ROOM];
     tsar_names *names = NULL;
@@ -386,7 +386,7 @@ static tsar_status check_files(generation *g, tsar_error *err)
 }
 
 /* Refuses what the model cannot give. */
-static tsar_status check_outputs(const generation *g, tsar_error *err)
+static tsar_status check_outputs(const request *g, tsar_error *err)
 {
     static const int pictures[] = { O_OUTPUT, O_ORDER_MAP };
     const option_value *at = g->a->at;
@@ -406,7 +406,7 @@ static tsar_status check_outputs(const generation *g, tsar_error *err)
 }
 
 /* Tells in one line which words of the prompt the model never saw in training, the first few by name. */
-static void note_new_words(const generation *g)
+static void note_new_words(const request *g)
 {
     enum { NAMED = 6, LONGEST_WORD = 40 };
     const char *prompt = g->a->at[O_PROMPT].text;
@@ -424,7 +424,7 @@ static void note_new_words(const generation *g)
 }
 
 /* The images that are not done, as many at a time as are decoded side by side; each is written when these are. */
-static tsar_status generate_pending(generation *g, tsar_error *err)
+static tsar_status generate_pending(request *g, tsar_error *err)
 {
     const size_t batch = tsar_batch(g->model, &g->prompt, &g->settings, g->pending);
     tsar_status status = g->pending ? open_result(g, batch, g->a->at[O_CODES].text != NULL, err) : TSAR_OK;
@@ -451,7 +451,7 @@ static tsar_needs generated_needs(const arguments *a)
 enum { CHECK_ONLY, CHECK_AND_GENERATE };
 static tsar_status generate_images(const arguments *a, int what, tsar_error *err)
 {
-    generation g;
+    request g;
     const tsar_needs needs = generated_needs(a);
     tsar_status status = open_generation(&g, a, &needs, a->at[O_IMAGES].text ? (size_t)a->at[O_IMAGES].count : 1, err);
     g.checking = what == CHECK_ONLY;
@@ -470,7 +470,7 @@ static tsar_status generate_images(const arguments *a, int what, tsar_error *err
             fprintf(stderr, "%zu tokens in %.2f s, %.1f tokens/s\n", g.pending * g.model->config.tokens, g.seconds,
                     (double)(g.pending * g.model->config.tokens) / g.seconds);
     }
-    close_generation(&g);
+    close_request(&g);
     return status;
 }
 
@@ -623,7 +623,7 @@ static tsar_status run_decode(const arguments *a, tsar_error *err)
 }
 
 /* The condition that a file's inputs hold, which stay theirs. */
-static void use_inputs(generation *g, const tsar_inputs *inputs)
+static void use_inputs(request *g, const tsar_inputs *inputs)
 {
     g->prompt.text = inputs->text, g->prompt.n_text = inputs->n_text, g->prompt.class_id = inputs->class_id;
     g->prompt.text_uncond = inputs->text_uncond, g->prompt.n_text_uncond = inputs->n_text_uncond;
@@ -636,7 +636,7 @@ static int is_conditioned(const arguments *a)
 }
 
 /* inputs from --inputs, or from --image and the flags of the condition. */
-static tsar_status read_trace_inputs(generation *g, tsar_inputs *inputs, tsar_error *err)
+static tsar_status read_trace_inputs(request *g, tsar_inputs *inputs, tsar_error *err)
 {
     const option_value *at = g->a->at;
     const int conditioned = is_conditioned(g->a);
@@ -667,7 +667,7 @@ static tsar_status read_trace_inputs(generation *g, tsar_inputs *inputs, tsar_er
 
 /* The tokens that the transformer is to be traced over where the inputs lack them: the codes of the image if it covers the grid, else
  * generated ones; labels are those of the codes. */
-static tsar_status complete_tokens(generation *g, tsar_inputs *inputs, tsar_error *err)
+static tsar_status complete_tokens(request *g, tsar_inputs *inputs, tsar_error *err)
 {
     const tsar_config *c = &g->model->config;
     const size_t N = c->grid_h * c->grid_w;
@@ -698,7 +698,7 @@ static tsar_status complete_tokens(generation *g, tsar_inputs *inputs, tsar_erro
 
 static tsar_status run_trace(const arguments *a, tsar_error *err)
 {
-    generation g = { 0 };
+    request g = { 0 };
     tsar_inputs inputs = { 0 };
     tsar_needs needs = tokenizer_alone;
     tsar_status status = a->at[O_INPUTS].text ? tsar_needs_of(&needs, a->at[O_INPUTS].text, err) : TSAR_OK;
@@ -708,12 +708,12 @@ static tsar_status run_trace(const arguments *a, tsar_error *err)
     if (status == TSAR_OK) status = complete_tokens(&g, &inputs, err);
     if (status == TSAR_OK) status = tsar_trace_write(g.model, &inputs, a->at[O_ONLY].text, a->at[O_INSIDE].text != NULL, a->at[O_OUTPUT].text, err);
     tsar_inputs_close(&inputs);
-    close_generation(&g);
+    close_request(&g);
     return status;
 }
 
 /* The condition by flags, else the file's input.*; no guidance unless a flag says so. */
-static tsar_status read_score_inputs(generation *g, tsar_inputs *inputs, tsar_error *err)
+static tsar_status read_score_inputs(request *g, tsar_inputs *inputs, tsar_error *err)
 {
     const option_value *at = g->a->at;
     const int conditioned = is_conditioned(g->a);
@@ -732,7 +732,7 @@ static tsar_status read_score_inputs(generation *g, tsar_inputs *inputs, tsar_er
 /* The log-likelihood of a file's codes: its sum on standard output, of each code into -o. */
 static tsar_status run_score(const arguments *a, tsar_error *err)
 {
-    generation g = { 0 };
+    request g = { 0 };
     tsar_inputs inputs = { 0 };
     int64_t *codes = NULL;
     size_t h = 0, w = 0;
@@ -761,7 +761,7 @@ static tsar_status run_score(const arguments *a, tsar_error *err)
     tsar_free(nats);
     tsar_free(codes);
     tsar_inputs_close(&inputs);
-    close_generation(&g);
+    close_request(&g);
     return status;
 }
 

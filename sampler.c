@@ -487,7 +487,7 @@ static tsar_status check_fine(const tsar_model *model, tsar_error *err)
 }
 
 /* The sizes that everything else follows from. */
-static void measure(generation *g, const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, size_t images)
+static void measure_generation(generation *g, const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, size_t images)
 {
     const tsar_config *config = &model->config;
     const size_t K = config->codebook_size;
@@ -932,7 +932,7 @@ static tsar_status generate_batch(generation *g, size_t first, size_t images, ts
 size_t tsar_batch(const tsar_model *model, const tsar_prompt *prompt, const tsar_settings *settings, size_t images)
 {
     generation g;
-    measure(&g, model, prompt, settings, images);
+    measure_generation(&g, model, prompt, settings, images);
     return g.batch;
 }
 
@@ -956,7 +956,7 @@ tsar_status tsar_generate(const tsar_model *model, const tsar_prompt *prompt, co
     if (status == TSAR_OK) status = tsar_order_check(settings, model, err);
     if (status == TSAR_OK) status = check_prompts(model, prompt, settings, err);
     if (status != TSAR_OK) return status;
-    measure(&g, model, prompt, settings, images);
+    measure_generation(&g, model, prompt, settings, images);
     status = generation_open(&g, err);
     for (size_t first = 0; status == TSAR_OK && first < images; first += g.batch) {
         const size_t count = g.batch < images - first ? g.batch : images - first;

@@ -645,7 +645,7 @@ static void measure_block(network *net, const tsar_resblock *block, size_t H, si
 }
 
 /* The same for everything that a coder computes from H x W pixels on. The middle is as wide as the level beside it. */
-static void measure(network *net, const tsar_coder *coder, resampling mode, size_t H, size_t W)
+static void measure_coder(network *net, const tsar_coder *coder, resampling mode, size_t H, size_t W)
 {
     measure_conv(net, &coder->conv_in, PLAIN, H, W);
     for (size_t i = 0; i < net->model->config.vq_levels; ++i) {
@@ -718,7 +718,7 @@ static tsar_status network_open(network *net, const tsar_model *model, const tsa
 {
     const int decodes = coder == &model->vq.decoder;
     *net = (network){ .model = model, .sink = sink, .err = err, .part = part, .frames = 1, .h = h, .w = w };
-    measure(net, coder, decodes ? UPSAMPLE : DOWNSAMPLE, H, W);
+    measure_coder(net, coder, decodes ? UPSAMPLE : DOWNSAMPLE, H, W);
     measure_conv(net, outside, PLAIN, h, w);
     measure_time(net, coder);
     return network_allocate(net, decodes && model->config.vq_temporal > 0);

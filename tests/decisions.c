@@ -46,7 +46,7 @@ typedef struct {
     double *pass_margin;                                 /* [rows][columns]; 0: tsar's own path ends in the pass that the file tells */
     tsar_comparison group[GROUPS];
     tsar_verify_counts *counts;
-} decoder;
+} replay;
 
 /* ------------------------------------------------------------------------------------------------------------ what may be drawn
  *
@@ -60,7 +60,7 @@ static int descending(const void *a, const void *b)
 }
 
 /* v->order: keys in descending order, each with the sums of low and high up to it. */
-static void rank_by(decoder *v, const double *key, const double *low, const double *high, size_t V)
+static void rank_by(replay *v, const double *key, const double *low, const double *high, size_t V)
 {
     for (size_t j = 0; j < V; j++) v->order[j] = (ranked){ key[j], low[j], high[j] };
     qsort(v->order, V, sizeof *v->order, descending);
@@ -68,7 +68,7 @@ static void rank_by(decoder *v, const double *key, const double *low, const doub
 }
 
 /* Those sums over the keys above x, or not below it. */
-static ranked sums_above(const decoder *v, size_t V, double x, int equal)
+static ranked sums_above(const replay *v, size_t V, double x, int equal)
 {
     size_t first = 0, n = V;
     while (n > 0) {
@@ -82,7 +82,7 @@ static ranked sums_above(const decoder *v, size_t V, double x, int equal)
 }
 
 /* Top-k: what k others certainly exceed is cut away (high = 0); what fewer than k others may exceed is certainly kept, all else may go (low = 0). */
-static void cut_top_k(decoder *v, size_t k, double *low, double *high, size_t V)
+static void cut_top_k(replay *v, size_t k, double *low, double *high, size_t V)
 {
     if (k == 0 || k >= V) return;
     rank_by(v, v->least, low, high, V);
@@ -96,7 +96,7 @@ static void cut_top_k(decoder *v, size_t k, double *low, double *high, size_t V)
 }
 
 /* Top-p alike, by the least and the largest mass in front. */
-static void cut_top_p(decoder *v, double p, double *low, double *high, size_t V)
+static void cut_top_p(replay *v, double p, double *low, double *high, size_t V)
 {
     if (!(p < 1)) return;
     rank_by(v, v->most, low, high, V);
@@ -118,7 +118,7 @@ static void cut_top_p(decoder *v, double p, double *low, double *high, size_t V)
 }
 
 /* Bounds of the weights exp((x - max) / T) that are left of logits [V] which may be off by scale * limit [V]; greedy: 1 for the maximum. */
-static void bound_weights(decoder *v, const double *logits, const double *limit, double scale, double *low, double *high, size_t V)
+static void bound_weights(replay *v, const double *logits, const double *limit, double scale, double *low, double *high, size_t V)
 {
     enum { WIDEST = 600 }; /* exp of it, V times, is a number */
     const double T = v->settings.greedy ? 1 : fmax(v->settings.temperature, 1e-5), top = logits[tsar_argmax(logits, V)];
@@ -163,7 +163,7 @@ static double mass_slack(double M, double front, double behind) { return (1 - M)
 static double apart(double distance, double slack) { return distance <= 0 ? 0 : slack > 0 ? distance / slack : INFINITY; }
 
 /* How near element i is to the edge of what top-k and top-p keep, in units of what the limits let pass; infinite if they are off. chance: after both. */
-static double edge_margin(const decoder *v, const double *logits, const double *chance, size_t V, size_t i)
+static double edge_margin(const replay *v, const double *logits, const double *chance, size_t V, size_t i)
 {
     const double T = fmax(v->settings.temperature, 1e-5);
     double nearest = INFINITY, total = 0, before = 0, front = 0, behind = 0;
@@ -192,7 +192,7 @@ typedef struct {
 } outcome;
 
 /* The least factor of the limits with which it is possible; infinite if there is none. */
-static double least_factor(decoder *v, const outcome *o, int (*possible)(decoder *v, const outcome *o, double scale))
+static double least_factor(replay *v, const outcome *o, int (*possible)(replay *v, const outcome *o, double scale))
 {
     enum { HALVINGS = 12 };
     const double wider = 16, farthest = 1e15;
@@ -209,7 +209,7 @@ static double least_factor(decoder *v, const outcome *o, int (*possible)(decoder
     return high;
 }
 
-static int may_draw(decoder *v, const outcome *o, double scale)
+static int may_draw(replay *v, const outcome *o, double scale)
 {
     bound_weights(v, o->logits, v->limit, scale, v->low[NOW], v->high[NOW], o->V);
     draw_any(v->low[NOW], v->high[NOW], o->V, o->u, v->possible);
@@ -217,7 +217,7 @@ static int may_draw(decoder *v, const outcome *o, double scale)
 }
 
 /* Two codes of a draw from `logits`: at most 1 is a near-tie. */
-static double sampled_margin(decoder *v, const tsar_decision *d, const double *logits, size_t ours, size_t theirs)
+static double sampled_margin(replay *v, const tsar_decision *d, const double *logits, size_t ours, size_t theirs)
 {
     const outcome o = { .V = d->V, .logits = logits, .u = d->u, .theirs = (int64_t)theirs };
     memcpy(v->chance, logits, d->V * sizeof *v->chance);
@@ -230,7 +230,7 @@ static double sampled_margin(decoder *v, const tsar_decision *d, const double *l
 
 /* ------------------------------------------------------------------------------------------------------------- one decision */
 
-static void note_decision(decoder *v, const tsar_decision *d, size_t ours, int64_t theirs, double margin)
+static void note_decision(replay *v, const tsar_decision *d, size_t ours, int64_t theirs, double margin)
 {
     tsar_comparison *r = &v->group[d->purpose == TSAR_FINE || !v->theirs[LABELS] ? CODES : LABELS];
     const tsar_verdict verdict = margin <= 1 ? TSAR_NEAR_TIE : TSAR_DIFFERS;
@@ -246,13 +246,13 @@ static void note_decision(decoder *v, const tsar_decision *d, size_t ours, int64
 }
 
 /* Whether an adaptive candidate (SPEC 6) is drawn or tested. */
-static int is_candidate(const decoder *v, const tsar_decision *d)
+static int is_candidate(const replay *v, const tsar_decision *d)
 {
     return v->settings.order == TSAR_ZIPAR_ADAPTIVE && (d->purpose == TSAR_ACCEPT || !d->settles);
 }
 
 /* How far each logit may be off, in v->limit; a row of noise or, without one, what the precision alone says. */
-static void set_limits(decoder *v, const tsar_decision *d, size_t row)
+static void set_limits(replay *v, const tsar_decision *d, size_t row)
 {
     const int aside = d->purpose == TSAR_FINE || (v->step_of && is_candidate(v, d));
     tsar_stage s = { .rows = 1, .columns = d->V, .y = d->logits, .p = v->p, .K = v->K, .rtol = v->options->rtol };
@@ -264,7 +264,7 @@ static void set_limits(decoder *v, const tsar_decision *d, size_t row)
     tsar_limits(&s, v->limit);
 }
 
-static tsar_status judge_decision(decoder *v, const tsar_decision *d, size_t code, int64_t theirs, tsar_error *err)
+static tsar_status judge_decision(replay *v, const tsar_decision *d, size_t code, int64_t theirs, tsar_error *err)
 {
     const size_t slots = v->model->config.shuffle * v->model->config.shuffle, row = d->token * slots + d->slot;
     const double *logits = d->logits;
@@ -299,7 +299,7 @@ static tsar_status judge_decision(decoder *v, const tsar_decision *d, size_t cod
     return TSAR_OK;
 }
 
-static tsar_status keep_aside(decoder *v, const tsar_decision *d, tsar_error *err)
+static tsar_status keep_aside(replay *v, const tsar_decision *d, tsar_error *err)
 {
     if (v->n_aside + d->V > v->aside_room) {
         const size_t room = 2 * (v->n_aside + d->V);
@@ -326,7 +326,7 @@ static tsar_status keep_aside(decoder *v, const tsar_decision *d, tsar_error *er
 
 /* One test of a code out of v->possible, which becomes the codes after it. alone: a token of one code, of which one that is kept would be final. Tells whether
  * the code may change. */
-static int test_any(decoder *v, size_t V, const double *random, candidate_end end, int alone)
+static int test_any(replay *v, size_t V, const double *random, candidate_end end, int alone)
 {
     const double *p_low = v->low[BEFORE], *p_high = v->high[BEFORE], *q_low = v->low[NOW], *q_high = v->high[NOW];
     size_t rejected = 0;
@@ -343,10 +343,10 @@ static int test_any(decoder *v, size_t V, const double *random, candidate_end en
     return rejected > 0;
 }
 
-static size_t slots_of(const decoder *v) { return v->model->config.shuffle * v->model->config.shuffle; }
+static size_t slots_of(const replay *v) { return v->model->config.shuffle * v->model->config.shuffle; }
 
 /* The walk of one code to evaluation `last`; v->possible holds the codes there. */
-static void walk(decoder *v, size_t V, size_t slot, double scale, size_t last, candidate_end end)
+static void walk(replay *v, size_t V, size_t slot, double scale, size_t last, candidate_end end)
 {
     for (size_t e = 0; e <= last; e++) {
         const double *logits = v->trail + (e * slots_of(v) + slot) * (2 * V + 2);
@@ -360,7 +360,7 @@ static void walk(decoder *v, size_t V, size_t slot, double scale, size_t last, c
 }
 
 /* Whether a token may end like this with limits times `scale`, with code `theirs` at `slot`; of every code at each slot if theirs < 0. */
-static int may_end(decoder *v, const outcome *o, double scale)
+static int may_end(replay *v, const outcome *o, double scale)
 {
     const size_t V = o->V, last = o->last;
     int found = o->theirs < 0;
@@ -377,14 +377,14 @@ static int may_end(decoder *v, const outcome *o, double scale)
     return found;
 }
 
-static double end_margin(decoder *v, size_t V, size_t last, candidate_end end, size_t slot, int64_t theirs)
+static double end_margin(replay *v, size_t V, size_t last, candidate_end end, size_t slot, int64_t theirs)
 {
     const outcome o = { .V = V, .last = last, .end = end, .slot = slot, .theirs = theirs };
     return theirs >= 0 && (uint64_t)theirs >= V ? INFINITY : least_factor(v, &o, may_end);
 }
 
 /* A file without passes: theirs may also have been final before, or become so later. */
-static double any_margin(decoder *v, size_t V, size_t last, candidate_end end, size_t slot, int64_t theirs)
+static double any_margin(replay *v, size_t V, size_t last, candidate_end end, size_t slot, int64_t theirs)
 {
     double margin = end_margin(v, V, last, end, slot, theirs);
     for (size_t e = 1; e < last; e++) margin = fmin(margin, end_margin(v, V, e, KEPT, slot, theirs));
@@ -392,7 +392,7 @@ static double any_margin(decoder *v, size_t V, size_t last, candidate_end end, s
 }
 
 /* A token that became final with `d`, the decision of its last code. */
-static void judge_candidate(decoder *v, const tsar_decision *d)
+static void judge_candidate(replay *v, const tsar_decision *d)
 {
     const tsar_config *c = &v->model->config;
     const candidate_end end = d->settles ? COMPLETE : KEPT;
@@ -412,7 +412,7 @@ static void judge_candidate(decoder *v, const tsar_decision *d)
 }
 
 /* One evaluation of one code into the trail; tsar's own path beside it. */
-static tsar_status note_evaluation(decoder *v, const tsar_decision *d, size_t code, tsar_error *err)
+static tsar_status note_evaluation(replay *v, const tsar_decision *d, size_t code, tsar_error *err)
 {
     const size_t entry = 2 * d->V + 2;
     if (d->purpose == TSAR_DRAW && d->slot == 0) v->n_trail = 0, v->strayed = 0;
@@ -438,7 +438,7 @@ static tsar_status note_evaluation(decoder *v, const tsar_decision *d, size_t co
 
 /* The code with which a candidate becomes final in the pass that the file tells: theirs in that pass and in the one before, and by turns another one earlier,
  * so that it comes through no test. Without passes the rule has its way. */
-static size_t steer(const decoder *v, const tsar_decision *d, int64_t theirs, size_t code)
+static size_t steer(const replay *v, const tsar_decision *d, int64_t theirs, size_t code)
 {
     const int64_t pass = (int64_t)d->pass, final = v->step_of ? v->step_of[d->token] : pass;
     const size_t base = theirs >= 0 && (uint64_t)theirs < d->V ? (size_t)theirs : 0;
@@ -446,7 +446,7 @@ static size_t steer(const decoder *v, const tsar_decision *d, int64_t theirs, si
     return !d->settles && final > pass && (final - pass - 1) % 2 ? (base + 1) % d->V : base;
 }
 
-static tsar_status follow(decoder *v, const tsar_decision *d, int64_t theirs, size_t *code, tsar_error *err)
+static tsar_status follow(replay *v, const tsar_decision *d, int64_t theirs, size_t *code, tsar_error *err)
 {
     const int ends = d->slot + 1 == slots_of(v), told = v->step_of && v->step_of[d->token] == (int64_t)d->pass;
     tsar_status status = TSAR_OK;
@@ -464,7 +464,7 @@ static tsar_status follow(decoder *v, const tsar_decision *d, int64_t theirs, si
 /* The caller's word on a code: theirs. */
 static tsar_status force(void *context, const tsar_decision *d, size_t *code, tsar_error *err)
 {
-    decoder *v = context;
+    replay *v = context;
     const size_t at = d->y * v->model->config.grid_w + d->x;
     const int fine = d->purpose == TSAR_FINE;
     const int64_t theirs = (fine || !v->theirs[LABELS] ? v->theirs[CODES] : v->theirs[LABELS])[at];
@@ -479,7 +479,7 @@ static tsar_status force(void *context, const tsar_decision *d, size_t *code, ts
 
 /* ---------------------------------------------------------------------------------------------------------------- the file */
 
-static tsar_status read_codes(decoder *v, const char *name, size_t rows, size_t columns, int64_t **out, tsar_error *err)
+static tsar_status read_codes(replay *v, const char *name, size_t rows, size_t columns, int64_t **out, tsar_error *err)
 {
     const tsar_tensor *t = tsar_file_find(v->file, name);
     if (!t || tsar_dtype_is_float(t->dtype)) return TSAR_OK;
@@ -492,7 +492,7 @@ static tsar_status read_codes(decoder *v, const char *name, size_t rows, size_t 
     return *out ? tsar_file_read_i64(v->file, t, 0, (size_t)t->count, *out, err) : TSAR_ROOM;
 }
 
-static tsar_status open_bounds(decoder *v, size_t V, tsar_error *err)
+static tsar_status open_bounds(replay *v, size_t V, tsar_error *err)
 {
     double **bounds[] = { &v->low[0], &v->low[1], &v->high[0], &v->high[1], &v->least, &v->most, &v->gap[0], &v->gap[1] };
     unsigned char **sets[] = { &v->possible, &v->drawn, &v->certain };
@@ -505,7 +505,7 @@ static tsar_status open_bounds(decoder *v, size_t V, tsar_error *err)
     return all && v->changes && v->order && v->own ? TSAR_OK : TSAR_ROOM;
 }
 
-static tsar_status open_decoder(decoder *v, tsar_error *err)
+static tsar_status open_replay(replay *v, tsar_error *err)
 {
     const tsar_config *c = &v->model->config;
     const size_t n = c->tokens * c->shuffle * c->shuffle, widest = c->vocab > c->codebook_size ? c->vocab : c->codebook_size;
@@ -532,7 +532,7 @@ static tsar_status open_decoder(decoder *v, tsar_error *err)
     return open_bounds(v, widest, err);
 }
 
-static void close_decoder(decoder *v)
+static void close_replay(replay *v)
 {
     void *owned[] = { v->theirs[CODES], v->theirs[LABELS], v->step_of, v->x,     v->limit,    v->chance, v->index,   v->passes,  v->y,
                       v->noisy,         v->aside,          v->trail,   v->own,   v->low[0],   v->low[1], v->high[0], v->high[1], v->least,
@@ -541,7 +541,7 @@ static void close_decoder(decoder *v)
 }
 
 /* One generation in which the file has the last word; its logits in *logits. */
-static tsar_status run(decoder *v, const tsar_model *model, const tsar_prompt *prompt, double *logits, tsar_error *err)
+static tsar_status run(replay *v, const tsar_model *model, const tsar_prompt *prompt, double *logits, tsar_error *err)
 {
     const tsar_config *c = &v->model->config;
     int64_t *codes = tsar_alloc(c->grid_h * c->grid_w, 2 * sizeof *codes, "codes", err);
@@ -551,7 +551,7 @@ static tsar_status run(decoder *v, const tsar_model *model, const tsar_prompt *p
     return status;
 }
 
-static tsar_status noise_run(decoder *v, const tsar_prompt *prompt, tsar_error *err)
+static tsar_status noise_run(replay *v, const tsar_prompt *prompt, tsar_error *err)
 {
     const tsar_config *c = &v->model->config;
     tsar_model *rounded = NULL;
@@ -569,7 +569,7 @@ static tsar_status noise_run(decoder *v, const tsar_prompt *prompt, tsar_error *
 
 /* --------------------------------------------------------------------------------------------------------------- the groups */
 
-static tsar_comparison group_of(const decoder *v, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape)
+static tsar_comparison group_of(const replay *v, const char *name, tsar_dtype dtype, size_t rank, const size_t *shape)
 {
     const tsar_tensor *theirs = tsar_file_find(v->file, name);
     tsar_comparison r = { .verdict = theirs ? TSAR_IDENTICAL : TSAR_MISSING, .our_dtype = dtype, .our_rank = rank, .precision = v->p, .from_inputs = -1 };
@@ -581,7 +581,7 @@ static tsar_comparison group_of(const decoder *v, const char *name, tsar_dtype d
 }
 
 /* The logits as one tensor: a row is a decision's. */
-static tsar_status judge_logits(decoder *v, tsar_comparison *r, tsar_error *err)
+static tsar_status judge_logits(replay *v, tsar_comparison *r, tsar_error *err)
 {
     const size_t V = v->model->config.vocab, rows = v->model->config.tokens * v->model->config.shuffle * v->model->config.shuffle;
     tsar_stage s = { .rows = rows, .columns = V, .y = v->y, .noisy = v->noisy, .noisy_type = TSAR_F64, .p = v->p, .K = v->K, .rtol = v->options->rtol };
@@ -601,7 +601,7 @@ static tsar_status judge_logits(decoder *v, tsar_comparison *r, tsar_error *err)
     return status;
 }
 
-static void judge_passes(const decoder *v, tsar_comparison *r)
+static void judge_passes(const replay *v, tsar_comparison *r)
 {
     for (size_t i = 0; i < v->model->config.tokens; i++) {
         const int same = v->step_of[i] == v->passes[i];
@@ -628,13 +628,13 @@ tsar_status tsar_judge_decisions(const tsar_model *model, tsar_file *file, const
 {
     const tsar_config *c = &model->config;
     const size_t grid[2] = { c->grid_h, c->grid_w }, passes[2] = { c->rows, c->columns }, logits[3] = { c->tokens, c->shuffle * c->shuffle, c->vocab };
-    decoder v = { .model = model, .options = options, .file = file, .p = p, .K = K, .counts = counts };
+    replay v = { .model = model, .options = options, .file = file, .p = p, .K = K, .counts = counts };
     v.settings = options->settings ? *options->settings : tsar_settings_default(model);
     v.settings.decide = force, v.settings.decide_context = &v;
     tsar_comparison tensor = group_of(&v, "logits", TSAR_F64, 3, logits), step = group_of(&v, "step_of", TSAR_I64, 2, passes);
     v.group[LABELS] = group_of(&v, "coarse", TSAR_I64, 2, grid), v.group[CODES] = group_of(&v, "codes", TSAR_I64, 2, grid);
     v.group[LABELS].verdict = TSAR_IDENTICAL;
-    tsar_status status = open_decoder(&v, err);
+    tsar_status status = open_replay(&v, err);
     const tsar_tensor *theirs = tsar_file_find(file, "logits");
     if (theirs && tsar_dtype_is_float(theirs->dtype) && theirs->count == tsar_product(logits[0] * logits[1], logits[2])) v.logits = theirs;
     if (status == TSAR_OK) status = noise_run(&v, prompt, err);
@@ -645,6 +645,6 @@ tsar_status tsar_judge_decisions(const tsar_model *model, tsar_file *file, const
     if (status == TSAR_OK && (tsar_file_find(file, "coarse") || v.group[LABELS].bad)) status = keep(context, &v.group[LABELS], err);
     if (status == TSAR_OK) status = keep(context, &v.group[CODES], err);
     if (status == TSAR_OK && v.step_of) status = keep(context, &step, err);
-    close_decoder(&v);
+    close_replay(&v);
     return status;
 }

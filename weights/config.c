@@ -251,7 +251,7 @@ typedef struct {
     const char *name; /* of the file, for errors */
     tsar_status status;
     tsar_error *err;
-} reader;
+} key_reader;
 
 /* Appends the words of a list to text [size] in the form "a, b or c". */
 static void put_words(char *text, size_t size, const char *words)
@@ -285,7 +285,7 @@ static const char *expected(char *text, size_t size, const tsar_key *key)
     return text;
 }
 
-static void read_key(reader *r, tsar_config *c, const tsar_key *key)
+static void read_key(key_reader *r, tsar_config *c, const tsar_key *key)
 {
     char text[160];
     const char *value = r->status == TSAR_OK ? r->lookup(r->source, key->name) : NULL;
@@ -318,8 +318,8 @@ static void set_absent(tsar_config *c)
 /* -------------------------------------------------------------------------------------------------------------- rules */
 
 /* One more rule, stated as the sentence that is told when it does not hold. */
-static void rule(reader *r, int holds, const char *format, ...) TSAR_FORMAT(3, 4);
-static void rule(reader *r, int holds, const char *format, ...)
+static void rule(key_reader *r, int holds, const char *format, ...) TSAR_FORMAT(3, 4);
+static void rule(key_reader *r, int holds, const char *format, ...)
 {
     if (r->status != TSAR_OK || holds) return;
     char sentence[320];
@@ -331,7 +331,7 @@ static void rule(reader *r, int holds, const char *format, ...)
 }
 
 /* dim = n_head * head_dim; RoPE turns pairs, in 2d in each half of the head. */
-static void check_heads(reader *r, const char *prefix, size_t dim, size_t n_head, int rope_2d)
+static void check_heads(key_reader *r, const char *prefix, size_t dim, size_t n_head, int rope_2d)
 {
     rule(r, n_head && dim % n_head == 0, "%sdim=%zu is not divisible by %sn_head=%zu", prefix, dim, prefix, n_head);
     if (r->status != TSAR_OK) return;
@@ -341,7 +341,7 @@ static void check_heads(reader *r, const char *prefix, size_t dim, size_t n_head
 }
 
 /* What the family takes (its row), and what follows from its keys. */
-static void check_family(reader *r, const tsar_config *c)
+static void check_family(key_reader *r, const tsar_config *c)
 {
     const tsar_family *family = tsar_family_of(c);
     const char *shuffle = r->lookup(r->source, "shuffle");
@@ -364,7 +364,7 @@ static void check_family(reader *r, const tsar_config *c)
          "t5_dim=%zu is not caption_dim=%zu: the encoder's features are the transformer's captions", c->t5_dim, c->caption_dim);
 }
 
-static void check_gpt(reader *r, const tsar_config *c)
+static void check_gpt(key_reader *r, const tsar_config *c)
 {
     check_heads(r, "", c->dim, c->n_head, c->rope_2d);
     rule(r, c->n_kv_head && c->n_head % c->n_kv_head == 0, "n_head=%zu is not a multiple of n_kv_head=%zu", c->n_head, c->n_kv_head);
@@ -374,7 +374,7 @@ static void check_gpt(reader *r, const tsar_config *c)
 }
 
 /* Ids lie in the vocabulary, and eol is no code. */
-static void check_ids(reader *r, const tsar_config *c)
+static void check_ids(key_reader *r, const tsar_config *c)
 {
     if (c->vocab_size)
         rule(r, c->code_row <= c->vocab_size && (!tsar_family_of(c)->shares_table || c->vocab <= c->vocab_size - c->code_row),
@@ -387,7 +387,7 @@ static void check_ids(reader *r, const tsar_config *c)
          "eol=%" PRId64 " is the id of a code (image_base=%zu, %zu codes)", c->eol, c->code_row, c->vocab);
 }
 
-static void check_vq(reader *r, const tsar_config *c)
+static void check_vq(key_reader *r, const tsar_config *c)
 {
     rule(r, c->vq_ch % c->vq_groups == 0, "vq_ch=%zu is not divisible by vq_groups=%zu", c->vq_ch, c->vq_groups);
     for (size_t i = 0; i < c->vq_levels; i++)
@@ -400,7 +400,7 @@ static void check_vq(reader *r, const tsar_config *c)
 }
 
 /* SPEC 11: distances below buckets/4 have a bucket each, the powers that place the others stay below 2^63. */
-static void check_t5(reader *r, const tsar_config *c)
+static void check_t5(key_reader *r, const tsar_config *c)
 {
     const size_t quarter = c->t5_buckets / 4;
     uint64_t power = 1;
@@ -427,7 +427,7 @@ static void derive(tsar_config *c)
 
 tsar_status tsar_config_read(tsar_config *config, tsar_lookup lookup, const void *source, const char *name, tsar_error *err)
 {
-    reader state = { lookup, source, name, TSAR_OK, err }, *r = &state;
+    key_reader state = { lookup, source, name, TSAR_OK, err }, *r = &state;
     tsar_config *c = config;
     memset(c, 0, sizeof *c);
     c->has_gpt = lookup(source, "arch") != NULL;

@@ -67,21 +67,21 @@ typedef struct {
     const tsar_file *file;
     tsar_error *err;
     tsar_status status;
-} reader;
+} record_reader;
 
-static const char *get_text(const reader *r, const char *flag)
+static const char *get_text(const record_reader *r, const char *flag)
 {
     char key[32];
     (void)snprintf(key, sizeof key, KEY_PREFIX "%s", flag);
     return r->status == TSAR_OK ? tsar_file_meta(r->file, key) : NULL;
 }
 
-static void refuse(reader *r, const char *flag, const char *text, const char *wanted)
+static void refuse(record_reader *r, const char *flag, const char *text, const char *wanted)
 {
     r->status = tsar_fail(r->err, TSAR_INPUT, "%s: the metadata's " KEY_PREFIX "%s is '%.60s'; it must be %s", tsar_file_path(r->file), flag, text, wanted);
 }
 
-static void get_count(reader *r, const char *flag, uint64_t most, uint64_t *out)
+static void get_count(record_reader *r, const char *flag, uint64_t most, uint64_t *out)
 {
     const char *text = get_text(r, flag);
     uint64_t value = 0;
@@ -98,7 +98,7 @@ static void get_count(reader *r, const char *flag, uint64_t most, uint64_t *out)
         refuse(r, flag, text, "a whole number");
 }
 
-static void get_real(reader *r, const char *flag, double *out)
+static void get_real(record_reader *r, const char *flag, double *out)
 {
     const char *text = get_text(r, flag);
     double value;
@@ -111,7 +111,7 @@ static void get_real(reader *r, const char *flag, double *out)
 
 tsar_status tsar_record_settings(tsar_settings *settings, uint64_t *image, const tsar_file *file, tsar_error *err)
 {
-    reader r = { file, err, TSAR_OK };
+    record_reader r = { file, err, TSAR_OK };
     tsar_settings s = *settings;
     const char *text;
     uint64_t top_k = s.top_k, greedy = s.greedy != 0, interval = (uint64_t)s.cfg_interval, from = *image;

@@ -9,47 +9,47 @@
 typedef struct {
     const char *text;
     size_t end;
-} piece;
+} stretch;
 
 /* Bytes that the pattern takes at `at` < end; 0 if it does not match there. */
-typedef size_t (*pattern)(const piece *p, size_t at);
+typedef size_t (*pattern)(const stretch *p, size_t at);
 
 /* ------------------------------------------------------------------------------------------------------ parts of patterns */
 
-static uint32_t char_at(const piece *p, size_t at, size_t *length) { return tsar_char_at(p->text + at, p->end - at, length); }
+static uint32_t char_at(const stretch *p, size_t at, size_t *length) { return tsar_char_at(p->text + at, p->end - at, length); }
 
 /* Bytes of the character at `at` if it is of the class, else 0 (at the end, too). */
-static size_t one_of(const piece *p, size_t at, tsar_class which)
+static size_t one_of(const stretch *p, size_t at, tsar_class which)
 {
     size_t length;
     return at < p->end && tsar_char_is(which, char_at(p, at, &length)) ? length : 0;
 }
 
 /* Bytes of the longest run of the class from `at` on. */
-static size_t run_of(const piece *p, size_t at, tsar_class which)
+static size_t run_of(const stretch *p, size_t at, tsar_class which)
 {
     size_t end = at;
     for (size_t n; (n = one_of(p, end, which)) > 0;) end += n;
     return end - at;
 }
 
-static size_t literal(const piece *p, size_t at, const char *word)
+static size_t literal(const stretch *p, size_t at, const char *word)
 {
     const size_t n = strlen(word);
     return p->end - at >= n && memcmp(p->text + at, word, n) == 0 ? n : 0;
 }
 
 /* An optional first character of `first` bytes, then a run of the class: first? class+ */
-static size_t led_run(const piece *p, size_t at, size_t first, tsar_class which)
+static size_t led_run(const stretch *p, size_t at, size_t first, tsar_class which)
 {
     const size_t led = first ? run_of(p, at + first, which) : 0;
     return led ? first + led : run_of(p, at, which);
 }
 
-static size_t line_end(const piece *p, size_t at) { return at < p->end && (p->text[at] == '\r' || p->text[at] == '\n'); }
+static size_t line_end(const stretch *p, size_t at) { return at < p->end && (p->text[at] == '\r' || p->text[at] == '\n'); }
 
 /* [^\s\p{L}\p{N}] */
-static size_t other(const piece *p, size_t at)
+static size_t other(const stretch *p, size_t at)
 {
     size_t length;
     if (at >= p->end) return 0;
@@ -58,7 +58,7 @@ static size_t other(const piece *p, size_t at)
 }
 
 /*  ?[^\s\p{L}\p{N}]+ */
-static size_t others(const piece *p, size_t at)
+static size_t others(const stretch *p, size_t at)
 {
     size_t end = at + literal(p, at, " ");
     if (!other(p, end)) return 0;
@@ -67,7 +67,7 @@ static size_t others(const piece *p, size_t at)
 }
 
 /* \s+(?!\S)|\s+: a run of blanks, but for its last one where something else follows and it is not the only one. */
-static size_t blanks(const piece *p, size_t at)
+static size_t blanks(const stretch *p, size_t at)
 {
     size_t end = at, last = at;
     for (size_t n; (n = one_of(p, end, TSAR_BLANK)) > 0; end += n) last = end;
@@ -77,7 +77,7 @@ static size_t blanks(const piece *p, size_t at)
 /* ---------------------------------------------------------------------------------------------------------- the patterns */
 
 /* <sentinel:[0-9]+> */
-static size_t sentinel(const piece *p, size_t at)
+static size_t sentinel(const stretch *p, size_t at)
 {
     size_t end = at + literal(p, at, "<sentinel:");
     const size_t digits = end;
@@ -87,7 +87,7 @@ static size_t sentinel(const piece *p, size_t at)
 }
 
 /* (IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z */
-static size_t image_name(const piece *p, size_t at)
+static size_t image_name(const stretch *p, size_t at)
 {
     size_t end = at + literal(p, at, "IMGIMG");
     const size_t letters = end;
@@ -97,26 +97,26 @@ static size_t image_name(const piece *p, size_t at)
 }
 
 /* ([\t\n]|    |  ) */
-static size_t layout(const piece *p, size_t at)
+static size_t layout(const stretch *p, size_t at)
 {
     if (p->text[at] == '\t' || p->text[at] == '\n') return 1;
     const size_t four = literal(p, at, "    ");
     return four ? four : literal(p, at, "  ");
 }
 
-static size_t digit(const piece *p, size_t at) { return one_of(p, at, TSAR_DIGIT); }
-static size_t number(const piece *p, size_t at) { return one_of(p, at, TSAR_NUMBER); }
-static size_t old_sign(const piece *p, size_t at) { return one_of(p, at, TSAR_OLD_PUNCTUATION); }
+static size_t digit(const stretch *p, size_t at) { return one_of(p, at, TSAR_DIGIT); }
+static size_t number(const stretch *p, size_t at) { return one_of(p, at, TSAR_NUMBER); }
+static size_t old_sign(const stretch *p, size_t at) { return one_of(p, at, TSAR_OLD_PUNCTUATION); }
 
 /* [\p{P}!-/:-@\[-`{-~] */
-static size_t sign(const piece *p, size_t at)
+static size_t sign(const stretch *p, size_t at)
 {
     const char c = p->text[at];
     return (c >= '!' && c <= '/') || (c >= ':' && c <= '@') || (c >= '[' && c <= '`') || (c >= '{' && c <= '~') ? 1 : one_of(p, at, TSAR_PUNCTUATION);
 }
 
 /* 's|'t|'re|'ve|'m|'ll|'d; in Qwen's pattern without regard to case, of which U+017F, the long s, is one. */
-static size_t contraction(const piece *p, size_t at, int any_case)
+static size_t contraction(const stretch *p, size_t at, int any_case)
 {
     static const char *const endings[] = { "s", "t", "re", "ve", "m", "ll", "d" };
     if (p->text[at] != '\'') return 0;
@@ -130,7 +130,7 @@ static size_t contraction(const piece *p, size_t at, int any_case)
 }
 
 /* GPT-2:  's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ */
-static size_t gpt2(const piece *p, size_t at)
+static size_t gpt2(const stretch *p, size_t at)
 {
     const size_t blank = literal(p, at, " ");
     size_t n = contraction(p, at, 0);
@@ -141,7 +141,7 @@ static size_t gpt2(const piece *p, size_t at)
 }
 
 /* \s*[\r\n]+ : to the last end of a line in a run of blanks. */
-static size_t lines(const piece *p, size_t at)
+static size_t lines(const stretch *p, size_t at)
 {
     size_t end = at, last = at;
     for (size_t n; (n = one_of(p, end, TSAR_BLANK)) > 0;) {
@@ -153,7 +153,7 @@ static size_t lines(const piece *p, size_t at)
 }
 
 /* Qwen 2:  (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+ */
-static size_t qwen2(const piece *p, size_t at)
+static size_t qwen2(const stretch *p, size_t at)
 {
     size_t length;
     const uint32_t code = char_at(p, at, &length);
@@ -170,11 +170,11 @@ static size_t qwen2(const piece *p, size_t at)
 }
 
 /* \s?[...]+ of DeepSeek-LLM; and its \s+$, [\r\n] and [...]+ */
-static size_t deepseek_word(const piece *p, size_t at) { return led_run(p, at, one_of(p, at, TSAR_BLANK), TSAR_DEEPSEEK_LETTER); }
-static size_t deepseek_signs(const piece *p, size_t at) { return led_run(p, at, one_of(p, at, TSAR_BLANK), TSAR_DEEPSEEK_SIGN); }
-static size_t deepseek_cjk(const piece *p, size_t at) { return run_of(p, at, TSAR_DEEPSEEK_CJK); }
+static size_t deepseek_word(const stretch *p, size_t at) { return led_run(p, at, one_of(p, at, TSAR_BLANK), TSAR_DEEPSEEK_LETTER); }
+static size_t deepseek_signs(const stretch *p, size_t at) { return led_run(p, at, one_of(p, at, TSAR_BLANK), TSAR_DEEPSEEK_SIGN); }
+static size_t deepseek_cjk(const stretch *p, size_t at) { return run_of(p, at, TSAR_DEEPSEEK_CJK); }
 
-static size_t last_blanks(const piece *p, size_t at)
+static size_t last_blanks(const stretch *p, size_t at)
 {
     const size_t n = run_of(p, at, TSAR_BLANK);
     return at + n == p->end ? n : 0;
@@ -243,7 +243,7 @@ static void split_step(unsigned char *cut, const char *text, size_t bytes, patte
 {
     for (size_t start = 0, end; start < bytes; start = end) {
         for (end = start + 1; !cut[end]; end++) continue;
-        const piece p = { text, end };
+        const stretch p = { text, end };
         for (size_t at = start, length; at < end; at += length) {
             const size_t n = matches(&p, at);
             length = n;

@@ -22,7 +22,7 @@ typedef struct {
     size_t *competing[STAGES];              /* [gh*gw]: how many codes competed */
     double *uniform[STAGES];                /* [gh*gw] */
     double *tested;                         /* [gh*gw] the adaptive order: by how much logits may be off without a test ending otherwise; infinite: no test */
-} decoder;
+} decoding;
 
 /* One place: its logits and probabilities, the index that was taken, and by how much every logit may be off. */
 typedef struct {
@@ -59,7 +59,7 @@ static double tie_of(const place *d, size_t j, int greedy)
 
 static tsar_status decide(void *context, const tsar_decision *d, size_t *code, tsar_error *err)
 {
-    decoder *t = context;
+    decoding *t = context;
     const int stage = d->purpose == TSAR_FINE || !t->job->model->config.n_coarse ? CODES : LABELS;
     const size_t at = d->y * t->job->model->config.grid_w + d->x;
     if (t->at == MOST_DECISIONS) return tsar_fail(err, TSAR_ROOM, "a case has more than %d decisions", (int)MOST_DECISIONS);
@@ -78,7 +78,7 @@ static tsar_status decide(void *context, const tsar_decision *d, size_t *code, t
 }
 
 /* A row of ties/P of one place: of every code, those of other clusters far away. */
-static void ties_at(const decoder *t, int stage, size_t at, size_t precision, const int64_t *codes, const int64_t *labels, double *ties)
+static void ties_at(const decoding *t, int stage, size_t at, size_t precision, const int64_t *codes, const int64_t *labels, double *ties)
 {
     const tsar_config *c = &t->job->model->config;
     const size_t all = stage == LABELS ? c->n_coarse : c->codebook_size;
@@ -110,7 +110,7 @@ static void ties_at(const decoder *t, int stage, size_t at, size_t precision, co
     }
 }
 
-static tsar_status put_ties(const decoder *t, int stage, size_t precision, tensor_list *list, tsar_error *err)
+static tsar_status put_ties(const decoding *t, int stage, size_t precision, tensor_list *list, tsar_error *err)
 {
     const tsar_config *c = &t->job->model->config;
     const char *name = stage == LABELS ? "coarse" : "codes";
@@ -124,7 +124,7 @@ static tsar_status put_ties(const decoder *t, int stage, size_t precision, tenso
     return status;
 }
 
-static tsar_status put_logits_noise(const decoder *t, const double *y, double *noisy, const tsar_model *rounded, size_t precision, tensor_list *list,
+static tsar_status put_logits_noise(const decoding *t, const double *y, double *noisy, const tsar_model *rounded, size_t precision, tensor_list *list,
                                     tsar_error *err)
 {
     const tsar_config *c = &t->job->model->config;
@@ -147,7 +147,7 @@ static tsar_status put_logits_noise(const decoder *t, const double *y, double *n
     return status;
 }
 
-static tsar_status open_decoder(decoder *t, tsar_error *err)
+static tsar_status open_decoding(decoding *t, tsar_error *err)
 {
     const tsar_config *c = &t->job->model->config;
     const size_t N = c->grid_h * c->grid_w;
@@ -165,7 +165,7 @@ static tsar_status open_decoder(decoder *t, tsar_error *err)
     return t->tested ? TSAR_OK : TSAR_ROOM;
 }
 
-static void close_decoder(decoder *t)
+static void close_decoding(decoding *t)
 {
     for (int stage = 0; stage < STAGES; stage++) {
         tsar_free(t->logits[stage]);
@@ -178,7 +178,7 @@ static void close_decoder(decoder *t)
 }
 
 /* The generation in double, then once in each precision with its decisions. */
-static tsar_status generate(decoder *t, tensor_list *list, tsar_error *err)
+static tsar_status generate(decoding *t, tensor_list *list, tsar_error *err)
 {
     suite_job *job = t->job;
     const tsar_config *c = &job->model->config;
@@ -218,7 +218,7 @@ static tsar_status put_input(void *context, const char *name, tsar_dtype dtype, 
 
 tsar_status suite_decode(suite_job *job, tensor_list *list, tsar_error *err)
 {
-    static decoder t;
+    static decoding t;
     const tsar_config *c = &job->model->config;
     const size_t grid[2] = { c->grid_h, c->grid_w };
     const tsar_sink inputs = { .put = put_input, .context = list };
@@ -226,10 +226,10 @@ tsar_status suite_decode(suite_job *job, tensor_list *list, tsar_error *err)
     job->settings.decide = decide, job->settings.decide_context = &t;
     tsar_status status = suite_longest(job, "gpt.", err);
     if (status == TSAR_OK) status = tsar_emit_inputs(job->model, &job->inputs, &inputs, err);
-    if (status == TSAR_OK) status = open_decoder(&t, err);
+    if (status == TSAR_OK) status = open_decoding(&t, err);
     if (status == TSAR_OK) status = generate(&t, list, err);
     for (int stage = c->n_coarse ? LABELS : CODES; status == TSAR_OK && !job->settings.greedy && stage < STAGES; stage++)
         if (!suite_put(list, TSAR_F64, 2, grid, t.uniform[stage], "uniform/%s", stage == LABELS ? "coarse" : "codes", err)) status = TSAR_ROOM;
-    close_decoder(&t);
+    close_decoding(&t);
     return status;
 }

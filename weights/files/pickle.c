@@ -618,7 +618,7 @@ static tsar_status load_storage(machine *m)
 
 /* -------------------------------------------------------------------------------------------------------- the interpreter */
 
-static tsar_status remember(machine *m, size_t width, int recall)
+static tsar_status use_memo(machine *m, size_t width, int recall)
 {
     uint64_t index;
     tsar_status status = take_length(m, width, &index);
@@ -682,11 +682,11 @@ static tsar_status step(machine *m, uint8_t op, uint64_t *remembered)
     case 0x8f: return push_new(m, TSAR_P_INERT, NULL); /* EMPTY_SET */
     case 0x90: return extend_marked(m, TSAR_P_LIST);   /* ADDITEMS */
     case 0x91: return load_marked(m, TSAR_P_INERT);    /* FROZENSET */
-    case 'q': return remember(m, 1, 0);                /* BINPUT */
-    case 'r': return remember(m, 4, 0);                /* LONG_BINPUT */
+    case 'q': return use_memo(m, 1, 0);                /* BINPUT */
+    case 'r': return use_memo(m, 4, 0);                /* LONG_BINPUT */
     case 0x94: return memoize(m, remembered);          /* MEMOIZE */
-    case 'h': return remember(m, 1, 1);                /* BINGET */
-    case 'j': return remember(m, 4, 1);                /* LONG_BINGET */
+    case 'h': return use_memo(m, 1, 1);                /* BINGET */
+    case 'j': return use_memo(m, 4, 1);                /* LONG_BINGET */
     case 'c': return load_global(m);                   /* GLOBAL */
     case 0x93: return load_stack_global(m);            /* STACK_GLOBAL */
     case 'R': return load_call(m);                     /* REDUCE */

@@ -31,7 +31,7 @@ static const char help[] = "usage: demo [-m MODEL] [-o FILE] [-n PICTURES] [--se
 typedef struct {
     const char *model, *output;
     uint64_t seed, n, threads;
-} options;
+} demo_options;
 
 /* One place of the sheet: what was asked for, what came out. */
 typedef struct {
@@ -58,7 +58,7 @@ static tsar_status read_count(uint64_t *value, const char *name, const char *tex
     return tsar_fail(err, TSAR_USAGE, "%s %.60s: give a whole number from %" PRIu64 " to %" PRIu64, name, text, least, most);
 }
 
-static tsar_status read_arguments(options *o, int argc, char **argv, tsar_error *err)
+static tsar_status read_arguments(demo_options *o, int argc, char **argv, tsar_error *err)
 {
     static const char *const names[] = { "-m", "-o", "-n", "--seed", "--threads" };
     enum { N_NAMES = sizeof names / sizeof names[0] };
@@ -169,7 +169,7 @@ static void make_picture(picture *p, const tsar_model *model, uint64_t seed)
 }
 
 /* All pictures, as many at a time as there are threads. */
-static tsar_status make_pictures(picture *pictures, size_t n, const tsar_model *model, const options *o, tsar_error *err)
+static tsar_status make_pictures(picture *pictures, size_t n, const tsar_model *model, const demo_options *o, tsar_error *err)
 {
     const double start = tsar_seconds();
     show_progress(0, 0, n, 0);
@@ -200,7 +200,7 @@ static void draw_mark(uint8_t *rgb, size_t W, size_t x, size_t y, int right)
 }
 
 /* The sheet on light paper: a grid as square as it gets, each picture above its verdict and its caption. */
-static tsar_status write_sheet(const picture *pictures, size_t n, const options *o, tsar_error *err)
+static tsar_status write_sheet(const picture *pictures, size_t n, const demo_options *o, tsar_error *err)
 {
     enum { SHEET_GAP = 14, ABOVE_TEXT = 6, CAPTION_INDENT = 11 };
     static const uint8_t ink[3] = { 45, 45, 52 };
@@ -234,7 +234,7 @@ static tsar_status write_sheet(const picture *pictures, size_t n, const options 
 /* ----------------------------------------------------------------------------------------------------------------- main */
 
 /* Before the work: the sheet can be written, and is not the model. */
-static tsar_status check_names(const options *o, tsar_error *err)
+static tsar_status check_names(const demo_options *o, tsar_error *err)
 {
     tsar_names *names = NULL;
     tsar_status status = tsar_names_open(&names, err);
@@ -268,7 +268,7 @@ static tsar_status open_model(tsar_model **model, const char *path, tsar_error *
 
 static tsar_status run(int argc, char **argv, tsar_error *err)
 {
-    options o = { DEMO_MODEL, "demo" PICTURE_ENDING, 0, 16, machine_threads() };
+    demo_options o = { DEMO_MODEL, "demo" PICTURE_ENDING, 0, 16, machine_threads() };
     tsar_model *model = NULL;
     size_t right = 0;
     if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {

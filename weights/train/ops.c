@@ -825,7 +825,7 @@ void op_attention_forward(train_tape *tape, train_node *node)
 }
 
 /* y[t] (+)= x[t], T rows of hd; y rows ld apart. */
-static void deliver(real *y, size_t ld, const real *x, const attention_head *h, int add)
+static void put_rows(real *y, size_t ld, const real *x, const attention_head *h, int add)
 {
     for (size_t t = 0; t < h->T; t++)
         for (size_t i = 0; i < h->hd; i++) y[t * ld + i] = add ? y[t * ld + i] + x[t * h->hd + i] : x[t * h->hd + i];
@@ -878,12 +878,12 @@ void op_attention_backward(train_tape *tape, train_node *node)
                 product(h.G + t * h.hd, h.hd, NULL, 0, h.S + t * h.Tp, h.K, LANES, count, h.hd, &w);
             }
             rotate(h.G, h.G, h.hd, &h, -1);
-            deliver(tape->values[node->in[0]].g + at, h.ld, h.G, &h, add[0]);
+            put_rows(tape->values[node->in[0]].g + at, h.ld, h.G, &h, add[0]);
             attention_transposed(&h, h.S, h.Q, h.hd);
             rotate(h.G, h.G, h.hd, &h, -1);
-            deliver(tape->values[node->in[1]].g + at + (merged ? d : 0), h.ld, h.G, &h, add[1]);
+            put_rows(tape->values[node->in[1]].g + at + (merged ? d : 0), h.ld, h.G, &h, add[1]);
             attention_transposed(&h, h.P, h.g, h.ldo);
-            deliver(tape->values[node->in[2]].g + at + (merged ? 2 * d : 0), h.ld, h.G, &h, add[2]);
+            put_rows(tape->values[node->in[2]].g + at + (merged ? 2 * d : 0), h.ld, h.G, &h, add[2]);
         }
 }
 

@@ -1,7 +1,7 @@
 /* The referee: from pixels to objects, from objects to a verdict on a caption. See scenes.h.
  *
  * It knows the world it judges: objects are colourful and backgrounds are not. Pixels of high chroma form connected
- * pieces; a piece is the shape whose outline, at the piece's own area and centroid, covers it best; its colour is the
+ * patches; a patch is the shape whose outline, at the patch's own area and centroid, covers it best; its colour is the
  * palette entry nearest in hue to its mean. None of this needs sharp edges, so it stands the blur of an image tokenizer. */
 #include "scenes.h"
 #include "shapes.h"
@@ -10,15 +10,15 @@
 #include <string.h>
 
 #define CHROMA 64    /* of 255: half way between the strongest background and the weakest object */
-#define SPECK 45     /* pixels: smaller pieces are artefacts */
-#define OVERLAP 0.70 /* intersection over union that a piece must reach with its shape */
+#define SPECK 45     /* pixels: smaller patches are artefacts */
+#define OVERLAP 0.70 /* intersection over union that a patch must reach with its shape */
 #define SIDE ((size_t)SCENE_SIDE)
 #define SCENE_PIXELS (SIDE * SIDE)
 
 typedef struct {
     size_t area, left, right, top, bottom;
     double x, y, rgb[3];
-} piece;
+} patch;
 
 static int chroma(const uint8_t *p)
 {
@@ -26,10 +26,10 @@ static int chroma(const uint8_t *p)
     return (high > p[2] ? high : p[2]) - (low < p[2] ? low : p[2]);
 }
 
-/* Flood fill (four neighbours) of the piece that contains pixel `start`; label marks its pixels. labels, queue [SCENE_PIXELS]. */
-static piece gather(const uint8_t *rgb, size_t start, uint16_t label, uint16_t *labels, uint16_t *queue)
+/* Flood fill (four neighbours) of the patch that contains pixel `start`; label marks its pixels. labels, queue [SCENE_PIXELS]. */
+static patch gather(const uint8_t *rgb, size_t start, uint16_t label, uint16_t *labels, uint16_t *queue)
 {
-    piece p = { 0, SIDE, 0, SIDE, 0, 0.0, 0.0, { 0.0, 0.0, 0.0 } };
+    patch p = { 0, SIDE, 0, SIDE, 0, 0.0, 0.0, { 0.0, 0.0, 0.0 } };
     size_t head = 0, tail = 0;
     double core = 0.0;
     queue[tail++] = (uint16_t)start;
@@ -87,8 +87,8 @@ static int nearest_colour(const double *rgb)
     return best;
 }
 
-/* Intersection over union of a piece and a shape of the same area and centroid. */
-static double overlap(const piece *p, int shape, uint16_t label, const uint16_t *labels, double *r)
+/* Intersection over union of a patch and a shape of the same area and centroid. */
+static double overlap(const patch *p, int shape, uint16_t label, const uint16_t *labels, double *r)
 {
     *r = sqrt((double)p->area / shape_area(shape));
     double y0 = p->y - shape_centroid(shape) * *r;
@@ -100,7 +100,7 @@ static double overlap(const piece *p, int shape, uint16_t label, const uint16_t 
 }
 
 /* The shape -1 marks an object that resembles none. */
-static scene_object recognise(const piece *p, uint16_t label, const uint16_t *labels)
+static scene_object recognise(const patch *p, uint16_t label, const uint16_t *labels)
 {
     scene_object o = { -1, nearest_colour(p->rgb), p->x, p->y, 0.0 };
     double best = OVERLAP;
@@ -125,7 +125,7 @@ size_t scene_find(const uint8_t *rgb, scene_object *found)
     uint16_t label = 0;
     for (size_t at = 0; at < SCENE_PIXELS; at++) {
         if (labels[at] || chroma(rgb + 3 * at) <= CHROMA) continue;
-        piece p = gather(rgb, at, ++label, labels, queue);
+        patch p = gather(rgb, at, ++label, labels, queue);
         if (p.area < SPECK || n == SCENE_FOUND) continue;
         size_t k = n++;
         for (; k > 0 && areas[k - 1] < p.area; k--) {
