@@ -16,24 +16,26 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Sizes of the convolution's kernel (tests/SPEED.md): it computes OUTPUTS channels of PIXELS pixels at a time, in VECTORS x OUTPUTS
- * registers of WIDTH numbers. */
+/* Sizes of the convolution's kernel (tests/SPEED.md): OUTPUTS channels of PIXELS pixels at a time, VECTORS x OUTPUTS runs of WIDTH sums,
+ * all in registers: gcc and clang keep these there, and few others. Weights are kept COPIES times where a register cannot be filled with
+ * a number of memory at once. */
 #if defined(__AVX512F__)
-enum { WIDTH = 8, VECTORS = 4, OUTPUTS = 5 };
+enum { VECTORS = 1, OUTPUTS = 4, WIDTH = 40, COPIES = 1 };
 #elif defined(__AVX__)
-enum { WIDTH = 4, VECTORS = 2, OUTPUTS = 6 };
+enum { VECTORS = 3, OUTPUTS = 3, WIDTH = 4, COPIES = 1 };
 #else
-enum { WIDTH = 2, VECTORS = 2, OUTPUTS = 6 };
+enum { VECTORS = 3, OUTPUTS = 3, WIDTH = 2, COPIES = 2 };
 #endif
 enum {
     PIXELS = VECTORS * WIDTH,
-    TERMS = 72,                       /* of a sum that are taken at a time: 8 channels of a 3x3 convolution */
-    SPREAD = TERMS * OUTPUTS * WIDTH, /* weights of these terms */
-    BAND = 2048,                      /* pixels that share a pass over the weights, about, */
-    STRIP = 256,                      /* of at most so many columns */
-    QUERY_RUN = 192,                  /* T of attention: queries that share a pass over keys and values */
-    CHAINS = 8,                       /* groups whose sums run side by side */
-    POINTS = 16                       /* T of a search for the nearest codeword */
+    TERMS = 72,                            /* of a sum that are taken at a time: 8 channels of a 3x3 convolution */
+    OUTPUT_RUN = 8 * OUTPUTS,              /* outputs that take these terms in turn: 32, a panel, where OUTPUTS is 4 */
+    WEIGHTS = TERMS * OUTPUT_RUN * COPIES, /* of these terms and outputs */
+    BAND = 2048,                           /* pixels that share a pass over the weights, about, */
+    STRIP = 256,                           /* of at most so many columns */
+    QUERY_RUN = 192,                       /* T of attention: queries that share a pass over keys and values */
+    CHAINS = 8,                            /* groups whose sums run side by side */
+    POINTS = 16                            /* T of a search for the nearest codeword */
 };
 
 static const double NORM_EPS = 1e-6;    /* GroupNorm (QUIRKS, VQ 2) */
@@ -52,7 +54,7 @@ typedef struct {
     double *x, *a;         /* [capacity]: the activation [C][H][W]; another tensor */
     double *band;          /* [band_size]: what an area of a convolution sees */
     double *sums;          /* [threads][sums_size]: of the outputs of an area */
-    double *weights;       /* [threads][SPREAD] */
+    double *weights;       /* [threads][WEIGHTS] */
     double *mean, *spread; /* [larger(G, z)]: of a norm */
     double *guide;         /* Emu3's decoder: [E][h][w], */
     double *factor, *term; /* [widest][h][w]: conv_y(guide) and conv_b(guide) of the present norm; else NULL */
@@ -298,59 +300,49 @@ static void fill_band(double *band, const double *in, const framing *v, area a, 
 }
 
 /* The kernel: sum[r][p] += w[k][r] * x[at[k] + p], k ascending, for OUTPUTS outputs r and PIXELS pixels p, each in an accumulator of
- * its own, all of them in registers; w is kept WIDTH times over, because loading a whole register is cheaper than filling it with one
- * number. The order of the two outer loops changes no sum: gcc keeps the accumulators in registers with one order, clang with
- * the other.   sum [OUTPUTS] rows ld apart; w [terms][OUTPUTS][WIDTH] */
+ * its own, all of them in registers.   sum [OUTPUTS] rows ld apart; w [terms][OUTPUTS of OUTPUT_RUN][COPIES] */
 static void tile(double *restrict sum, size_t ld, const double *restrict x, const size_t *restrict at, const double *restrict w, size_t terms)
 {
-#if defined(__clang__)
-    enum { OUTER = OUTPUTS, INNER = VECTORS };
-#define OUTPUT outer
-#define VECTOR inner
-#else
-    enum { OUTER = VECTORS, INNER = OUTPUTS };
-#define OUTPUT inner
-#define VECTOR outer
-#endif
-    double acc[OUTER][INNER][WIDTH];
-    for (size_t outer = 0; outer < OUTER; ++outer)
-        for (size_t inner = 0; inner < INNER; ++inner)
-            for (size_t l = 0; l < WIDTH; ++l) acc[outer][inner][l] = sum[OUTPUT * ld + VECTOR * WIDTH + l];
-    for (size_t k = 0; k < terms; ++k, w += OUTPUTS * WIDTH) {
+    double acc[VECTORS][OUTPUTS][WIDTH];
+    for (size_t i = 0; i < VECTORS; ++i)
+        for (size_t r = 0; r < OUTPUTS; ++r)
+            for (size_t l = 0; l < WIDTH; ++l) acc[i][r][l] = sum[r * ld + i * WIDTH + l];
+    for (size_t k = 0; k < terms; ++k, w += OUTPUT_RUN * COPIES) {
         const double *x_k = x + at[k];
-        for (size_t outer = 0; outer < OUTER; ++outer)
-            for (size_t inner = 0; inner < INNER; ++inner)
-                for (size_t l = 0; l < WIDTH; ++l) acc[outer][inner][l] += w[OUTPUT * WIDTH + l] * x_k[VECTOR * WIDTH + l];
+        for (size_t i = 0; i < VECTORS; ++i)
+            for (size_t r = 0; r < OUTPUTS; ++r)
+                for (size_t l = 0; l < WIDTH; ++l) acc[i][r][l] += w[r * COPIES + l % COPIES] * x_k[i * WIDTH + l];
     }
-    for (size_t outer = 0; outer < OUTER; ++outer)
-        for (size_t inner = 0; inner < INNER; ++inner)
-            for (size_t l = 0; l < WIDTH; ++l) sum[OUTPUT * ld + VECTOR * WIDTH + l] = acc[outer][inner][l];
-#undef OUTPUT
-#undef VECTOR
+    for (size_t i = 0; i < VECTORS; ++i)
+        for (size_t r = 0; r < OUTPUTS; ++r)
+            for (size_t l = 0; l < WIDTH; ++l) sum[r * ld + i * WIDTH + l] = acc[i][r][l];
 }
 
-/* w [terms][OUTPUTS][WIDTH] = columns k ... k+terms-1 of rows r ... of the weights; 0 where there is no such row. */
-static void spread_weights(double *w, const tsar_matrix *weight, size_t r, size_t k, size_t terms)
+/* w [terms][OUTPUT_RUN][COPIES] = columns k ... k+terms-1 of rows r ... r+rows-1 of the weights. */
+static void widen(double *w, const tsar_matrix *weight, size_t r, size_t rows, size_t k, size_t terms)
 {
-    double columns[TERMS * OUTPUTS] = { 0 };
-    const size_t rows = smaller(OUTPUTS, weight->rows - r);
-    tsar_matrix_part(columns, OUTPUTS, weight, r, rows, k, terms);
-    for (size_t i = 0; i < terms * OUTPUTS; ++i)
-        for (size_t l = 0; l < WIDTH; ++l) w[i * WIDTH + l] = columns[i];
+    tsar_matrix_part(w, OUTPUT_RUN, weight, r, rows, k, terms);
+    for (size_t i = terms * OUTPUT_RUN; COPIES > 1 && i-- > 0;) {
+        const double w_i = w[i];
+        for (size_t copy = 0; copy < COPIES; ++copy) w[i * COPIES + copy] = w_i;
+    }
 }
 
-/* Outputs r ... r+OUTPUTS-1 of a convolution in an area, see convolve. The weights of a few channels are spread once for the whole
- * area.   band [in][stride][stride][plane]; sum [OUTPUTS][outputs] and w [TERMS][OUTPUTS][WIDTH] are scratch */
-static void convolve_area(const tsar_model *model, double *out, const double *band, const tsar_conv *conv, const framing *v, area a, size_t r,
+/* Outputs r ... r+rows-1, at most OUTPUT_RUN, of a convolution in an area, see convolve. The terms of a few channels are taken for all of them before
+ * the next: their weights are widened once, and their part of the band stays in the cache. (Sums that fill up a tile are left.)
+ * band [in][stride][stride][plane]; sum [OUTPUT_RUN][outputs] and w [WEIGHTS] are scratch */
+static void convolve_area(const tsar_model *model, double *out, const double *band, const tsar_conv *conv, const framing *v, area a, size_t r, size_t rows,
                           result_mode result, double *sum, double *w)
 {
-    const size_t in = conv->in * v->taps, terms = v->size * v->size, rows = smaller(OUTPUTS, conv->out - r), n = (a.H - 1) * v->pitch + a.W;
-    for (size_t i = 0; i < OUTPUTS; ++i)
+    const size_t in = conv->in * v->taps, terms = v->size * v->size, n = (a.H - 1) * v->pitch + a.W;
+    for (size_t i = 0; i < OUTPUT_RUN; ++i)
         for (size_t q = 0; q < v->outputs; ++q) sum[i * v->outputs + q] = i < rows ? conv->bias[r + i] : 0.0;
     for (size_t c = 0; c < in; c += v->channels) {
         const size_t channels = smaller(v->channels, in - c);
-        spread_weights(w, &conv->weight, r, c * terms, channels * terms);
-        for (size_t q = 0; q < n; q += PIXELS) tile(sum + q, v->outputs, band + c * v->stride * v->stride * v->plane + q, v->at, w, channels * terms);
+        const double *x = band + c * v->stride * v->stride * v->plane;
+        widen(w, &conv->weight, r, rows, c * terms, channels * terms);
+        for (size_t i = 0; i < rows; i += OUTPUTS)
+            for (size_t q = 0; q < n; q += PIXELS) tile(sum + i * v->outputs + q, v->outputs, x + q, v->at, w + i * COPIES, channels * terms);
     }
     for (size_t i = 0; i < rows; ++i)
         for (size_t y = 0; y < a.H; ++y) {
@@ -363,29 +355,32 @@ static void convolve_area(const tsar_model *model, double *out, const double *ba
 }
 
 /* All areas of one frame. Area by area, the threads first share the channels that enter the band, then the outputs. */
-static void convolve_frame(network *s, double *out, const double *in, const tsar_conv *conv, const framing *v, const norming *norm, result_mode result)
+static void convolve_frame(network *net, double *out, const double *in, const tsar_conv *conv, const framing *v, const norming *norm, result_mode result)
 {
-    const size_t sets = (conv->out + OUTPUTS - 1) / OUTPUTS, workers = s->model->threads, channel = v->stride * v->stride * v->plane;
+    const size_t sets = (conv->out + OUTPUTS - 1) / OUTPUTS, workers = net->model->threads, channel = v->stride * v->stride * v->plane;
     for (size_t y = 0; y < v->out_H; y += v->band_H)
         for (size_t x = 0; x < v->out_W; x += v->band_W) {
             const area a = { y, x, smaller(v->band_H, v->out_H - y), smaller(v->band_W, v->out_W - x) };
             TSAR_PARALLEL_FOR(workers)
-            for (size_t c = 0; c < conv->in * v->taps; ++c) fill_band(s->band + c * channel, in, v, a, norm, c);
+            for (size_t c = 0; c < conv->in * v->taps; ++c) fill_band(net->band + c * channel, in, v, a, norm, c);
             TSAR_PARALLEL_FOR(workers)
-            for (size_t worker = 0; worker < workers; ++worker)
-                for (size_t set = share(sets, worker, workers); set < share(sets, worker + 1, workers); ++set)
-                    convolve_area(s->model, out, s->band, conv, v, a, set * OUTPUTS, result, s->sums + worker * s->sums_size, s->weights + worker * SPREAD);
+            for (size_t worker = 0; worker < workers; ++worker) {
+                const size_t first = share(sets, worker, workers) * OUTPUTS, end = smaller(conv->out, share(sets, worker + 1, workers) * OUTPUTS);
+                double *sum = net->sums + worker * net->sums_size, *w = net->weights + worker * WEIGHTS;
+                for (size_t r = first; r < end; r += OUTPUT_RUN)
+                    convolve_area(net->model, out, net->band, conv, v, a, r, smaller(OUTPUT_RUN, end - r), result, sum, w);
+            }
         }
 }
 
 /* y[r][y][x] = bias[r] + sum over c, i, j, in this order, of weight[r][c][i][j] * framed input[c][y*stride + i][x*stride + j];
  * out = y, or out + y for ADD. The input is normalised unless norm is NULL. A convolution of size 1 may write what it reads.
  * out [conv.out][out_H][out_W], in [conv.in][H][W]; with taps in time out [conv.out][frames/2][H][W], in [conv.in][frames][H][W] */
-static void convolve(network *s, double *out, const double *in, const tsar_conv *conv, resampling mode, const norming *norm, result_mode result)
+static void convolve(network *net, double *out, const double *in, const tsar_conv *conv, resampling mode, const norming *norm, result_mode result)
 {
-    framing v = framing_of(conv, mode, s->H, s->W);
-    if (v.taps > 1) v.frames = s->frames, v.frames_out = s->frames / 2;
-    for (; v.frame < v.frames_out; ++v.frame) convolve_frame(s, out, in, conv, &v, norm, result);
+    framing v = framing_of(conv, mode, net->H, net->W);
+    if (v.taps > 1) v.frames = net->frames, v.frames_out = net->frames / 2;
+    for (; v.frame < v.frames_out; ++v.frame) convolve_frame(net, out, in, conv, &v, norm, result);
 }
 
 /* x = convolution of x. */
@@ -495,7 +490,7 @@ static tsar_status trace_of(const network *net, double *t, const char *name, int
     return tsar_emit(net->sink, net->err, TSAR_F64, t, 3, shape, "vq.%s.%s.%d", net->part, name, number);
 }
 
-static tsar_status trace(const network *s, const char *name, int number) { return trace_of(s, s->x, name, number); }
+static tsar_status trace(const network *net, const char *name, int number) { return trace_of(net, net->x, name, number); }
 
 /* t = t + conv2(silu(bn2(conv1(silu(bn1(t))))))   (SPEC 4, time_res_stack) */
 static void time_block(network *net, double *t, const tsar_time_block *block)
@@ -632,7 +627,7 @@ static void measure_conv(network *net, const tsar_conv *conv, resampling mode, s
     net->capacity = larger(net->capacity, tsar_product(tsar_product(H, W), conv->in));
     net->capacity = larger(net->capacity, tsar_product(tsar_product(v.out_H, v.out_W), conv->out));
     net->band_size = larger(net->band_size, band_size(&v, conv->in * v.taps));
-    net->sums_size = larger(net->sums_size, OUTPUTS * v.outputs);
+    net->sums_size = larger(net->sums_size, OUTPUT_RUN * v.outputs);
 }
 
 /* The same for a residual block, or for what is measured like one: no convolution of an attention block is larger than those of the
@@ -696,7 +691,7 @@ static tsar_status network_allocate(network *net, int guided)
         { &net->a, net->capacity },
         { &net->band, net->band_size },
         { &net->sums, tsar_product(threads, net->sums_size) },
-        { &net->weights, tsar_product(threads, SPREAD) },
+        { &net->weights, tsar_product(threads, WEIGHTS) },
         { &net->mean, groups },
         { &net->spread, groups },
         { &net->guide, tsar_product(guide, config->vq_embed_dim) },
