@@ -18,24 +18,24 @@ enum { PREFILL_ROWS = 120 }; /* prompt rows fed together: whole groups of QUERIE
 
 /* Arithmetic as the equations have it, each operation's result rounded where the model asks for a precision (tsar_round_to). */
 
-/* y = w . x + bias for `rows` vectors; bias may be NULL. */
-static void product(const tsar_state *state, double *y, const double *x, const tsar_matrix *w, const double *bias, size_t rows)
+/* y = w . x + bias for `count` vectors; bias may be NULL. */
+static void product(const tsar_state *state, double *y, const double *x, const tsar_matrix *w, const double *bias, size_t count)
 {
     const int exact = state->model->precision == TSAR_F64;
-    tsar_matmul(y, x, w, exact ? bias : NULL, rows, state->model->threads, state->scratch);
+    tsar_matmul(y, x, w, exact ? bias : NULL, count, state->model->threads, state->scratch);
     if (exact) return;
-    tsar_round_to(state->model, y, rows * w->rows);
-    for (size_t i = 0; i < rows * w->rows && bias; i++) y[i] = y[i] + bias[i % w->rows];
-    tsar_round_to(state->model, y, rows * w->rows);
+    tsar_round_to(state->model, y, count * w->rows);
+    for (size_t i = 0; i < count * w->rows && bias; i++) y[i] = y[i] + bias[i % w->rows];
+    tsar_round_to(state->model, y, count * w->rows);
 }
 
-/* y = x / sqrt(mean(x^2) + eps) * g, row by row; y may be x. */
-static void rmsnorm(const tsar_state *state, double *y, const double *x, const double *g, size_t rows)
+/* y = x / sqrt(mean(x^2) + eps) * g for `count` vectors; y may be x. */
+static void rmsnorm(const tsar_state *state, double *y, const double *x, const double *g, size_t count)
 {
     const size_t d = state->stack->dim;
     const int exact = state->model->precision == TSAR_F64;
-    TSAR_PARALLEL_FOR(rows > 1 ? state->model->threads : 1)
-    for (size_t r = 0; r < rows; r++) {
+    TSAR_PARALLEL_FOR(count > 1 ? state->model->threads : 1)
+    for (size_t r = 0; r < count; r++) {
         double *y_r = y + r * d;
         tsar_rmsnorm(y_r, x + r * d, exact ? g : NULL, d, state->stack->norm_eps);
         if (exact) continue;
@@ -374,24 +374,24 @@ static void forget_stand_ins(tsar_state *state, size_t rows)
 
 /* ------------------------------------------------------------------------------------- in front of the blocks and behind */
 
-/* y = fc2 . gelu(fc1 . x + b1) + b2 for `rows` vectors, with gelu's tanh form, or erf form. */
-static void mlp(tsar_state *state, double *y, const double *x, const tsar_code_mlp *w, void (*gelu)(double *, size_t), size_t rows)
+/* y = fc2 . gelu(fc1 . x + b1) + b2 for `count` vectors, with gelu's tanh form, or erf form. */
+static void mlp(tsar_state *state, double *y, const double *x, const tsar_code_mlp *w, void (*gelu)(double *, size_t), size_t count)
 {
     const size_t hidden = w->fc1.rows;
-    product(state, state->hidden, x, &w->fc1, w->b1, rows);
-    TSAR_PARALLEL_FOR(rows > 1 ? state->model->threads : 1)
-    for (size_t r = 0; r < rows; r++) gelu(state->hidden + r * hidden, hidden);
-    tsar_round_to(state->model, state->hidden, rows * hidden);
-    product(state, y, state->hidden, &w->fc2, w->b2, rows);
+    product(state, state->hidden, x, &w->fc1, w->b1, count);
+    TSAR_PARALLEL_FOR(count > 1 ? state->model->threads : 1)
+    for (size_t r = 0; r < count; r++) gelu(state->hidden + r * hidden, hidden);
+    tsar_round_to(state->model, state->hidden, count * hidden);
+    product(state, y, state->hidden, &w->fc2, w->b2, count);
 }
 
-/* x = x + fc2 . gelu(fc1 . rmsnorm(x)): a block of token-shuffle or token-unshuffle, x [rows][d]. (paper, section 3; pre-norm is ours) */
-static void shuffle_block(tsar_state *state, double *x, const tsar_mlp *block, size_t rows)
+/* x = x + fc2 . gelu(fc1 . rmsnorm(x)): a block of token-shuffle or token-unshuffle, x [count][d]. (paper, section 3; pre-norm is ours) */
+static void shuffle_block(tsar_state *state, double *x, const tsar_mlp *block, size_t count)
 {
     const tsar_code_mlp w = { .fc1 = block->fc1, .fc2 = block->fc2 };
-    rmsnorm(state, state->normed, x, block->norm, rows);
-    mlp(state, state->delta, state->normed, &w, tsar_gelu_n, rows);
-    add(state, x, state->delta, rows * state->stack->dim);
+    rmsnorm(state, state->normed, x, block->norm, count);
+    mlp(state, state->delta, state->normed, &w, tsar_gelu_n, count);
+    add(state, x, state->delta, count * state->stack->dim);
 }
 
 /* compressed [n][s*s][d/s^2], window by window, in the trace's raster order of codes [gh*gw][d/s^2]; what the sink puts there goes back. */

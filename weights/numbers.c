@@ -27,7 +27,7 @@ double tsar_uniform(uint64_t seed, uint64_t image, uint64_t row, uint64_t column
     return (double)(h >> 11) * 0x1p-53;
 }
 
-/* ------------------------------------------------------------------------------------------------ norm and softmax */
+/* ------------------------------------------------------------------------------------------------------- the norm */
 
 /* RMSNorm (LlamaGen): y = x / sqrt(mean(x^2) + eps) * g; g NULL: without the gain. */
 void tsar_rmsnorm(double *y, const double *x, const double *g, size_t d, double eps)
