@@ -42,7 +42,7 @@ static const double NORM_EPS = 1e-6;    /* GroupNorm (QUIRKS, VQ 2) */
 static const double BATCH_EPS = 1e-5;   /* batch norm (QUIRKS, Emu3 4) */
 static const double LENGTH_MIN = 1e-12; /* unit length: x / max(|x|, 1e-12) (QUIRKS, VQ 6) */
 
-/* One pass through the encoder or the decoder: the activation, and room to compute the next one. */
+/* One pass through the encoder or the decoder: the stream and a branch, which change places where a layer replaces the stream. */
 typedef struct {
     const tsar_model *model;
     const tsar_sink *sink;
@@ -51,7 +51,7 @@ typedef struct {
     size_t C, H, W;        /* of the activation */
     size_t frames;         /* of it in time: 1 but in the encoder's time convolutions, where it is [C][frames][H][W] */
     size_t h, w, widest;   /* of the latent picture; the most channels of the pass */
-    double *x, *a;         /* [capacity]: the activation [C][H][W]; another tensor */
+    double *x, *branch;    /* [capacity]: the stream, that is the activation [C][H][W]; what a branch makes of it */
     double *band;          /* [band_size]: what an area of a convolution sees */
     double *sums;          /* [threads][sums_size]: of the outputs of an area */
     double *weights;       /* [threads][WEIGHTS] */
@@ -123,7 +123,7 @@ typedef struct {
     norm_mode mode;
 } norming;
 
-static void convolve(network *s, double *out, const double *in, const tsar_conv *conv, resampling mode, const norming *norm, result_mode result);
+static void convolve(network *net, double *out, const double *in, const tsar_conv *conv, resampling mode, const norming *norm, result_mode result);
 
 /* The GroupNorm of in [C][H][W], ready to be applied: its moments are taken, and the convolutions of the guide, at the guide's size. The
  * sums of a group take channels, rows, columns in this order. It is good until the next call. */
@@ -242,8 +242,8 @@ static framing framing_of(const tsar_conv *conv, resampling mode, size_t H, size
     v.outputs = (v.band_H * v.pitch + PIXELS - 1) / PIXELS * PIXELS;
     v.channels = TERMS / (v.size * v.size);
     for (size_t k = 0; k < v.channels * v.size * v.size; ++k) {
-        const size_t c = k / (v.size * v.size), i = k / v.size % v.size, j = k % v.size, s = v.stride;
-        v.at[k] = (c * s * s + i % s * s + j % s) * v.plane + i / s * v.pitch + j / s;
+        const size_t c = k / (v.size * v.size), i = k / v.size % v.size, j = k % v.size, stride = v.stride;
+        v.at[k] = (c * stride * stride + i % stride * stride + j % stride) * v.plane + i / stride * v.pitch + j / stride;
     }
     return v;
 }
@@ -289,13 +289,13 @@ typedef struct {
 /* The planes of channel c that the outputs of an area see.   band [stride][stride][plane]; in [in][H][W] */
 static void fill_band(double *band, const double *in, const framing *v, area a, const norming *norm, size_t c)
 {
-    const size_t s = v->stride, rows = (a.H - 1) * s + v->size, n = (a.W - 1) * s + v->size;
+    const size_t stride = v->stride, rows = (a.H - 1) * stride + v->size, n = (a.W - 1) * stride + v->size;
     double line[2 * STRIP + 3];
     for (size_t row = 0; row < rows; ++row) {
-        double *into = band + row % s * s * v->plane + row / s * v->pitch, *whole = s == 1 ? into : line;
-        fetch_line(whole, plane_of(in, v, c), v, a.y * s + row, a.x * s, n, norm, c);
-        for (size_t j = 0; s > 1 && j < s; ++j)
-            for (size_t k = 0; k * s + j < n; ++k) into[j * v->plane + k] = line[k * s + j];
+        double *into = band + row % stride * stride * v->plane + row / stride * v->pitch, *whole = stride == 1 ? into : line;
+        fetch_line(whole, plane_of(in, v, c), v, a.y * stride + row, a.x * stride, n, norm, c);
+        for (size_t j = 0; stride > 1 && j < stride; ++j)
+            for (size_t k = 0; k * stride + j < n; ++k) into[j * v->plane + k] = line[k * stride + j];
     }
 }
 
@@ -387,8 +387,8 @@ static void convolve(network *net, double *out, const double *in, const tsar_con
 static void conv_layer(network *net, const tsar_conv *conv, resampling mode, const norming *norm)
 {
     const framing v = framing_of(conv, mode, net->H, net->W);
-    convolve(net, net->a, net->x, conv, mode, norm, REPLACE);
-    swap(&net->x, &net->a);
+    convolve(net, net->branch, net->x, conv, mode, norm, REPLACE);
+    swap(&net->x, &net->branch);
     net->C = conv->out;
     net->H = v.out_H;
     net->W = v.out_W;
@@ -401,10 +401,10 @@ static void conv_layer(network *net, const tsar_conv *conv, resampling mode, con
 static void resnet_block(network *net, const tsar_resblock *block)
 {
     const norming norm1 = group_norm(net, net->x, &block->norm1, NORM_SWISH);
-    convolve(net, net->a, net->x, &block->conv1, PLAIN, &norm1, REPLACE);
-    const norming norm2 = group_norm(net, net->a, &block->norm2, NORM_SWISH);
+    convolve(net, net->branch, net->x, &block->conv1, PLAIN, &norm1, REPLACE);
+    const norming norm2 = group_norm(net, net->branch, &block->norm2, NORM_SWISH);
     if (block->nin_shortcut.out != 0) convolve(net, net->x, net->x, &block->nin_shortcut, PLAIN, NULL, REPLACE);
-    convolve(net, net->x, net->a, &block->conv2, PLAIN, &norm2, ADD);
+    convolve(net, net->x, net->branch, &block->conv2, PLAIN, &norm2, ADD);
     net->C = block->conv2.out;
 }
 
@@ -456,20 +456,20 @@ static tsar_status attn_block(network *net, const tsar_attnblock *block)
     if (status == TSAR_OK) status = tsar_matrix_open(&value, C, P, TSAR_F64, "the values of an attention block", net->err);
     if (status == TSAR_OK) {
         const norming norm = group_norm(net, net->x, &block->norm, NORM_ONLY);
-        convolve(net, net->a, net->x, &block->k, PLAIN, &norm, REPLACE);
+        convolve(net, net->branch, net->x, &block->k, PLAIN, &norm, REPLACE);
         for (size_t p = 0; p < P; p += QUERY_RUN) {
-            positions(vectors, net->a, C, P, p, smaller(QUERY_RUN, P - p));
+            positions(vectors, net->branch, C, P, p, smaller(QUERY_RUN, P - p));
             tsar_matrix_set_rows(&key, p, smaller(QUERY_RUN, P - p), vectors);
         }
-        convolve(net, net->a, net->x, &block->v, PLAIN, &norm, REPLACE);
-        tsar_matrix_set_rows(&value, 0, C, net->a);
-        convolve(net, net->a, net->x, &block->q, PLAIN, &norm, REPLACE);
+        convolve(net, net->branch, net->x, &block->v, PLAIN, &norm, REPLACE);
+        tsar_matrix_set_rows(&value, 0, C, net->branch);
+        convolve(net, net->branch, net->x, &block->q, PLAIN, &norm, REPLACE);
         TSAR_PARALLEL_FOR(workers)
         for (size_t worker = 0; worker < workers; ++worker)
             for (size_t run = share(runs, worker, workers); run < share(runs, worker + 1, workers); ++run)
-                attend(net->model, net->a, &key, &value, run * QUERY_RUN, smaller(QUERY_RUN, P - run * QUERY_RUN), vectors + worker * QUERY_RUN * C,
+                attend(net->model, net->branch, &key, &value, run * QUERY_RUN, smaller(QUERY_RUN, P - run * QUERY_RUN), vectors + worker * QUERY_RUN * C,
                        score + worker * QUERY_RUN * P, scratch + worker * tsar_scratch(QUERY_RUN, 1));
-        convolve(net, net->x, net->a, &block->proj_out, PLAIN, NULL, ADD);
+        convolve(net, net->x, net->branch, &block->proj_out, PLAIN, NULL, ADD);
     }
     tsar_matrix_close(&key);
     tsar_matrix_close(&value);
@@ -496,18 +496,18 @@ static tsar_status trace(const network *net, const char *name, int number) { ret
 static void time_block(network *net, double *t, const tsar_time_block *block)
 {
     const norming norm1 = batch_norm(net, &block->norm1, NORM_SWISH);
-    convolve(net, net->a, t, &block->conv1, PLAIN, &norm1, REPLACE);
+    convolve(net, net->branch, t, &block->conv1, PLAIN, &norm1, REPLACE);
     const norming norm2 = batch_norm(net, &block->norm2, NORM_SWISH);
-    convolve(net, t, net->a, &block->conv2, PLAIN, &norm2, ADD);
+    convolve(net, t, net->branch, &block->conv2, PLAIN, &norm2, ADD);
 }
 
 /* t = silu(conv(t))   (SPEC 4, time_conv). The encoder's halves the frames. */
 static void time_conv(network *net, double *t, const tsar_conv *conv)
 {
-    convolve(net, net->a, t, conv, PLAIN, NULL, REPLACE);
+    convolve(net, net->branch, t, conv, PLAIN, NULL, REPLACE);
     if (conv->taps > 1) net->frames /= 2;
     const size_t n = conv->out * net->frames * net->H * net->W;
-    memcpy(t, net->a, n * sizeof *t);
+    memcpy(t, net->branch, n * sizeof *t);
     tsar_silu_n(t, n);
     tsar_round_to(net->model, t, n);
 }
@@ -666,7 +666,7 @@ static void measure_time(network *net, const tsar_coder *coder)
 static void network_close(network *net)
 {
     tsar_free(net->x);
-    tsar_free(net->a);
+    tsar_free(net->branch);
     tsar_free(net->band);
     tsar_free(net->sums);
     tsar_free(net->weights);
@@ -688,7 +688,7 @@ static tsar_status network_allocate(network *net, int guided)
         size_t count;
     } tensors[] = {
         { &net->x, net->capacity },
-        { &net->a, net->capacity },
+        { &net->branch, net->capacity },
         { &net->band, net->band_size },
         { &net->sums, tsar_product(threads, net->sums_size) },
         { &net->weights, tsar_product(threads, WEIGHTS) },
@@ -910,7 +910,7 @@ static tsar_status decode(network *net, const int64_t *codes, size_t h, size_t w
 
     net->C = E, net->H = h, net->W = w;
     for (size_t p = 0; p < h * w; ++p) {
-        double *word = net->a; /* [E] */
+        double *word = net->branch; /* [E] */
         tsar_vq_codeword(net->model, (size_t)codes[p], word);
         for (size_t e = 0; e < E; ++e) net->x[e * h * w + p] = word[e];
     }
