@@ -857,7 +857,7 @@ static tsar_status decide_fine(const generation *g, size_t image, size_t i, int6
     if (d.V == 0) return no_members((size_t)label, err);
     for (size_t j = 0; j < d.V; j++) logits[j] = logits[d.codes[j]]; /* codes[j] >= j: nothing is overwritten before it is read */
     if (!are_finite(logits, d.V, g->settings))
-        return tsar_fail(err, TSAR_INPUT, "the fine logits of token %zu are not finite; weights or temperature are out of range", i);
+        return tsar_fail(err, TSAR_INPUT, "the fine logits of code %zu are not finite; weights or temperature are out of range", i);
     return decide_code(g, &d, &g->fine[i], err);
 }
 

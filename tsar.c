@@ -335,8 +335,8 @@ static tsar_status block_forward(tsar_state *state, size_t layer, size_t rows, c
 static void tell_layer(const tsar_state *state, size_t layer, size_t rows)
 {
     const tsar_model *m = state->model;
-    const double of_pass = (double)(layer + 1) / (double)state->stack->n_layer;
-    if (m->watch && state->what) m->watch(m->watch_context, state->what, ((double)state->first + (double)rows * of_pass) / (double)state->whole);
+    const double done = (double)state->watched_before + (double)rows * ((double)(layer + 1) / (double)state->stack->n_layer);
+    if (m->watch && state->watched) m->watch(m->watch_context, state->watched, done / (double)state->watched_rows);
 }
 
 /* All blocks over state->x [rows][d], of the rows state->row [rows]. */
@@ -605,14 +605,14 @@ tsar_status tsar_prefill(tsar_state *state, size_t sequence, const tsar_prompt *
     if (status == TSAR_OK) status = tsar_reserve_rows(state, room, err);
     if (status == TSAR_OK && !(features = tsar_alloc(room, c->caption_dim * sizeof *features, "caption features", err))) status = TSAR_ROOM;
     size_t rows = 0;
-    state->what = "prompt", state->whole = length;
+    state->watched = "prompt", state->watched_rows = length;
     for (size_t first = 0; first < length && status == TSAR_OK; first += rows) {
         rows = length - first < room ? length - first : room;
-        state->first = first;
+        state->watched_before = first;
         prompt_rows(state, sequence, prompt, first, rows, features);
         status = run_rows(state, rows, NULL, err);
     }
-    state->what = NULL;
+    state->watched = NULL;
     tsar_free(features);
     if (status != TSAR_OK || !logits) return status;
     status = predict(state, state->x + (rows - 1) * d, 1, NULL, err);
@@ -723,7 +723,7 @@ tsar_status tsar_gpt_trace(const tsar_model *model, const tsar_prompt *prompt, c
     if (status == TSAR_OK && !(features = tsar_alloc(prefix, c->caption_dim * sizeof *features, "caption features", err))) status = TSAR_ROOM;
     if (status == TSAR_OK && !(windows = tsar_alloc(c->grid_h * c->grid_w, sizeof *windows, "codes", err))) status = TSAR_ROOM;
     if (status == TSAR_OK) trace_rows(state, prompt, codes, features, windows);
-    state->what = "transformer", state->whole = state->cache[0].positions;
+    state->watched = "transformer", state->watched_rows = state->cache[0].positions;
     if (status == TSAR_OK) status = run_rows(state, state->cache[0].positions, sink, err);
     if (status == TSAR_OK) status = trace_logits(state, sink, err);
     tsar_free(features);
@@ -750,7 +750,7 @@ tsar_status tsar_fine_hidden(const tsar_model *model, const int64_t *labels, dou
         state->row[t].table = &model->coarse_embeddings;
         state->row[t].id = (size_t)labels[t];
     }
-    state->what = "stage two", state->whole = N;
+    state->watched = "stage two", state->watched_rows = N;
     if (status == TSAR_OK) status = run_rows(state, N, sink, err);
     if (status == TSAR_OK) {
         rmsnorm(state, hidden, state->x, model->fine.norm, N);
@@ -820,7 +820,7 @@ tsar_status tsar_t5_encode(const tsar_model *model, const int64_t *ids, size_t L
         state->row[p].table = &model->t5_embeddings;
         state->row[p].id = (size_t)ids[p];
     }
-    state->what = "text encoder", state->whole = L;
+    state->watched = "text encoder", state->watched_rows = L;
     if (status == TSAR_OK) status = run_rows(state, L, sink, err);
     if (status == TSAR_OK) {
         rmsnorm(state, out, state->x, model->t5.norm, L);

@@ -775,7 +775,7 @@ tsar_status tsar_gpt_trace(const tsar_model *model, const tsar_prompt *prompt, c
 
 /* CTF stage two: hidden [N][fine_dim] from labels [N]; fine.* into sink (NULL: none). */
 tsar_status tsar_fine_hidden(const tsar_model *model, const int64_t *labels, double *hidden, const tsar_sink *sink, tsar_error *err);
-/* logits [count][K] of tokens first ... first+count-1 from what tsar_fine_hidden gave. */
+/* logits [count][K] of codes first ... first+count-1, in raster order, from what tsar_fine_hidden gave. */
 tsar_status tsar_fine_logits(const tsar_model *model, const double *hidden, size_t first, size_t count, double *logits, tsar_error *err);
 
 /* The text encoder (SPEC 11): out [L][t5_dim] = the last norm's output for ids [L], eos last, no padding; t5.* into sink (NULL: none). */

@@ -37,8 +37,8 @@ struct tsar_state {
     int eol;            /* 1: a token stands behind every row of image tokens */
     size_t columns;     /* of the grid of image tokens */
     size_t kept_layers; /* n_layer; 1 where one pass feeds everything, and a layer's keys and values are not needed again */
-    const char *what;   /* is fed in one go, for the model's watch; NULL: single tokens, of which it does not hear */
-    size_t whole, first; /* rows of it; how many of them stand in front of this pass */
+    const char *watched; /* what is fed in one go, for the model's watch; NULL: single tokens, of which it does not hear */
+    size_t watched_rows, watched_before; /* rows of it; how many of them stand in front of this pass */
     size_t sequences;
     kv_cache *cache;   /* [sequences] */
     double *frequency; /* [hd/2] for 1d, [hd/4] for 2d rotary positions */
