@@ -96,6 +96,17 @@ awk '
     }' $sources >"$dir/constants"
 check 'constants have one value' nothing "$dir/constants"
 
+# a type of one name is one thing (tests aside; a buffer and a picture are the same in two files)
+# shellcheck disable=SC2086 # patterns
+grep -hoE '^\} [a-z][a-z0-9_]*;' $(ls $sources | grep -v '^tests/') | tr -d '} ;' | grep -vxE 'buffer|picture' | sort | uniq -d >"$dir/types"
+check 'types have one meaning' nothing "$dir/types"
+
+# the rule of ZipAR that the README shows is the code's, line by line
+sed -n '/The whole rule, `tsar_order_next` in sampler.c/,/^```$/p' README.md | sed '1,/^```c$/d; /^```$/d; s| */\*.*||; s/^ *//' >"$dir/rule"
+while read -r line; do grep -qF "$line" sampler.c || echo "README.md: not in sampler.c: $line"; done <"$dir/rule" >"$dir/shown"
+check 'the lines of tsar_order_next in the README' nothing "$dir/shown"
+check 'there are some' test "$(grep -c . "$dir/rule")" -ge 6
+
 # the rule itself: 39 lines pass, 40 do not, wherever the signature is broken
 for lines in 39 40; do
     {

@@ -95,11 +95,11 @@ static tsar_status write_weight(void *context, const tsar_weight *weight, tsar_e
 typedef struct {
     const char *const *keys, *const *values;
     size_t n;
-} key_list;
+} given_keys;
 
 static const char *lookup_arguments(const void *source, const char *key)
 {
-    const key_list *a = source;
+    const given_keys *a = source;
     for (size_t i = a->n; i > 0; i--)
         if (!strcmp(a->keys[i - 1], key)) return a->values[i - 1];
     return NULL;
@@ -107,7 +107,7 @@ static const char *lookup_arguments(const void *source, const char *key)
 
 tsar_status tsar_synth(const char *path, const char *const *keys, const char *const *values, size_t n, tsar_dtype dtype, tsar_error *err)
 {
-    const key_list source = { keys, values, n };
+    const given_keys source = { keys, values, n };
     tsar_config config;
     if (dtype != TSAR_F32 && dtype != TSAR_BF16 && dtype != TSAR_F16)
         return tsar_fail(err, TSAR_USAGE, "synthetic weights have the dtype f32, bf16 or f16");
