@@ -201,7 +201,8 @@ static void normalise(const norming *v, double *line, size_t n, size_t c, size_t
  * size x size that moves by stride; and how a band of it is kept: band_H x band_W outputs see, in each channel, stride x stride
  * planes, plane (i, j) holding rows i, i + stride, ... and columns j, j + stride, ... of the framed input, rows `pitch` apart. So
  * what output q = y * pitch + x multiplies with term k of the kernel stands at q + at[k]: a term sees one shifted run of pixels,
- * whatever the size, the stride and the row. (The pitch - band_W outputs between two rows are computed and left.)
+ * whatever the size, the stride and the row. (The pitch - band_W outputs between two rows are computed and left.) Where a band is as wide as
+ * the picture, the zero behind a row is the one before the next.
  *
  * In time: an input [in][frames][H][W] is read as in * taps channels, channel c * taps + t being frame 2 * frame + t - 2 of channel c:
  * stride 2, two frames of zeros in front. That is the order of the sum in SPEC 4; the zeros change no sum. */
@@ -237,8 +238,9 @@ static framing framing_of(const tsar_conv *conv, resampling mode, size_t H, size
     const size_t margin = (v.size - 1) / v.stride;
     v.band_W = smaller(v.out_W, STRIP);
     v.band_H = smaller(v.out_H, larger(1, BAND / larger(1, v.band_W)));
-    v.pitch = v.band_W + margin;
-    v.plane = (v.band_H + margin) * v.pitch;
+    const size_t shared = v.lead == 1 && v.band_W == v.out_W ? 1 : 0; /* zeros that two rows have in common */
+    v.pitch = v.band_W + margin - shared;
+    v.plane = (v.band_H + margin) * v.pitch + shared;
     v.outputs = (v.band_H * v.pitch + PIXELS - 1) / PIXELS * PIXELS;
     v.channels = TERMS / (v.size * v.size);
     for (size_t k = 0; k < v.channels * v.size * v.size; ++k) {
@@ -286,12 +288,15 @@ typedef struct {
     size_t y, x, H, W;
 } area;
 
-/* The planes of channel c that the outputs of an area see.   band [stride][stride][plane]; in [in][H][W] */
+/* The planes of channel c that the outputs of an area see; what the area above has seen of it, is moved.
+ * band [stride][stride][plane]; in [in][H][W] */
 static void fill_band(double *band, const double *in, const framing *v, area a, const norming *norm, size_t c)
 {
     const size_t stride = v->stride, rows = (a.H - 1) * stride + v->size, n = (a.W - 1) * stride + v->size;
+    const size_t known = a.y > 0 && stride == 1 ? v->size - 1 : 0;
     double line[2 * STRIP + 3];
-    for (size_t row = 0; row < rows; ++row) {
+    memmove(band, band + v->band_H * v->pitch, known * v->pitch * sizeof *band);
+    for (size_t row = known; row < rows; ++row) {
         double *into = band + row % stride * stride * v->plane + row / stride * v->pitch, *whole = stride == 1 ? into : line;
         fetch_line(whole, plane_of(in, v, c), v, a.y * stride + row, a.x * stride, n, norm, c);
         for (size_t j = 0; stride > 1 && j < stride; ++j)
@@ -354,12 +359,12 @@ static void convolve_area(const tsar_model *model, double *out, const double *ba
         }
 }
 
-/* All areas of one frame. Area by area, the threads first share the channels that enter the band, then the outputs. */
+/* All areas of one frame, each strip of columns from above. Area by area, the threads first share the channels that enter the band, then the outputs. */
 static void convolve_frame(network *net, double *out, const double *in, const tsar_conv *conv, const framing *v, const norming *norm, result_mode result)
 {
     const size_t sets = (conv->out + OUTPUTS - 1) / OUTPUTS, workers = net->model->threads, channel = v->stride * v->stride * v->plane;
-    for (size_t y = 0; y < v->out_H; y += v->band_H)
-        for (size_t x = 0; x < v->out_W; x += v->band_W) {
+    for (size_t x = 0; x < v->out_W; x += v->band_W)
+        for (size_t y = 0; y < v->out_H; y += v->band_H) {
             const area a = { y, x, smaller(v->band_H, v->out_H - y), smaller(v->band_W, v->out_W - x) };
             TSAR_PARALLEL_FOR(workers)
             for (size_t c = 0; c < conv->in * v->taps; ++c) fill_band(net->band + c * channel, in, v, a, norm, c);
