@@ -198,13 +198,13 @@ static void attend(const tsar_state *state, query_group *g)
 static void attend_head(const tsar_state *state, size_t kept_layer, size_t sequence, size_t kv_head, size_t rows, size_t worker)
 {
     const tsar_stack *stack = state->stack;
-    const size_t n_head = stack->n_head, hd = stack->head_dim, share = n_head / stack->n_kv_head;
+    const size_t n_head = stack->n_head, hd = stack->head_dim, per_key = n_head / stack->n_kv_head;
     query_group g = { .cache = &state->cache[sequence], .kept = kept_layer * stack->n_kv_head + kv_head };
     g.room = state->attend + worker * QUERIES * (2 * hd + state->attend_positions);
     g.scratch = state->scratch + worker * tsar_scratch(SIZE_MAX, 1);
     for (size_t r = 0; r < rows; r++) {
         if (state->row[r].sequence != sequence) continue;
-        for (size_t h = kv_head * share; h < (kv_head + 1) * share; h++) {
+        for (size_t h = kv_head * per_key; h < (kv_head + 1) * per_key; h++) {
             g.row[g.count] = &state->row[r];
             g.head[g.count] = h;
             g.q[g.count] = state->qkv + (r * (n_head + 2 * stack->n_kv_head) + h) * hd;
