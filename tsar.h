@@ -524,7 +524,7 @@ typedef struct {
 
 /* Pieces of text that are found as a whole (SPEC 11): piece i is bytes at[i] ... at[i+1]-1 and has the id ids[i]. */
 typedef struct { size_t n; uint8_t *bytes; int64_t *at, *ids; size_t n_bytes; } tsar_pieces; /* at [n + 1], ids [n], bytes [n_bytes] */
-typedef struct { uint32_t *at; size_t mask; } tsar_slots; /* an index with open addressing */
+typedef struct { uint32_t *at; size_t mask; } tsar_hash; /* an index with open addressing */
 
 /* A byte-pair tokenizer (SPEC 11): what a model file or a published file says, and the index that tsar_bpe_open makes of it. */
 typedef struct {
@@ -536,7 +536,7 @@ typedef struct {
     int64_t *byte_ids;                /* [256], -1 for none; NULL: byte b is id 3 + b */
     tsar_pieces whole, special;       /* pieces that are found as a whole; added tokens */
     uint8_t *special_pass;            /* [special.n]: 0 before the normaliser, 1 after it */
-    tsar_slots pairs, whole_slots, special_slots;
+    tsar_hash pairs, whole_hash, special_hash;
     unsigned char *lengths;           /* [longest + 1]: 1 for a length that added tokens have */
     size_t longest;
     unsigned char begins[256];        /* 1 for a byte that added tokens begin with */
@@ -590,16 +590,16 @@ typedef struct {
     size_t rank, shape[5];
     size_t first_row, rows; /* of shape[0]: the part that is kept in memory */
     int last_tap;           /* of shape[2], the kernel in time, only the last index is kept */
-    void *slot;             /* tsar_matrix *, tsar_table *, double ** or int64_t ** inside the model; NULL without one */
+    void *home;             /* tsar_matrix *, tsar_table *, double ** or int64_t ** inside the model; NULL without one */
 } tsar_weight;
 typedef tsar_status (*tsar_weight_fn)(void *context, const tsar_weight *weight, tsar_error *err);
 
 /* Calls visit for every weight that the configuration describes, in a fixed order. With a model (which
- * tsar_model_allocate has prepared) each weight names its slot. Stops at the first failure. */
+ * tsar_model_allocate has prepared) each weight names its home. Stops at the first failure. */
 tsar_status tsar_weights(const tsar_config *config, tsar_model *model, tsar_weight_fn visit, void *context, tsar_error *err);
 
 /* Prepares a zeroed model whose config is read for its weights: the sizes of the stacks, and the arrays of layers, blocks and levels in which tsar_weights
- * finds the slots; parts becomes all of the configuration's. tsar_model_close gives them back, with whatever stands in the slots; also after a failure. */
+ * finds the homes; parts becomes all of the configuration's. tsar_model_close gives them back, with whatever stands in the homes; also after a failure. */
 tsar_status tsar_model_allocate(tsar_model *model, tsar_error *err);
 
 /* Opens a model file: every tensor that its configuration needs must be there, of its shape, in F64, F32, BF16 or F16. Of the `parts`

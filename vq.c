@@ -689,7 +689,7 @@ static tsar_status network_allocate(network *net, int guided)
     const size_t groups = larger((config->vq_groups + CHAINS - 1) / CHAINS * CHAINS, config->vq_z_channels), threads = net->model->threads;
     const size_t guide = guided ? tsar_product(net->h, net->w) : 0;
     const struct {
-        double **slot;
+        double **home;
         size_t count;
     } tensors[] = {
         { &net->x, net->capacity },
@@ -706,7 +706,7 @@ static tsar_status network_allocate(network *net, int guided)
     for (size_t i = 0; i < sizeof tensors / sizeof *tensors; ++i) {
         double *tensor = tsar_alloc(tensors[i].count, sizeof *tensor, "the tensors of the image tokenizer", net->err);
         if (tensor == NULL) return TSAR_ROOM;
-        *tensors[i].slot = tensor;
+        *tensors[i].home = tensor;
     }
     return TSAR_OK;
 }

@@ -157,9 +157,9 @@ static tsar_status fill_weight(void *context, const tsar_weight *weight, tsar_er
     const tsar_dtype dtype = *(const tsar_dtype *)context;
     size_t cols = 1;
     for (size_t i = 1; i < weight->rank; i++) cols *= weight->shape[i];
-    if (weight->use == TSAR_AS_MATRIX) return fill_matrix(weight->slot, weight->rows, cols, dtype, err);
+    if (weight->use == TSAR_AS_MATRIX) return fill_matrix(weight->home, weight->rows, cols, dtype, err);
     if (weight->use == TSAR_AS_TABLE) {
-        tsar_table *table = weight->slot;
+        tsar_table *table = weight->home;
         *table = (tsar_table){ weight->rows, cols, dtype, tsar_alloc(weight->rows * cols, tsar_dtype_size(dtype), weight->name, err) };
         if (table->values == NULL) return TSAR_ROOM;
         fill(table->values, dtype, weight->rows * cols, 1);
@@ -168,7 +168,7 @@ static tsar_status fill_weight(void *context, const tsar_weight *weight, tsar_er
         double *vector = tsar_alloc(weight->shape[0], sizeof *vector, weight->name, err);
         if (vector == NULL) return TSAR_ROOM;
         for (size_t i = 0; i < weight->shape[0]; i++) vector[i] = 1 + 0.1 * noise(i);
-        *(double **)weight->slot = vector;
+        *(double **)weight->home = vector;
     }
     return TSAR_OK;
 }
@@ -246,7 +246,7 @@ static tsar_status count_weight(void *context, const tsar_weight *weight, tsar_e
     weight_sum *sum = context;
     (void)err;
     if (weight->use == TSAR_AS_MATRIX && strncmp(weight->name, "gpt.", 4) == 0 && strstr(weight->name, "cls_embedding") == NULL) {
-        const tsar_matrix *w = weight->slot;
+        const tsar_matrix *w = weight->home;
         sum->macs += (double)w->rows * (double)w->cols;
         sum->bytes += (double)w->rows * (double)w->cols * (double)tsar_dtype_size(w->dtype);
     }

@@ -3,19 +3,19 @@
 
 #include <string.h>
 
-/* The slots of a model's weights in the order of tsar_weights. */
+/* The homes of a model's weights in the order of tsar_weights. */
 typedef struct {
     unsigned parts;            /* TSAR_PART_* whose weights count */
     const tsar_model *rounded; /* whose precision the weights take */
-    void **slots;              /* [n], of the model that is read; NULL while they are counted */
+    void **homes;              /* [n], of the model that is read; NULL while they are counted */
     size_t n, at;
-} slot_list;
+} home_list;
 
-static tsar_status keep_slot(void *context, const tsar_weight *weight, tsar_error *err)
+static tsar_status keep_home(void *context, const tsar_weight *weight, tsar_error *err)
 {
-    slot_list *list = context;
+    home_list *list = context;
     (void)err;
-    if (list->slots) list->slots[list->n] = weight->slot;
+    if (list->homes) list->homes[list->n] = weight->home;
     list->n++;
     return TSAR_OK;
 }
@@ -81,18 +81,18 @@ static tsar_status round_table(tsar_table *to, const tsar_table *from, const tsa
 }
 
 /* vectors and integers of a weight: as many as its shape says. */
-static tsar_status round_vector(void *to_slot, void *from_slot, const tsar_weight *weight, const tsar_model *rounded, tsar_error *err)
+static tsar_status round_vector(void *to_home, void *from_home, const tsar_weight *weight, const tsar_model *rounded, tsar_error *err)
 {
     size_t count = weight->rows;
     for (size_t i = 1; i < weight->rank; i++) count *= weight->shape[i];
     if (weight->use == TSAR_AS_INTEGERS) {
-        int64_t **to = to_slot, *const *from = from_slot;
+        int64_t **to = to_home, *const *from = from_home;
         if (!*from) return TSAR_OK;
         if (!(*to = tsar_alloc(count, sizeof **to, weight->name, err))) return TSAR_ROOM;
         memcpy(*to, *from, count * sizeof **to);
         return TSAR_OK;
     }
-    double **to = to_slot, *const *from = from_slot;
+    double **to = to_home, *const *from = from_home;
     if (!*from) return TSAR_OK;
     if (!(*to = tsar_alloc(count, sizeof **to, weight->name, err))) return TSAR_ROOM;
     memcpy(*to, *from, count * sizeof **to);
@@ -102,26 +102,26 @@ static tsar_status round_vector(void *to_slot, void *from_slot, const tsar_weigh
 
 static tsar_status round_weight(void *context, const tsar_weight *weight, tsar_error *err)
 {
-    slot_list *list = context;
-    void *from = list->slots[list->at++];
+    home_list *list = context;
+    void *from = list->homes[list->at++];
     if (weight->use != TSAR_AS_INTEGERS && !(weight->part & list->parts)) return TSAR_OK;
-    if (weight->use == TSAR_AS_MATRIX) return round_matrix(weight->slot, from, list->rounded, weight->name, err);
-    if (weight->use == TSAR_AS_TABLE) return round_table(weight->slot, from, list->rounded, weight->name, err);
-    return round_vector(weight->slot, from, weight, list->rounded, err);
+    if (weight->use == TSAR_AS_MATRIX) return round_matrix(weight->home, from, list->rounded, weight->name, err);
+    if (weight->use == TSAR_AS_TABLE) return round_table(weight->home, from, list->rounded, weight->name, err);
+    return round_vector(weight->home, from, weight, list->rounded, err);
 }
 
 /* Whether rounding to p changes no weight: then the weights are shared. */
 static tsar_status find_wider(void *context, const tsar_weight *weight, tsar_error *err)
 {
-    slot_list *list = context;
+    home_list *list = context;
     const tsar_dtype p = list->rounded->precision;
     (void)err;
-    const tsar_matrix *matrix = weight->use == TSAR_AS_MATRIX ? weight->slot : NULL;
-    const tsar_table *table = weight->use == TSAR_AS_TABLE ? weight->slot : NULL;
+    const tsar_matrix *matrix = weight->use == TSAR_AS_MATRIX ? weight->home : NULL;
+    const tsar_table *table = weight->use == TSAR_AS_TABLE ? weight->home : NULL;
     const tsar_dtype dtype = matrix && matrix->rows ? matrix->dtype : table && table->values ? table->dtype : p; /* p: not in memory */
     if (!(weight->part & list->parts) || weight->use == TSAR_AS_INTEGERS) return TSAR_OK;
     list->n += dtype != p && (p != TSAR_F32 || dtype == TSAR_F64);
-    double *const *vector = weight->slot;
+    double *const *vector = weight->home;
     size_t count = weight->rows;
     for (size_t i = 1; i < weight->rank; i++) count *= weight->shape[i];
     for (size_t i = 0; weight->use == TSAR_AS_VECTOR && *vector && i < count; i++) list->n += !tsar_holds(p, (*vector)[i]);
@@ -145,7 +145,7 @@ void tsar_rounded_close(tsar_model *rounded, const tsar_model *model)
 tsar_status tsar_rounded_open(tsar_model **rounded, const tsar_model *model, unsigned parts, tsar_dtype p, tsar_error *err)
 {
     tsar_model from = *model, *to = tsar_alloc(1, sizeof *to, "the rounded weights", err);
-    slot_list list = { parts, to, NULL, 0, 0 };
+    home_list list = { parts, to, NULL, 0, 0 };
     *rounded = to;
     if (!to) return TSAR_ROOM;
     to->config = model->config, to->threads = model->threads, to->precision = p, to->watch = model->watch, to->watch_context = model->watch_context;
@@ -156,12 +156,12 @@ tsar_status tsar_rounded_open(tsar_model **rounded, const tsar_model *model, uns
     }
     list.n = 0;
     if (status == TSAR_OK) status = tsar_model_allocate(to, err);
-    if (status == TSAR_OK) status = tsar_weights(&from.config, &from, keep_slot, &list, err);
-    if (status == TSAR_OK && !(list.slots = tsar_alloc(list.n, sizeof *list.slots, "the rounded weights", err))) status = TSAR_ROOM;
+    if (status == TSAR_OK) status = tsar_weights(&from.config, &from, keep_home, &list, err);
+    if (status == TSAR_OK && !(list.homes = tsar_alloc(list.n, sizeof *list.homes, "the rounded weights", err))) status = TSAR_ROOM;
     list.n = 0;
-    if (status == TSAR_OK) status = tsar_weights(&from.config, &from, keep_slot, &list, err);
+    if (status == TSAR_OK) status = tsar_weights(&from.config, &from, keep_home, &list, err);
     if (status == TSAR_OK) status = tsar_weights(&to->config, to, round_weight, &list, err);
-    tsar_free(list.slots);
+    tsar_free(list.homes);
     if (status == TSAR_OK) return TSAR_OK;
     tsar_model_close(to);
     *rounded = NULL;

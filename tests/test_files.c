@@ -630,15 +630,15 @@ static tsar_status compare_weight(void *context, const tsar_weight *weight, tsar
     double *expected = tsar_alloc(weight->shape[0] * cols, sizeof *expected, "test", err), *row = tsar_alloc(cols, sizeof *row, "test", err);
     if (expected && row && tsar_file_read_f64(c->file, t, 0, weight->shape[0] * cols, expected, err) == TSAR_OK)
         for (size_t r = 0; r < weight->rows; r++) {
-            const tsar_matrix *m = weight->slot;
-            if (weight->use == TSAR_AS_TABLE) tsar_table_row(row, weight->slot, r);
+            const tsar_matrix *m = weight->home;
+            if (weight->use == TSAR_AS_TABLE) tsar_table_row(row, weight->home, r);
             for (size_t k = 0; k < cols; k++) {
                 float value = 0;
                 if (weight->use == TSAR_AS_MATRIX) memcpy(&value, (const char *)m->panels + 4 * ((r / TSAR_PANEL * cols + k) * TSAR_PANEL + r % TSAR_PANEL), 4);
                 const double got = weight->use == TSAR_AS_MATRIX   ? (double)value
                                    : weight->use == TSAR_AS_TABLE  ? row[k]
-                                   : weight->use == TSAR_AS_VECTOR ? (*(double **)weight->slot)[r]
-                                                                   : (double)(*(int64_t **)weight->slot)[r];
+                                   : weight->use == TSAR_AS_VECTOR ? (*(double **)weight->home)[r]
+                                                                   : (double)(*(int64_t **)weight->home)[r];
                 c->good &= got == expected[(weight->first_row + r) * cols + k];
                 c->checked++;
             }

@@ -14,15 +14,15 @@
 
 /* ----------------------------------------------------------------------------------------------------------- look-up */
 
-/* Tables with open addressing, at most half full: slots hold indices, NONE where there is nothing. */
-static tsar_status open_slots(tsar_slots *slots, size_t n, tsar_error *err)
+/* Tables with open addressing, at most half full: buckets hold indices, NONE where there is nothing. */
+static tsar_status open_hash(tsar_hash *hash, size_t n, tsar_error *err)
 {
     size_t size = 16;
     while (size / 2 < n) size *= 2;
-    slots->at = tsar_alloc(size, sizeof *slots->at, "the tokenizer's index", err);
-    if (!slots->at) return TSAR_ROOM;
-    slots->mask = size - 1;
-    memset(slots->at, 0xFF, size * sizeof *slots->at);
+    hash->at = tsar_alloc(size, sizeof *hash->at, "the tokenizer's index", err);
+    if (!hash->at) return TSAR_ROOM;
+    hash->mask = size - 1;
+    memset(hash->at, 0xFF, size * sizeof *hash->at);
     return TSAR_OK;
 }
 
@@ -45,37 +45,37 @@ static int is_pair(const tsar_bpe *bpe, uint32_t m, int64_t left, int64_t right)
     return bpe->merges[2 * (size_t)m] == left && bpe->merges[2 * (size_t)m + 1] == right;
 }
 
-/* The slot of the merge of this pair, or the free one where it would be. */
-static size_t pair_slot(const tsar_bpe *bpe, int64_t left, int64_t right)
+/* The bucket of the merge of this pair, or the free one where it would be. */
+static size_t pair_bucket(const tsar_bpe *bpe, int64_t left, int64_t right)
 {
-    size_t slot = hash_pair(left, right) & bpe->pairs.mask;
-    while (bpe->pairs.at[slot] != NONE && !is_pair(bpe, bpe->pairs.at[slot], left, right)) slot = (slot + 1) & bpe->pairs.mask;
-    return slot;
+    size_t bucket = hash_pair(left, right) & bpe->pairs.mask;
+    while (bpe->pairs.at[bucket] != NONE && !is_pair(bpe, bpe->pairs.at[bucket], left, right)) bucket = (bucket + 1) & bpe->pairs.mask;
+    return bucket;
 }
 
 static size_t piece_size(const tsar_pieces *pieces, size_t i) { return (size_t)(pieces->at[i + 1] - pieces->at[i]); }
 
-static size_t piece_slot(const tsar_pieces *pieces, const tsar_slots *slots, const void *bytes, size_t n)
+static size_t piece_bucket(const tsar_pieces *pieces, const tsar_hash *hash, const void *bytes, size_t n)
 {
-    size_t slot = tsar_bytes_hash(bytes, n) & slots->mask;
-    for (uint32_t i; (i = slots->at[slot]) != NONE; slot = (slot + 1) & slots->mask)
+    size_t bucket = tsar_bytes_hash(bytes, n) & hash->mask;
+    for (uint32_t i; (i = hash->at[bucket]) != NONE; bucket = (bucket + 1) & hash->mask)
         if (piece_size(pieces, i) == n && memcmp(pieces->bytes + pieces->at[i], bytes, n) == 0) break;
-    return slot;
+    return bucket;
 }
 
 /* The piece that these bytes are; NONE if they are none. */
-static uint32_t find_piece(const tsar_pieces *pieces, const tsar_slots *slots, const void *bytes, size_t n)
+static uint32_t find_piece(const tsar_pieces *pieces, const tsar_hash *hash, const void *bytes, size_t n)
 {
-    return pieces->n ? slots->at[piece_slot(pieces, slots, bytes, n)] : NONE;
+    return pieces->n ? hash->at[piece_bucket(pieces, hash, bytes, n)] : NONE;
 }
 
-static tsar_status index_pieces(const tsar_pieces *pieces, tsar_slots *slots, tsar_error *err)
+static tsar_status index_pieces(const tsar_pieces *pieces, tsar_hash *hash, tsar_error *err)
 {
     if (pieces->n == 0) return TSAR_OK;
-    tsar_status status = open_slots(slots, pieces->n, err);
+    tsar_status status = open_hash(hash, pieces->n, err);
     for (size_t i = 0; i < pieces->n && status == TSAR_OK; i++) {
-        const size_t slot = piece_slot(pieces, slots, pieces->bytes + pieces->at[i], piece_size(pieces, i));
-        if (slots->at[slot] == NONE) slots->at[slot] = (uint32_t)i;
+        const size_t bucket = piece_bucket(pieces, hash, pieces->bytes + pieces->at[i], piece_size(pieces, i));
+        if (hash->at[bucket] == NONE) hash->at[bucket] = (uint32_t)i;
     }
     return status;
 }
@@ -150,25 +150,25 @@ tsar_status tsar_bpe_open(tsar_bpe *bpe, size_t n_ids, const char *name, tsar_er
     if (status == TSAR_OK && bpe->n_merges > INT32_MAX) status = tsar_fail(err, TSAR_INPUT, "%s: the tokenizer has %zu merges", name, bpe->n_merges);
     if (status == TSAR_OK) status = check_pieces(&bpe->whole, "whole", limit, name, err);
     if (status == TSAR_OK) status = check_pieces(&bpe->special, "special", limit, name, err);
-    if (status == TSAR_OK) status = open_slots(&bpe->pairs, bpe->n_merges, err);
+    if (status == TSAR_OK) status = open_hash(&bpe->pairs, bpe->n_merges, err);
     for (size_t i = 0; i < bpe->n_merges && status == TSAR_OK; i++) {
-        const size_t slot = pair_slot(bpe, bpe->merges[2 * i], bpe->merges[2 * i + 1]);
-        if (bpe->pairs.at[slot] == NONE) bpe->pairs.at[slot] = (uint32_t)i; /* among equals the first rank */
+        const size_t bucket = pair_bucket(bpe, bpe->merges[2 * i], bpe->merges[2 * i + 1]);
+        if (bpe->pairs.at[bucket] == NONE) bpe->pairs.at[bucket] = (uint32_t)i; /* among equals the first rank */
     }
-    if (status == TSAR_OK) status = index_pieces(&bpe->whole, &bpe->whole_slots, err);
-    if (status == TSAR_OK) status = index_pieces(&bpe->special, &bpe->special_slots, err);
+    if (status == TSAR_OK) status = index_pieces(&bpe->whole, &bpe->whole_hash, err);
+    if (status == TSAR_OK) status = index_pieces(&bpe->special, &bpe->special_hash, err);
     return status == TSAR_OK ? index_lengths(bpe, err) : status;
 }
 
 tsar_status tsar_bpe_drop_repeated(tsar_bpe *bpe, tsar_error *err)
 {
     unsigned char *later = tsar_alloc(bpe->n_merges, 1, "a tokenizer", err);
-    tsar_status status = later ? open_slots(&bpe->pairs, bpe->n_merges, err) : TSAR_ROOM;
+    tsar_status status = later ? open_hash(&bpe->pairs, bpe->n_merges, err) : TSAR_ROOM;
     size_t kept = 0;
     for (size_t i = bpe->n_merges; i-- > 0 && status == TSAR_OK;) {
-        const size_t slot = pair_slot(bpe, bpe->merges[2 * i], bpe->merges[2 * i + 1]);
-        later[i] = bpe->pairs.at[slot] != NONE;
-        if (!later[i]) bpe->pairs.at[slot] = (uint32_t)i;
+        const size_t bucket = pair_bucket(bpe, bpe->merges[2 * i], bpe->merges[2 * i + 1]);
+        later[i] = bpe->pairs.at[bucket] != NONE;
+        if (!later[i]) bpe->pairs.at[bucket] = (uint32_t)i;
     }
     for (size_t i = 0; i < bpe->n_merges && status == TSAR_OK; i++) {
         if (later[i]) continue;
@@ -193,10 +193,10 @@ void tsar_pieces_close(tsar_pieces *pieces)
 void tsar_bpe_unindex(tsar_bpe *bpe)
 {
     tsar_free(bpe->pairs.at);
-    tsar_free(bpe->whole_slots.at);
-    tsar_free(bpe->special_slots.at);
+    tsar_free(bpe->whole_hash.at);
+    tsar_free(bpe->special_hash.at);
     tsar_free(bpe->lengths);
-    bpe->pairs.at = bpe->whole_slots.at = bpe->special_slots.at = NULL;
+    bpe->pairs.at = bpe->whole_hash.at = bpe->special_hash.at = NULL;
     bpe->lengths = NULL;
 }
 
@@ -229,7 +229,7 @@ typedef struct {
 static uint32_t merge_at(const merger *m, size_t place)
 {
     if (place >= m->n || m->ids[place] < 0 || m->right[place] >= m->n) return NONE;
-    return m->bpe->pairs.at[pair_slot(m->bpe, m->ids[place], m->ids[m->right[place]])];
+    return m->bpe->pairs.at[pair_bucket(m->bpe, m->ids[place], m->ids[m->right[place]])];
 }
 
 static uint64_t rank_of(const tsar_bpe *bpe, uint32_t merge) { return bpe->merge_ranks ? (uint64_t)bpe->merge_ranks[merge] : merge; }
@@ -359,7 +359,7 @@ static tsar_status encode_stretch(const tsar_bpe *bpe, id_list *list, const char
     if (status == TSAR_OK) tsar_split_text(cut, text, bytes, bpe->split);
     for (size_t start = 0, end; start < bytes && status == TSAR_OK; start = end) {
         for (end = start + 1; !cut[end]; end++) continue;
-        const uint32_t whole = find_piece(&bpe->whole, &bpe->whole_slots, text + start, end - start);
+        const uint32_t whole = find_piece(&bpe->whole, &bpe->whole_hash, text + start, end - start);
         if (whole != NONE)
             list->ids[list->n++] = bpe->whole.ids[whole];
         else
@@ -375,7 +375,7 @@ static uint32_t special_at(const tsar_bpe *bpe, const char *text, size_t bytes, 
 {
     if (!bpe->begins[(unsigned char)*text]) return NONE;
     for (size_t n = bpe->longest < bytes ? bpe->longest : bytes; n > 0; n--) {
-        const uint32_t i = bpe->lengths[n] ? find_piece(&bpe->special, &bpe->special_slots, text, n) : NONE;
+        const uint32_t i = bpe->lengths[n] ? find_piece(&bpe->special, &bpe->special_hash, text, n) : NONE;
         if (i != NONE && bpe->special_pass[i] == pass) return i;
     }
     return NONE;

@@ -19,7 +19,7 @@ typedef struct {
 } walk;
 
 /* &object->field, or NULL where there is no model. */
-#define SLOT(object, field) ((object) ? &(object)->field : NULL)
+#define HOME(object, field) ((object) ? &(object)->field : NULL)
 #define ELEMENT(array, i) ((array) ? &(array)[i] : NULL)
 
 static void enter(walk *w, const char *format, ...) TSAR_FORMAT(2, 3);
@@ -32,9 +32,9 @@ static void enter(walk *w, const char *format, ...)
 }
 
 /* A weight `name` of the current module, all of which is kept: what the others start from. */
-static tsar_weight described(const walk *w, const char *name, tsar_use use, void *slot, size_t rank, const size_t *shape)
+static tsar_weight described(const walk *w, const char *name, tsar_use use, void *home, size_t rank, const size_t *shape)
 {
-    tsar_weight weight = { .part = w->part, .use = use, .rank = rank, .rows = shape[0], .slot = slot };
+    tsar_weight weight = { .part = w->part, .use = use, .rank = rank, .rows = shape[0], .home = home };
     (void)snprintf(weight.name, sizeof weight.name, "%s%s", w->module, name);
     for (size_t i = 0; i < rank; i++) weight.shape[i] = shape[i];
     return weight;
@@ -45,21 +45,21 @@ static void visit(walk *w, const tsar_weight *weight)
     if (w->status == TSAR_OK) w->status = w->visit(w->context, weight, w->err);
 }
 
-static void matrix(walk *w, const char *name, tsar_matrix *slot, size_t rows, size_t cols)
+static void matrix(walk *w, const char *name, tsar_matrix *home, size_t rows, size_t cols)
 {
-    const tsar_weight weight = described(w, name, TSAR_AS_MATRIX, slot, 2, (const size_t[]){ rows, cols });
+    const tsar_weight weight = described(w, name, TSAR_AS_MATRIX, home, 2, (const size_t[]){ rows, cols });
     visit(w, &weight);
 }
 
-static void table(walk *w, const char *name, tsar_table *slot, size_t rows, size_t cols)
+static void table(walk *w, const char *name, tsar_table *home, size_t rows, size_t cols)
 {
-    const tsar_weight weight = described(w, name, TSAR_AS_TABLE, slot, 2, (const size_t[]){ rows, cols });
+    const tsar_weight weight = described(w, name, TSAR_AS_TABLE, home, 2, (const size_t[]){ rows, cols });
     visit(w, &weight);
 }
 
-static void vector(walk *w, const char *name, double **slot, size_t n)
+static void vector(walk *w, const char *name, double **home, size_t n)
 {
-    const tsar_weight weight = described(w, name, TSAR_AS_VECTOR, slot, 1, &n);
+    const tsar_weight weight = described(w, name, TSAR_AS_VECTOR, home, 1, &n);
     visit(w, &weight);
 }
 
@@ -106,29 +106,29 @@ static tsar_stack t5_sizes(const tsar_config *c)
                          .norm_eps = c->t5_norm_eps };
 }
 
-/* The transformer's blocks and final norm (SPEC 3), names behind `part` ("gpt.", "fine." or "t5."); stack NULL: no slots. */
+/* The transformer's blocks and final norm (SPEC 3), names behind `part` ("gpt.", "fine." or "t5."); stack NULL: no homes. */
 static void visit_stack(walk *w, const char *part, const tsar_stack *sizes, tsar_stack *stack)
 {
     const size_t d = sizes->dim, ffn = sizes->ffn_hidden, norms = sizes->qk_norm * sizes->head_dim;
     for (size_t i = 0; i < sizes->n_layer && w->status == TSAR_OK; i++) {
         tsar_layer *layer = stack ? ELEMENT(stack->layers, i) : NULL;
         enter(w, "%slayers.%lu.", part, (unsigned long)i);
-        vector(w, "attention_norm.weight", SLOT(layer, attention_norm), d);
-        matrix(w, "attention.wqkv.weight", SLOT(layer, wqkv), sizes->inner + 2 * sizes->n_kv_head * sizes->head_dim, d);
+        vector(w, "attention_norm.weight", HOME(layer, attention_norm), d);
+        matrix(w, "attention.wqkv.weight", HOME(layer, wqkv), sizes->inner + 2 * sizes->n_kv_head * sizes->head_dim, d);
         if (norms) {
-            vector(w, "attention.q_norm.weight", SLOT(layer, q_norm), norms);
-            vector(w, "attention.q_norm.bias", SLOT(layer, q_norm_bias), norms);
-            vector(w, "attention.k_norm.weight", SLOT(layer, k_norm), norms);
-            vector(w, "attention.k_norm.bias", SLOT(layer, k_norm_bias), norms);
+            vector(w, "attention.q_norm.weight", HOME(layer, q_norm), norms);
+            vector(w, "attention.q_norm.bias", HOME(layer, q_norm_bias), norms);
+            vector(w, "attention.k_norm.weight", HOME(layer, k_norm), norms);
+            vector(w, "attention.k_norm.bias", HOME(layer, k_norm_bias), norms);
         }
-        matrix(w, "attention.wo.weight", SLOT(layer, wo), d, sizes->inner);
-        vector(w, "ffn_norm.weight", SLOT(layer, ffn_norm), d);
-        matrix(w, "feed_forward.w1.weight", SLOT(layer, w1), ffn, d);
-        matrix(w, "feed_forward.w3.weight", SLOT(layer, w3), ffn, d);
-        matrix(w, "feed_forward.w2.weight", SLOT(layer, w2), d, ffn);
+        matrix(w, "attention.wo.weight", HOME(layer, wo), d, sizes->inner);
+        vector(w, "ffn_norm.weight", HOME(layer, ffn_norm), d);
+        matrix(w, "feed_forward.w1.weight", HOME(layer, w1), ffn, d);
+        matrix(w, "feed_forward.w3.weight", HOME(layer, w3), ffn, d);
+        matrix(w, "feed_forward.w2.weight", HOME(layer, w2), d, ffn);
     }
     enter(w, "%s", part);
-    vector(w, "norm.weight", SLOT(stack, norm), d);
+    vector(w, "norm.weight", HOME(stack, norm), d);
 }
 
 /* The MLP blocks of token-shuffle or token-unshuffle (SPEC 3). */
@@ -137,9 +137,9 @@ static void visit_mlps(walk *w, const char *module, tsar_mlp *mlps, const tsar_c
     for (size_t b = 0; b < c->shuffle_blocks && w->status == TSAR_OK; b++) {
         tsar_mlp *mlp = ELEMENT(mlps, b);
         enter(w, "gpt.%s.blocks.%lu.", module, (unsigned long)b);
-        vector(w, "norm.weight", SLOT(mlp, norm), c->dim);
-        matrix(w, "fc1.weight", SLOT(mlp, fc1), c->shuffle_hidden, c->dim);
-        matrix(w, "fc2.weight", SLOT(mlp, fc2), c->dim, c->shuffle_hidden);
+        vector(w, "norm.weight", HOME(mlp, norm), c->dim);
+        matrix(w, "fc1.weight", HOME(mlp, fc1), c->shuffle_hidden, c->dim);
+        matrix(w, "fc2.weight", HOME(mlp, fc2), c->dim, c->shuffle_hidden);
     }
 }
 
@@ -147,10 +147,10 @@ static void visit_mlps(walk *w, const char *module, tsar_mlp *mlps, const tsar_c
 static void visit_code_mlp(walk *w, const char *module, tsar_code_mlp *mlp, size_t in, size_t hidden, size_t out)
 {
     enter(w, "gpt.%s.", module);
-    matrix(w, "fc1.weight", SLOT(mlp, fc1), hidden, in);
-    vector(w, "fc1.bias", SLOT(mlp, b1), hidden);
-    matrix(w, "fc2.weight", SLOT(mlp, fc2), out, hidden);
-    vector(w, "fc2.bias", SLOT(mlp, b2), out);
+    matrix(w, "fc1.weight", HOME(mlp, fc1), hidden, in);
+    vector(w, "fc1.bias", HOME(mlp, b1), hidden);
+    matrix(w, "fc2.weight", HOME(mlp, fc2), out, hidden);
+    vector(w, "fc2.bias", HOME(mlp, b2), out);
 }
 
 /* What the prefix is made of, and the windows of Token-Shuffle. */
@@ -158,18 +158,18 @@ static void visit_inputs(walk *w, const tsar_config *c, tsar_model *m)
 {
     const size_t d = c->dim, slots = c->shuffle * c->shuffle;
     switch (tsar_family_of(c)->prefix) {
-    case TSAR_PREFIX_CLASS: table(w, "cls_embedding.embedding_table.weight", SLOT(m, class_embeddings), c->num_classes + (c->no_null_class ? 0 : 1), d); break;
+    case TSAR_PREFIX_CLASS: table(w, "cls_embedding.embedding_table.weight", HOME(m, class_embeddings), c->num_classes + (c->no_null_class ? 0 : 1), d); break;
     case TSAR_PREFIX_CAPTION:
-        matrix(w, "cls_embedding.cap_proj.fc1.weight", SLOT(m, cap_fc1), d, c->caption_dim);
-        matrix(w, "cls_embedding.cap_proj.fc2.weight", SLOT(m, cap_fc2), d, d);
-        table(w, "cls_embedding.uncond_embedding", SLOT(m, uncond_embedding), c->cond_tokens, c->caption_dim);
+        matrix(w, "cls_embedding.cap_proj.fc1.weight", HOME(m, cap_fc1), d, c->caption_dim);
+        matrix(w, "cls_embedding.cap_proj.fc2.weight", HOME(m, cap_fc2), d, d);
+        table(w, "cls_embedding.uncond_embedding", HOME(m, uncond_embedding), c->cond_tokens, c->caption_dim);
         break;
     case TSAR_PREFIX_IDS:
     case TSAR_PREFIX_NONE: break;
     }
     if (c->shuffle == 1) return;
-    matrix(w, "shuffle.compress.weight", SLOT(m, compress), d / slots, d);
-    matrix(w, "unshuffle.expand.weight", SLOT(m, expand), d, d / slots);
+    matrix(w, "shuffle.compress.weight", HOME(m, compress), d / slots, d);
+    matrix(w, "unshuffle.expand.weight", HOME(m, expand), d, d / slots);
     visit_mlps(w, "shuffle", m ? m->shuffle_mlp : NULL, c);
     visit_mlps(w, "unshuffle", m ? m->unshuffle_mlp : NULL, c);
 }
@@ -180,9 +180,9 @@ static void visit_gpt(walk *w, const tsar_config *c, tsar_model *m)
     const size_t d = c->dim, ids = c->vocab_size ? c->vocab_size : c->text_vocab + c->vocab;
     w->part = TSAR_PART_GPT;
     enter(w, "gpt.");
-    table(w, "tok_embeddings.weight", SLOT(m, tok_embeddings), ids, d);
+    table(w, "tok_embeddings.weight", HOME(m, tok_embeddings), ids, d);
     visit_inputs(w, c, m);
-    visit_stack(w, "gpt.", &sizes, SLOT(m, gpt));
+    visit_stack(w, "gpt.", &sizes, HOME(m, gpt));
     if (tsar_family_of(c)->shares_table) {
         tsar_weight output = described(w, "output.weight", TSAR_AS_MATRIX, m ? &m->gpt.output : NULL, 2, (const size_t[]){ ids, d });
         output.first_row = c->code_row;
@@ -190,9 +190,9 @@ static void visit_gpt(walk *w, const tsar_config *c, tsar_model *m)
         visit(w, &output);
     } else {
         enter(w, "gpt.image_embed.");
-        table(w, "tok_embeddings.weight", SLOT(m, image_embeddings), c->vocab, c->image_embed);
-        visit_code_mlp(w, "image_embed", SLOT(m, image_embed), c->image_embed, d, d);
-        visit_code_mlp(w, "image_head", SLOT(m, image_head), d, c->image_head, c->vocab);
+        table(w, "tok_embeddings.weight", HOME(m, image_embeddings), c->vocab, c->image_embed);
+        visit_code_mlp(w, "image_embed", HOME(m, image_embed), c->image_embed, d, d);
+        visit_code_mlp(w, "image_head", HOME(m, image_head), d, c->image_head, c->vocab);
     }
 }
 
@@ -201,9 +201,9 @@ static void visit_t5(walk *w, const tsar_config *c, tsar_model *m)
     const tsar_stack sizes = t5_sizes(c);
     w->part = TSAR_PART_T5;
     enter(w, "t5.");
-    table(w, "tok_embeddings.weight", SLOT(m, t5_embeddings), c->t5_vocab, c->t5_dim);
+    table(w, "tok_embeddings.weight", HOME(m, t5_embeddings), c->t5_vocab, c->t5_dim);
     table(w, "position_bias.weight", m ? &m->t5.position_bias : NULL, c->t5_buckets, c->t5_n_head);
-    visit_stack(w, "t5.", &sizes, SLOT(m, t5));
+    visit_stack(w, "t5.", &sizes, HOME(m, t5));
 }
 
 static void visit_fine(walk *w, const tsar_config *c, tsar_model *m)
@@ -211,8 +211,8 @@ static void visit_fine(walk *w, const tsar_config *c, tsar_model *m)
     const tsar_stack sizes = fine_sizes(c);
     w->part = TSAR_PART_FINE;
     enter(w, "fine.");
-    table(w, "coarse_embeddings.weight", SLOT(m, coarse_embeddings), c->n_coarse, c->fine_dim);
-    visit_stack(w, "fine.", &sizes, SLOT(m, fine));
+    table(w, "coarse_embeddings.weight", HOME(m, coarse_embeddings), c->n_coarse, c->fine_dim);
+    visit_stack(w, "fine.", &sizes, HOME(m, fine));
     matrix(w, "output.weight", m ? &m->fine.output : NULL, c->codebook_size, c->fine_dim);
 }
 
@@ -229,11 +229,11 @@ static void visit_kernel(walk *w, const char *name, tsar_conv *conv, size_t rank
         conv->taps = kept;
     }
     (void)snprintf(full, sizeof full, "%s.weight", name);
-    tsar_weight weight = described(w, full, TSAR_AS_MATRIX, SLOT(conv, weight), rank, shape);
+    tsar_weight weight = described(w, full, TSAR_AS_MATRIX, HOME(conv, weight), rank, shape);
     weight.last_tap = kept < taps;
     visit(w, &weight);
     (void)snprintf(full, sizeof full, "%s.bias", name);
-    vector(w, full, SLOT(conv, bias), shape[0]);
+    vector(w, full, HOME(conv, bias), shape[0]);
 }
 
 static void visit_conv(walk *w, const char *name, tsar_conv *conv, size_t in, size_t out, size_t size)
@@ -252,14 +252,14 @@ static void visit_norm(walk *w, const char *name, tsar_norm *norm, size_t channe
     char full[32];
     if (norm) norm->channels = channels;
     (void)snprintf(full, sizeof full, "%s.weight", name);
-    vector(w, full, SLOT(norm, gain), channels);
+    vector(w, full, HOME(norm, gain), channels);
     (void)snprintf(full, sizeof full, "%s.bias", name);
-    vector(w, full, SLOT(norm, bias), channels);
+    vector(w, full, HOME(norm, bias), channels);
     if (guide == 0) return;
     (void)snprintf(full, sizeof full, "%s.conv_y", name);
-    visit_conv(w, full, SLOT(norm, conv_y), guide, channels, 1);
+    visit_conv(w, full, HOME(norm, conv_y), guide, channels, 1);
     (void)snprintf(full, sizeof full, "%s.conv_b", name);
-    visit_conv(w, full, SLOT(norm, conv_b), guide, channels, 1);
+    visit_conv(w, full, HOME(norm, conv_b), guide, channels, 1);
 }
 
 static void visit_batch_norm(walk *w, const char *name, tsar_batch_norm *norm, size_t channels)
@@ -267,13 +267,13 @@ static void visit_batch_norm(walk *w, const char *name, tsar_batch_norm *norm, s
     char full[32];
     if (norm) norm->channels = channels;
     (void)snprintf(full, sizeof full, "%s.weight", name);
-    vector(w, full, SLOT(norm, gain), channels);
+    vector(w, full, HOME(norm, gain), channels);
     (void)snprintf(full, sizeof full, "%s.bias", name);
-    vector(w, full, SLOT(norm, bias), channels);
+    vector(w, full, HOME(norm, bias), channels);
     (void)snprintf(full, sizeof full, "%s.running_mean", name);
-    vector(w, full, SLOT(norm, mean), channels);
+    vector(w, full, HOME(norm, mean), channels);
     (void)snprintf(full, sizeof full, "%s.running_var", name);
-    vector(w, full, SLOT(norm, variance), channels);
+    vector(w, full, HOME(norm, variance), channels);
 }
 
 /* Emu3: time_conv.{i} and time_res_stack.{j}, all of z channels (SPEC 4). */
@@ -290,39 +290,39 @@ static void visit_time(walk *w, const char *part, const tsar_config *c, tsar_cod
     for (size_t j = 0; c->vq_temporal && j < c->vq_res_blocks && w->status == TSAR_OK; j++) {
         tsar_time_block *block = coder ? ELEMENT(coder->time_res, j) : NULL;
         enter(w, "vq.%s.time_res_stack.%lu.", part, (unsigned long)j);
-        visit_batch_norm(w, "norm1", SLOT(block, norm1), z);
-        visit_time_conv(w, "conv1", SLOT(block, conv1), z, z, 3, 3);
-        visit_batch_norm(w, "norm2", SLOT(block, norm2), z);
-        visit_time_conv(w, "conv2", SLOT(block, conv2), z, z, 3, 3);
+        visit_batch_norm(w, "norm1", HOME(block, norm1), z);
+        visit_time_conv(w, "conv1", HOME(block, conv1), z, z, 3, 3);
+        visit_batch_norm(w, "norm2", HOME(block, norm2), z);
+        visit_time_conv(w, "conv2", HOME(block, conv2), z, z, 3, 3);
     }
 }
 
 static void visit_resblock(walk *w, tsar_resblock *block, size_t in, size_t out, size_t guide)
 {
-    visit_norm(w, "norm1", SLOT(block, norm1), in, guide);
-    visit_conv(w, "conv1", SLOT(block, conv1), in, out, 3);
-    visit_norm(w, "norm2", SLOT(block, norm2), out, guide);
-    visit_conv(w, "conv2", SLOT(block, conv2), out, out, 3);
-    if (in != out) visit_conv(w, "nin_shortcut", SLOT(block, nin_shortcut), in, out, 1);
+    visit_norm(w, "norm1", HOME(block, norm1), in, guide);
+    visit_conv(w, "conv1", HOME(block, conv1), in, out, 3);
+    visit_norm(w, "norm2", HOME(block, norm2), out, guide);
+    visit_conv(w, "conv2", HOME(block, conv2), out, out, 3);
+    if (in != out) visit_conv(w, "nin_shortcut", HOME(block, nin_shortcut), in, out, 1);
 }
 
 static void visit_attnblock(walk *w, tsar_attnblock *block, size_t channels, size_t guide)
 {
-    visit_norm(w, "norm", SLOT(block, norm), channels, guide);
-    visit_conv(w, "q", SLOT(block, q), channels, channels, 1);
-    visit_conv(w, "k", SLOT(block, k), channels, channels, 1);
-    visit_conv(w, "v", SLOT(block, v), channels, channels, 1);
-    visit_conv(w, "proj_out", SLOT(block, proj_out), channels, channels, 1);
+    visit_norm(w, "norm", HOME(block, norm), channels, guide);
+    visit_conv(w, "q", HOME(block, q), channels, channels, 1);
+    visit_conv(w, "k", HOME(block, k), channels, channels, 1);
+    visit_conv(w, "v", HOME(block, v), channels, channels, 1);
+    visit_conv(w, "proj_out", HOME(block, proj_out), channels, channels, 1);
 }
 
 static void visit_mid(walk *w, const char *part, tsar_coder *coder, size_t channels, size_t guide)
 {
     enter(w, "vq.%s.mid.0.", part);
-    visit_resblock(w, SLOT(coder, mid0), channels, channels, guide);
+    visit_resblock(w, HOME(coder, mid0), channels, channels, guide);
     enter(w, "vq.%s.mid.1.", part);
-    visit_attnblock(w, SLOT(coder, mid1), channels, guide);
+    visit_attnblock(w, HOME(coder, mid1), channels, guide);
     enter(w, "vq.%s.mid.2.", part);
-    visit_resblock(w, SLOT(coder, mid2), channels, channels, guide);
+    visit_resblock(w, HOME(coder, mid2), channels, channels, guide);
 }
 
 /* conv_blocks.{i} of a coder: residual blocks from `in` to `out` channels, attention behind each of them where there is any,
@@ -345,7 +345,7 @@ static void visit_level(walk *w, const level_shape *l, tsar_level *level)
         visit_attnblock(w, level ? ELEMENT(level->attn, b) : NULL, l->out, l->guide);
     }
     enter(w, "vq.%s.conv_blocks.%lu.", l->part, (unsigned long)l->i);
-    if (*l->resample) visit_conv(w, l->resample, SLOT(level, resample), l->out, l->out, 3);
+    if (*l->resample) visit_conv(w, l->resample, HOME(level, resample), l->out, l->out, 3);
 }
 
 /* SPEC 4; widths and places of attention: QUIRKS, VQ 4 and 5, and Lumina, VQGAN 2. */
@@ -354,7 +354,7 @@ static void visit_encoder(walk *w, const tsar_config *c, tsar_coder *encoder)
     const size_t last = c->vq_levels - 1, z = c->vq_z_channels;
     size_t width = c->vq_ch;
     enter(w, "vq.encoder.");
-    visit_conv(w, "conv_in", SLOT(encoder, conv_in), 3, width, 3);
+    visit_conv(w, "conv_in", HOME(encoder, conv_in), 3, width, 3);
     for (size_t i = 0; i <= last; i++) {
         const level_shape level = { "encoder", i, width, c->vq_ch * c->vq_ch_mult[i], c->vq_res_blocks, 0, i == last && !c->vq_attn_mid,
                                     i < last ? "downsample.conv" : "" };
@@ -363,8 +363,8 @@ static void visit_encoder(walk *w, const tsar_config *c, tsar_coder *encoder)
     }
     visit_mid(w, "encoder", encoder, width, 0);
     enter(w, "vq.encoder.");
-    visit_norm(w, "norm_out", SLOT(encoder, norm_out), width, 0);
-    visit_conv(w, "conv_out", SLOT(encoder, conv_out), width, z, 3);
+    visit_norm(w, "norm_out", HOME(encoder, norm_out), width, 0);
+    visit_conv(w, "conv_out", HOME(encoder, conv_out), width, z, 3);
     visit_time(w, "encoder", c, encoder, 4);
 }
 
@@ -374,7 +374,7 @@ static void visit_decoder(walk *w, const tsar_config *c, tsar_coder *decoder)
     size_t width = c->vq_ch * c->vq_ch_mult[last];
     visit_time(w, "decoder", c, decoder, 3);
     enter(w, "vq.decoder.");
-    visit_conv(w, "conv_in", SLOT(decoder, conv_in), c->vq_z_channels, width, 3);
+    visit_conv(w, "conv_in", HOME(decoder, conv_in), c->vq_z_channels, width, 3);
     visit_mid(w, "decoder", decoder, width, guide);
     for (size_t i = 0; i <= last; i++) {
         const level_shape level = { "decoder", i, width, c->vq_ch * c->vq_ch_mult[last - i], c->vq_res_blocks + 1, guide, i == 0 && !c->vq_attn_mid,
@@ -383,33 +383,33 @@ static void visit_decoder(walk *w, const tsar_config *c, tsar_coder *decoder)
         width = level.out;
     }
     enter(w, "vq.decoder.");
-    visit_norm(w, "norm_out", SLOT(decoder, norm_out), width, guide);
-    visit_conv(w, "conv_out", SLOT(decoder, conv_out), width, 3, 3);
+    visit_norm(w, "norm_out", HOME(decoder, norm_out), width, guide);
+    visit_conv(w, "conv_out", HOME(decoder, conv_out), width, 3, 3);
 }
 
 static void visit_vq(walk *w, const tsar_config *c, tsar_model *m)
 {
-    tsar_vq *vq = SLOT(m, vq);
+    tsar_vq *vq = HOME(m, vq);
     w->part = TSAR_PART_VQ;
-    visit_encoder(w, c, SLOT(vq, encoder));
+    visit_encoder(w, c, HOME(vq, encoder));
     enter(w, "vq.");
     if (c->vq_temporal)
-        visit_time_conv(w, "quant_conv", SLOT(vq, quant_conv), c->vq_z_channels, c->vq_embed_dim, 3, 1);
+        visit_time_conv(w, "quant_conv", HOME(vq, quant_conv), c->vq_z_channels, c->vq_embed_dim, 3, 1);
     else
-        visit_conv(w, "quant_conv", SLOT(vq, quant_conv), c->vq_z_channels, c->vq_embed_dim, 1);
-    table(w, "quantize.embedding.weight", SLOT(vq, codebook), c->codebook_size, c->vq_embed_dim);
+        visit_conv(w, "quant_conv", HOME(vq, quant_conv), c->vq_z_channels, c->vq_embed_dim, 1);
+    table(w, "quantize.embedding.weight", HOME(vq, codebook), c->codebook_size, c->vq_embed_dim);
     if (c->vq_temporal)
-        visit_time_conv(w, "post_quant_conv", SLOT(vq, post_quant_conv), c->vq_embed_dim, c->vq_z_channels, 3, 1);
+        visit_time_conv(w, "post_quant_conv", HOME(vq, post_quant_conv), c->vq_embed_dim, c->vq_z_channels, 3, 1);
     else
-        visit_conv(w, "post_quant_conv", SLOT(vq, post_quant_conv), c->vq_embed_dim, c->vq_z_channels, 1);
-    visit_decoder(w, c, SLOT(vq, decoder));
+        visit_conv(w, "post_quant_conv", HOME(vq, post_quant_conv), c->vq_embed_dim, c->vq_z_channels, 1);
+    visit_decoder(w, c, HOME(vq, decoder));
 }
 
 static void visit_clusters(walk *w, const tsar_config *c, tsar_model *m)
 {
     w->part = TSAR_PART_ALL;
     enter(w, "ctf.");
-    const tsar_weight labels = described(w, "cluster_of", TSAR_AS_INTEGERS, SLOT(m, cluster_of), 1, &c->codebook_size);
+    const tsar_weight labels = described(w, "cluster_of", TSAR_AS_INTEGERS, HOME(m, cluster_of), 1, &c->codebook_size);
     visit(w, &labels);
 }
 
@@ -511,7 +511,7 @@ static void keep_last_taps(void *values, size_t n, size_t taps, size_t area_byte
 static tsar_status load_matrix(loader *l, const tsar_weight *weight, const tsar_tensor *tensor, tsar_error *err)
 {
     const size_t size = tsar_dtype_size(tensor->dtype), target = (size_t)4 << 20, taps = weight->last_tap ? weight->shape[2] : 1;
-    tsar_matrix *w = weight->slot;
+    tsar_matrix *w = weight->home;
     size_t cols = 1; /* of the file */
     for (size_t i = 1; i < weight->rank; i++) cols *= weight->shape[i];
     const size_t area = weight->rank == 5 ? weight->shape[3] * weight->shape[4] : cols;
@@ -533,7 +533,7 @@ static tsar_status load_matrix(loader *l, const tsar_weight *weight, const tsar_
 
 static tsar_status load_table(loader *l, const tsar_weight *weight, const tsar_tensor *tensor, tsar_error *err)
 {
-    tsar_table *t = weight->slot;
+    tsar_table *t = weight->home;
     const size_t cols = weight->shape[1], size = tsar_dtype_size(tensor->dtype);
     t->values = cols <= SIZE_MAX / size ? tsar_alloc(weight->rows, cols * size, weight->name, err) : NULL;
     if (!t->values) return TSAR_ROOM;
@@ -546,13 +546,13 @@ static tsar_status load_table(loader *l, const tsar_weight *weight, const tsar_t
 
 static tsar_status load_vector(loader *l, const tsar_weight *weight, const tsar_tensor *tensor, tsar_error *err)
 {
-    double *values = *(double **)weight->slot = tsar_alloc(weight->rows, sizeof *values, weight->name, err);
+    double *values = *(double **)weight->home = tsar_alloc(weight->rows, sizeof *values, weight->name, err);
     if (!values) return TSAR_ROOM;
     const tsar_status status = tsar_file_read_f64(l->file, tensor, 0, weight->rows, values, err);
     return status != TSAR_OK ? status : check_finite(l, weight->name, TSAR_F64, values, weight->rows, 0, err);
 }
 
-/* Second pass: a weight into its slot, if its part is wanted. */
+/* Second pass: a weight into its home, if its part is wanted. */
 static tsar_status load_weight(void *context, const tsar_weight *weight, tsar_error *err)
 {
     loader *l = context;
@@ -568,7 +568,7 @@ static tsar_status load_weight(void *context, const tsar_weight *weight, tsar_er
     default:
         break;
     }
-    int64_t *values = *(int64_t **)weight->slot = tsar_alloc(weight->rows, sizeof *values, weight->name, err);
+    int64_t *values = *(int64_t **)weight->home = tsar_alloc(weight->rows, sizeof *values, weight->name, err);
     return values ? tsar_file_read_i64(l->file, tensor, 0, weight->rows, values, err) : TSAR_ROOM;
 }
 
@@ -576,19 +576,19 @@ static tsar_status free_weight(void *context, const tsar_weight *weight, tsar_er
 {
     (void)context;
     (void)err;
-    if (!weight->slot) return TSAR_OK;
+    if (!weight->home) return TSAR_OK;
     switch (weight->use) {
     case TSAR_AS_MATRIX:
-        tsar_matrix_close(weight->slot);
+        tsar_matrix_close(weight->home);
         break;
     case TSAR_AS_TABLE:
-        tsar_free(((tsar_table *)weight->slot)->values);
+        tsar_free(((tsar_table *)weight->home)->values);
         break;
     case TSAR_AS_VECTOR:
-        tsar_free(*(double **)weight->slot);
+        tsar_free(*(double **)weight->home);
         break;
     case TSAR_AS_INTEGERS:
-        tsar_free(*(int64_t **)weight->slot);
+        tsar_free(*(int64_t **)weight->home);
         break;
     }
     return TSAR_OK;

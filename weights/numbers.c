@@ -54,12 +54,12 @@ void tsar_rmsnorm(double *y, const double *x, const double *g, size_t d, double 
 void tsar_matmul(double *y, const double *x, const tsar_matrix *w, const double *bias, size_t T, size_t threads, double *scratch)
 {
     const size_t rows = w->rows, cols = w->cols, panels = tsar_panels(rows), share = tsar_scratch(T, 1);
-    const size_t crew = (double)rows * (double)cols * (double)T < 1e5 || threads == 0 ? 1 : threads;
-    const int by_panel = panels >= 8 * crew || T < 8 * crew;
-    TSAR_PARALLEL_FOR(crew)
-    for (size_t i = 0; i < crew; i++) {
-        const size_t p0 = by_panel ? panels * i / crew : 0, p1 = by_panel ? panels * (i + 1) / crew : panels;
-        const size_t t0 = by_panel ? 0 : T * i / crew, t1 = by_panel ? T : T * (i + 1) / crew;
+    const size_t workers = (double)rows * (double)cols * (double)T < 1e5 || threads == 0 ? 1 : threads;
+    const int by_panel = panels >= 8 * workers || T < 8 * workers;
+    TSAR_PARALLEL_FOR(workers)
+    for (size_t i = 0; i < workers; i++) {
+        const size_t p0 = by_panel ? panels * i / workers : 0, p1 = by_panel ? panels * (i + 1) / workers : panels;
+        const size_t t0 = by_panel ? 0 : T * i / workers, t1 = by_panel ? T : T * (i + 1) / workers;
         tsar_accumulate(y + t0 * rows, rows, x + t0 * cols, cols, w, bias, 0, cols, t1 - t0, p0, p1, scratch ? scratch + i * share : NULL);
     }
 }

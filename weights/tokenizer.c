@@ -44,21 +44,21 @@ typedef struct {
 typedef struct {
     entry *entries;
     size_t n, room;
-    uint32_t *slots;
+    uint32_t *buckets;
     size_t mask;
 } vocabulary;
 
-static size_t vocabulary_slot(const vocabulary *v, const char *text, size_t length)
+static size_t vocabulary_bucket(const vocabulary *v, const char *text, size_t length)
 {
-    size_t slot = tsar_bytes_hash(text, length) & v->mask;
-    for (uint32_t i; (i = v->slots[slot]) != NONE; slot = (slot + 1) & v->mask)
+    size_t bucket = tsar_bytes_hash(text, length) & v->mask;
+    for (uint32_t i; (i = v->buckets[bucket]) != NONE; bucket = (bucket + 1) & v->mask)
         if (v->entries[i].length == length && memcmp(v->entries[i].text, text, length) == 0) break;
-    return slot;
+    return bucket;
 }
 
 static int64_t id_of(const vocabulary *v, const char *text, size_t length)
 {
-    const uint32_t i = v->slots[vocabulary_slot(v, text, length)];
+    const uint32_t i = v->buckets[vocabulary_bucket(v, text, length)];
     return i == NONE ? -1 : v->entries[i].id;
 }
 
@@ -68,14 +68,14 @@ static tsar_status index_vocabulary(vocabulary *v, size_t *twice, tsar_error *er
     size_t size = 16;
     while (size / 2 < v->n) size *= 2;
     *twice = SIZE_MAX;
-    v->slots = tsar_alloc(size, sizeof *v->slots, "a tokenizer", err);
-    if (!v->slots) return TSAR_ROOM;
+    v->buckets = tsar_alloc(size, sizeof *v->buckets, "a tokenizer", err);
+    if (!v->buckets) return TSAR_ROOM;
     v->mask = size - 1;
-    memset(v->slots, 0xFF, size * sizeof *v->slots);
+    memset(v->buckets, 0xFF, size * sizeof *v->buckets);
     for (size_t i = 0; i < v->n; i++) {
-        const size_t slot = vocabulary_slot(v, v->entries[i].text, v->entries[i].length);
-        if (v->slots[slot] != NONE && *twice == SIZE_MAX) *twice = i;
-        v->slots[slot] = (uint32_t)i;
+        const size_t bucket = vocabulary_bucket(v, v->entries[i].text, v->entries[i].length);
+        if (v->buckets[bucket] != NONE && *twice == SIZE_MAX) *twice = i;
+        v->buckets[bucket] = (uint32_t)i;
     }
     return TSAR_OK;
 }
@@ -575,7 +575,7 @@ static tsar_status read_json(tsar_bpe *bpe, char *text, size_t bytes, const char
     tsar_status status = read_document(r);
     if (status == TSAR_OK) status = build(r);
     tsar_free(r->vocab.entries);
-    tsar_free(r->vocab.slots);
+    tsar_free(r->vocab.buckets);
     tsar_free(r->added.entries);
     tsar_free(r->merges);
     tsar_free(r);
@@ -739,7 +739,7 @@ static tsar_status read_tiktoken(tsar_bpe *bpe, char *text, size_t bytes, const 
     if (status == TSAR_OK) status = tsar_text_file(name, MAX_FILE, "a tokenizer", &vision, &vision_bytes, err);
     if (status == TSAR_OK) status = set_rank_specials(bpe, ranks.n, vision, vision_bytes, err);
     tsar_free(ranks.entries);
-    tsar_free(ranks.slots);
+    tsar_free(ranks.buckets);
     tsar_free(vision);
     tsar_free(name);
     return status;

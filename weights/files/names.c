@@ -6,12 +6,12 @@
 
 typedef struct {
     tsar_path_id id;
-    size_t name; /* of it in text, from 1; 0: the slot is empty */
+    size_t name; /* of it in text, from 1; 0: the bucket is empty */
     int written;
-} slot;
+} bucket;
 
 struct tsar_names {
-    slot *slots; /* [mask + 1], open addressing, at most half of them taken */
+    bucket *buckets; /* [mask + 1], open addressing, at most half of them taken */
     size_t n, mask;
     char *text; /* all names, each with its 0 */
     size_t used, room;
@@ -21,12 +21,12 @@ struct tsar_names {
 
 tsar_status tsar_names_open(tsar_names **names, tsar_error *err)
 {
-    enum { FIRST_SLOTS = 64 };
+    enum { FIRST_BUCKETS = 64 };
     tsar_names *opened = *names = tsar_alloc(1, sizeof *opened, "the names of files", err);
     if (opened == NULL) return TSAR_ROOM;
-    opened->mask = FIRST_SLOTS - 1;
-    opened->slots = tsar_alloc(FIRST_SLOTS, sizeof *opened->slots, "the names of files", err);
-    if (opened->slots != NULL) return TSAR_OK;
+    opened->mask = FIRST_BUCKETS - 1;
+    opened->buckets = tsar_alloc(FIRST_BUCKETS, sizeof *opened->buckets, "the names of files", err);
+    if (opened->buckets != NULL) return TSAR_OK;
     tsar_names_close(opened);
     *names = NULL;
     return TSAR_ROOM;
@@ -35,18 +35,18 @@ tsar_status tsar_names_open(tsar_names **names, tsar_error *err)
 void tsar_names_close(tsar_names *names)
 {
     if (names == NULL) return;
-    tsar_free(names->slots);
+    tsar_free(names->buckets);
     tsar_free(names->text);
     tsar_free(names->folders);
     tsar_free(names);
 }
 
-/* The slot of a file, or the empty one that it would take. */
-static slot *find(const tsar_names *names, const tsar_path_id *id)
+/* The bucket of a file, or the empty one that it would take. */
+static bucket *find(const tsar_names *names, const tsar_path_id *id)
 {
     size_t at = (size_t)((id->file * 31 + id->device + id->name) * UINT64_C(0x9E3779B97F4A7C15) >> 32); /* Knuth's multiplicative hashing */
-    while (names->slots[at & names->mask].name != 0 && memcmp(&names->slots[at & names->mask].id, id, sizeof *id) != 0) at++;
-    return &names->slots[at & names->mask];
+    while (names->buckets[at & names->mask].name != 0 && memcmp(&names->buckets[at & names->mask].id, id, sizeof *id) != 0) at++;
+    return &names->buckets[at & names->mask];
 }
 
 /* Room for one more of `n` elements of `size` bytes; *room grows. */
@@ -77,16 +77,16 @@ static tsar_status keep_text(tsar_names *names, const char *path, tsar_error *er
 
 static tsar_status grow(tsar_names *names, tsar_error *err)
 {
-    slot *old = names->slots;
-    const size_t slots = names->mask + 1;
-    if (2 * (names->n + 1) <= slots) return TSAR_OK;
-    names->slots = tsar_alloc(tsar_product(slots, 2), sizeof *old, "the names of files", err);
-    if (names->slots == NULL) {
-        names->slots = old;
+    bucket *old = names->buckets;
+    const size_t buckets = names->mask + 1;
+    if (2 * (names->n + 1) <= buckets) return TSAR_OK;
+    names->buckets = tsar_alloc(tsar_product(buckets, 2), sizeof *old, "the names of files", err);
+    if (names->buckets == NULL) {
+        names->buckets = old;
         return TSAR_ROOM;
     }
-    names->mask = 2 * slots - 1;
-    for (size_t i = 0; i < slots; i++)
+    names->mask = 2 * buckets - 1;
+    for (size_t i = 0; i < buckets; i++)
         if (old[i].name != 0) *find(names, &old[i].id) = old[i];
     tsar_free(old);
     return TSAR_OK;
@@ -96,7 +96,7 @@ static tsar_status add(tsar_names *names, const char *path, const tsar_path_id *
 {
     tsar_status status = grow(names, err);
     const size_t name = names->used + 1;
-    slot *s = find(names, id);
+    bucket *s = find(names, id);
     if (status != TSAR_OK || s->name != 0) return status;
     status = keep_text(names, path, err);
     if (status != TSAR_OK) return status;
@@ -122,7 +122,7 @@ tsar_status tsar_names_may_write(const tsar_names *names, const char *path, tsar
 {
     tsar_path_id id;
     if (tsar_path_is_stream(path) || !tsar_path_identify(&id, path)) return TSAR_OK; /* opening it tells why */
-    const slot *s = find(names, &id);
+    const bucket *s = find(names, &id);
     const char *other = s->name != 0 ? names->text + s->name - 1 : NULL;
     if (other && s->written) return tsar_fail(err, TSAR_USAGE, "%s would be written twice, also as %s: give the outputs different names", path, other);
     if (other) return tsar_fail(err, TSAR_USAGE, "%s would be overwritten, but is read as %s: give the output another name", path, other);

@@ -11,7 +11,7 @@ struct tsar_output {
     char *path;      /* as it was given */
     char *target;    /* where its symbolic links lead: what is replaced */
     char *temporary; /* what is written until the commit; NULL: a device, FIFO or socket, written to directly */
-    int slot;        /* of the temporary file, for signal handlers */
+    int entry;        /* of the temporary file, for signal handlers */
 };
 
 /* The reason that the system gives for the last failure. */
@@ -43,11 +43,11 @@ static tsar_status open_temporary(tsar_output *output, tsar_error *err)
     for (int i = 0; i < TRIES && output->stream == NULL; i++) {
         state = state * UINT64_C(6364136223846793005) + 1442695040888963407; /* the LCG of MMIX */
         (void)snprintf(output->temporary + folder, room - folder, "%.200s.%08" PRIx32 ".tmp", output->target + folder, (uint32_t)(state >> 32));
-        output->slot = tsar_temporary_add(output->temporary); /* before there is a file, so that a signal cannot come in between */
+        output->entry = tsar_temporary_add(output->temporary); /* before there is a file, so that a signal cannot come in between */
         errno = 0;
         output->stream = tsar_system_create(output->temporary, output->target);
         const int error = errno;
-        if (output->stream == NULL) tsar_temporary_drop(output->slot);
+        if (output->stream == NULL) tsar_temporary_drop(output->entry);
         errno = error;
         if (output->stream == NULL && error != 0 && error != EEXIST) break;
     }
@@ -68,7 +68,7 @@ tsar_status tsar_output_open(tsar_output **output, const char *path, tsar_error 
         return tsar_fail(err, TSAR_INPUT, "cannot write %s: %s (check the folder and its permissions)", path, errno ? strerror(errno) : "the name is too long");
     tsar_output *opened = tsar_alloc(1, sizeof *opened, "an output file", err);
     if (opened == NULL) return TSAR_ROOM;
-    opened->slot = -1;
+    opened->entry = -1;
     opened->path = tsar_copy_string(path, err);
     opened->target = tsar_copy_string(is_stream ? path : target, err);
     if (opened->path == NULL || opened->target == NULL)
@@ -109,7 +109,7 @@ tsar_status tsar_output_commit(tsar_output *output, tsar_error *err)
     if (status == TSAR_OK && output->temporary != NULL && !tsar_system_replace(output->temporary, output->target))
         status = tsar_fail(err, tsar_system_status(errno), "cannot write %s: %s (check the folder and its permissions)", output->path, reason());
     if (status != TSAR_OK && output->temporary != NULL) tsar_system_remove(output->temporary);
-    tsar_temporary_drop(output->slot);
+    tsar_temporary_drop(output->entry);
     output_release(output);
     return status;
 }
@@ -119,7 +119,7 @@ void tsar_output_abandon(tsar_output *output)
     if (output == NULL) return;
     (void)fclose(output->stream);
     if (output->temporary != NULL) tsar_system_remove(output->temporary);
-    tsar_temporary_drop(output->slot);
+    tsar_temporary_drop(output->entry);
     output_release(output);
 }
 

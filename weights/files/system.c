@@ -543,11 +543,11 @@ int tsar_temporary_add(const char *path)
     return -1;
 }
 
-void tsar_temporary_drop(int slot)
+void tsar_temporary_drop(int entry)
 {
-    if (slot < 0) return;
-    set(&temporaries[slot].used, 0);
-    set(&temporaries[slot].taken, 0);
+    if (entry < 0) return;
+    set(&temporaries[entry].used, 0);
+    set(&temporaries[entry].taken, 0);
 }
 
 void tsar_output_clean(void)
