@@ -63,7 +63,7 @@ uint64_t tsar_system_seed(void);
 
 /* A file that tsar_output_clean removes if a signal comes; -1 if there are too many of them. */
 int tsar_temporary_add(const char *path);
-void tsar_temporary_drop(int slot);
+void tsar_temporary_drop(int entry);
 
 /* ----------------------------------------------------------------------------------------------------- JSON (json.c) */
 
