@@ -122,4 +122,6 @@ look_at "$dir/40.c" 40 count_40 >"$dir/aside"
 check 'but for the one that is set aside' nothing "$dir/aside"
 check 'limits of files, functions and lines' nothing "$dir/limits"
 check 'the README is below 250 lines' test "$(wc -l <README.md)" -lt 250
+LC_ALL=C.UTF-8 grep -nE '^.{161,}' README.md >"$dir/wide"
+check 'of at most 160 characters' nothing "$dir/wide"
 check_end
