@@ -28,7 +28,7 @@ enum { VECTORS = 3, OUTPUTS = 3, WIDTH = 2, COPIES = 2 };
 #endif
 enum {
     PIXELS = VECTORS * WIDTH,
-    TERMS = 72,                            /* of a sum that are taken at a time: 8 channels of a 3x3 convolution */
+    TERMS = 144,                           /* of a sum that are taken at a time: 16 channels of a 3x3 convolution */
     OUTPUT_RUN = 8 * OUTPUTS,              /* outputs that take these terms in turn: 32, a panel, where OUTPUTS is 4 */
     WEIGHTS = TERMS * OUTPUT_RUN * COPIES, /* of these terms and outputs */
     BAND = 2048,                           /* pixels that share a pass over the weights, about, */
