@@ -49,10 +49,12 @@ extern "C" {
 #define TSAR_PREFETCH(address) __builtin_prefetch(address)
 #define TSAR_PREFETCH_L2(address) __builtin_prefetch(address, 0, 2)
 #define TSAR_INLINE static inline __attribute__((always_inline))
+#define TSAR_APART static __attribute__((noinline)) /* a loop of numbers, which compilers make better code of when it stands alone */
 #else
 #define TSAR_PREFETCH(address) ((void)(address))
 #define TSAR_PREFETCH_L2(address) ((void)(address))
 #define TSAR_INLINE static inline
+#define TSAR_APART static
 #endif
 
 /* TSAR_PARALLEL_FOR(threads) before a for loop: OpenMP when built with it, nothing otherwise. Iterations never share

@@ -306,7 +306,7 @@ static void fill_band(double *band, const double *in, const framing *v, area a, 
 
 /* The kernel: sum[r][p] += w[k][r] * x[at[k] + p], k ascending, for OUTPUTS outputs r and PIXELS pixels p, each in an accumulator of
  * its own, all of them in registers.   sum [OUTPUTS] rows ld apart; w [terms][OUTPUTS of OUTPUT_RUN][COPIES] */
-static void tile(double *restrict sum, size_t ld, const double *restrict x, const size_t *restrict at, const double *restrict w, size_t terms)
+TSAR_APART void tile(double *restrict sum, size_t ld, const double *restrict x, const size_t *restrict at, const double *restrict w, size_t terms)
 {
     double acc[VECTORS][OUTPUTS][WIDTH];
     for (size_t i = 0; i < VECTORS; ++i)
