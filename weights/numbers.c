@@ -411,7 +411,7 @@ TSAR_INLINE uint64_t mask_above(uint64_t a, uint64_t b) { return (uint64_t)0 - (
 void tsar_round_to(const tsar_model *model, double *x, size_t n)
 {
     static const struct {
-        int digits, least, most;                                                                 /* of the significand; exponents of normal numbers */
+        int digits, least, most; /* of the significand; exponents of normal numbers */
     } formats[] = { { 53, -1022, 1023 }, { 24, -126, 127 }, { 11, -14, 15 }, { 8, -126, 127 } }; /* F64, F32, F16, BF16 */
     if (model->precision == TSAR_F64) return;
     const int digits = formats[model->precision].digits, least = formats[model->precision].least, most = formats[model->precision].most;
